@@ -16,7 +16,7 @@ ALLOWED = {
     "chat": {"errors"},
     "terminal": {"chat.history"} | BASE,
     "hub": {"__init__"} | BASE,
-    "model": {"kernels", "errors"},
+    "model": {"errors"},
     "weights": {"errors", "events", "model.linear", "__init__"},
     "placement": {"kernels", "weights", "errors", "model.linear", "model.config"},
     "decode": {"model", "errors", "events"},

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from localr1.model.config import ModelConfig
 from localr1.model.registry import Model, build, parse_config
+from localr1.placement.ops import CpuOps
 
 MLA = {
     "vocab_size": 96,
@@ -190,6 +191,8 @@ def save(tiny: Tiny, folder: Path, dtype: torch.dtype = torch.float32, shards: i
 class FloatWeights:
     """`Weights` straight from a state dict, in float32."""
 
+    ops = CpuOps()
+
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
 
@@ -215,13 +218,13 @@ class FloatExperts:
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.weights = FloatWeights(state)
 
-    def run(self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    def run(self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside=None) -> Tensor:
         out_TD = torch.zeros_like(hidden_TD)
         for expert in expert_TK.unique().tolist():
             token, slot = (expert_TK == expert).nonzero(as_tuple=True)
             feed_forward = self.weights.feed_forward(f"model.layers.{layer}.mlp.experts.{expert}")
             out_TD.index_add_(0, token, feed_forward(hidden_TD[token]) * weight_TK[token, slot, None])
-        return out_TD
+        return out_TD if beside is None else out_TD + beside(hidden_TD)
 
 
 @dataclass

@@ -1,16 +1,15 @@
 """Causal attention over a cache: the plain computation, and the grouped-query layer of the dense families.
 
 Owns what a query may see: with `start` committed tokens, new token t sees rows 0 to start + t. Few rows go through the
-compiled kernels, more through blocked matrix products whose memory is bounded by `BLOCK_SCORES`, whatever the context.
+device's kernels, more through blocked matrix products whose memory is bounded by `BLOCK_SCORES`, whatever the context.
 """
 
 import torch
 from torch import Tensor
 
-from localr1.kernels import cpu
 from localr1.model.config import GqaConfig, ModelConfig
 from localr1.model.decoder import Norm
-from localr1.model.linear import Cache, TensorSpec, Weights
+from localr1.model.linear import Cache, Position, TensorSpec, Weights
 from localr1.model.rope import Rotation, rotate
 
 BLOCK_SCORES = 1 << 22
@@ -35,7 +34,7 @@ def causal_attention(q_GTk: Tensor, k_GSk: Tensor, v_GSv: Tensor, start: int, sc
         seen = start + last
         rows = slice(first * shared, last * shared)
         score_GTS = torch.bmm(q_GTk[:, rows], k_GSk[:, :seen].transpose(1, 2)).mul_(scale)
-        future_TT = torch.ones(last - first, last - first, dtype=torch.bool).triu(1)
+        future_TT = torch.ones(last - first, last - first, dtype=torch.bool, device=q_GTk.device).triu(1)
         score_GTS[:, :, start + first :].masked_fill_(future_TT.repeat_interleave(shared, 0), float("-inf"))
         out_GTv[:, rows] = torch.bmm(score_GTS.softmax(dim=-1), v_GSv[:, :seen])
     return out_GTv
@@ -50,13 +49,14 @@ class GroupedQueryAttention:
         self.layout = config.rope.layout
         self.layer = layer
         self.kernel_rows = kernel_rows
+        self.attend = weights.ops.gqa_attention
         self.scale = gqa.head_dim**-0.5
         self.q_proj = weights.linear(f"{prefix}.q_proj")
         self.k_proj = weights.linear(f"{prefix}.k_proj")
         self.v_proj = weights.linear(f"{prefix}.v_proj")
         self.o_proj = weights.linear(f"{prefix}.o_proj")
-        self.q_norm = Norm(weights.tensor(f"{prefix}.q_norm.weight"), config.norm_eps) if gqa.qk_norm else None
-        self.k_norm = Norm(weights.tensor(f"{prefix}.k_norm.weight"), config.norm_eps) if gqa.qk_norm else None
+        self.q_norm = Norm(weights, f"{prefix}.q_norm.weight", config.norm_eps) if gqa.qk_norm else None
+        self.k_norm = Norm(weights, f"{prefix}.k_norm.weight", config.norm_eps) if gqa.qk_norm else None
 
     def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
         rows, heads = x_TD.shape[0], self.gqa.num_heads
@@ -69,25 +69,17 @@ class GroupedQueryAttention:
         start = cache.length
         cache_SW = cache.append(self.layer, torch.cat((k_TGd.reshape(rows, -1), self.v_proj(x_TD)), dim=1))
         if rows <= self.kernel_rows:
-            out_THd = torch.empty_like(q_THd)
-            cpu.gqa_attention(
-                q_THd.numpy(), as_numpy(cache_SW), self.gqa.num_kv_heads, start, self.scale, out_THd.numpy()
-            )
+            out_THd = self.attend(q_THd, cache_SW, self.gqa.num_kv_heads, start, self.scale)
         else:
             out_THd = self._blocked(q_THd, cache_SW, start)
         return self.o_proj(out_THd.flatten(1))
 
-    def _blocked(self, q_THd: Tensor, cache_SW: Tensor, start: int) -> Tensor:
+    def _blocked(self, q_THd: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         groups, per_group = self.gqa.num_kv_heads, self.gqa.num_heads // self.gqa.num_kv_heads
         k_GSd, v_GSd = cache_SW.float().view(len(cache_SW), 2, groups, -1).permute(1, 2, 0, 3)
         q_GTd = q_THd.view(len(q_THd), groups, per_group, -1).transpose(0, 1).flatten(1, 2)
-        out_GTd = causal_attention(q_GTd, k_GSd, v_GSd, start, self.scale, shared=per_group)
+        out_GTd = causal_attention(q_GTd, k_GSd, v_GSd, int(start), self.scale, shared=per_group)
         return out_GTd.view(groups, len(q_THd), per_group, -1).transpose(0, 1).flatten(1, 2)
-
-
-def as_numpy(x: Tensor) -> "cpu.Array":
-    """The same memory as a numpy array; bfloat16 as its bits (uint16)."""
-    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
 def gqa_tensors(config: ModelConfig, gqa: GqaConfig, layer: int) -> dict[str, TensorSpec]:

@@ -11,34 +11,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from localr1.kernels import cpu
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Cache, Embedding, Linear, TensorSpec, Weights
+from localr1.model.linear import Cache, Embedding, Linear, Ops, TensorSpec, Weights
 from localr1.model.rope import RotaryTable, Rotation
+
+RAM = torch.device("cpu")
 
 Attention = Callable[[Tensor, Rotation, Cache], Tensor]
 """`(x_TD, rotation of the T positions, cache) -> y_TD`; appends T rows to its layer of the cache."""
 
 
-KERNEL_VALUES = 1 << 15
-"""A norm of at most this many values is done by one thread, without torch's overhead; more are worth sharing out."""
-
-
 class Norm:
-    """Root-mean-square norm over the last axis, in float32."""
+    """Root-mean-square norm over the last axis, in float32, by the tensor `name` of the weights."""
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        self.weight = weight
+    def __init__(self, weights: Weights, name: str, eps: float) -> None:
+        self.weight = weights.tensor(name)
         self.eps = eps
+        self.rms_norm = weights.ops.rms_norm
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.numel() > KERNEL_VALUES:
-            return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        rows = (-1, self.weight.shape[0])
-        cpu.rms_norm(x.numpy().reshape(rows), self.weight.numpy(), self.eps, out.numpy().reshape(rows))
-        return out
+        return self.rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -59,17 +51,23 @@ class Decoder:
     """A whole model for one sequence at a time."""
 
     def __init__(
-        self, config: ModelConfig, embedding: Embedding, layers: list[Layer], final_norm: Norm, head: Linear
+        self,
+        config: ModelConfig,
+        ops: Ops,
+        embedding: Embedding,
+        layers: list[Layer],
+        final_norm: Norm,
+        head: Linear,
     ) -> None:
         self.config = config
         self.embedding = embedding
         self.layers = layers
         self.final_norm = final_norm
         self.head = head
-        self.rotary = RotaryTable(config.rope)
+        self.rotary = RotaryTable(config.rope, ops.device)
 
     def forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        """Hidden states after the final norm, [T, D] float32, for T tokens at positions `cache.length` onwards."""
+        """Hidden states after the final norm, [T, D] float32 on the device, for T tokens from `cache.length` on."""
         rotation = self.rotary.rows(cache.length, len(token_T))
         x_TD = self.embedding(token_T)
         for layer in self.layers:
@@ -77,17 +75,18 @@ class Decoder:
         return self.final_norm(x_TD)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        """Next-token logits, [T, vocab] float32, of hidden states that `forward` returned."""
-        return self.head(hidden_TD).to(torch.float32)
+        """Next-token logits, [T, vocab] float32 in RAM, of hidden states that `forward` returned."""
+        return self.head(hidden_TD).to(RAM, torch.float32)
 
 
 def build_decoder(config: ModelConfig, weights: Weights, build_layer: Callable[[int], Layer]) -> Decoder:
     """Join the layers that `build_layer` makes with the embedding, the final norm and the head."""
     return Decoder(
         config,
+        weights.ops,
         weights.embedding("model.embed_tokens"),
         [build_layer(layer) for layer in range(config.num_layers)],
-        Norm(weights.tensor("model.norm.weight"), config.norm_eps),
+        Norm(weights, "model.norm.weight", config.norm_eps),
         weights.linear("model.embed_tokens" if config.tied else "lm_head"),
     )
 
@@ -98,9 +97,9 @@ def build_layer(
     """Put the two norms of layer `layer` around its attention and its feed-forward."""
     prefix = f"model.layers.{layer}"
     return Layer(
-        Norm(weights.tensor(f"{prefix}.input_layernorm.weight"), config.norm_eps),
+        Norm(weights, f"{prefix}.input_layernorm.weight", config.norm_eps),
         attention,
-        Norm(weights.tensor(f"{prefix}.post_attention_layernorm.weight"), config.norm_eps),
+        Norm(weights, f"{prefix}.post_attention_layernorm.weight", config.norm_eps),
         feed_forward,
     )
 

@@ -1,8 +1,8 @@
 """What a model is built from: the contracts between the maths and whoever holds the weights.
 
 Owns the protocols only. The model asks a `Weights` for its parts by their Hugging Face names and never learns whether a
-matrix is float or int8, in RAM or in GPU memory; it asks an `ExpertBank` for the routed experts' weighted sum and never
-learns where they live. Activations are float32 on the CPU.
+matrix is float or int8, in RAM or in GPU memory; it asks the `Ops` beside them for its inner loops, and an `ExpertBank`
+for the routed experts' weighted sum, and never learns on which device they run. Activations are float32 everywhere.
 
 Shape suffixes in this folder: B batch, T new tokens, S all tokens (cached and new), D hidden, O out features, H heads,
 G key-value heads, C latent, R rotary, N nope, V value, E experts, K top-k, F feed-forward, W width of a cache row.
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Linear = Callable[[Tensor], Tensor]
@@ -21,7 +22,10 @@ FeedForward = Callable[[Tensor], Tensor]
 """`x_TD -> y_TD`: down(silu(gate(x)) * up(x))."""
 
 Embedding = Callable[[Tensor], Tensor]
-"""`token_T -> x_TD`."""
+"""`token_T -> x_TD`, tokens in RAM, rows on the model's device."""
+
+Position = int | Tensor
+"""How many tokens are committed: a number, or one int64 [1] on the device, so that a recorded step can be replayed."""
 
 Storage = Literal["int8", "float"]
 
@@ -34,11 +38,39 @@ class TensorSpec:
     storage: Storage
 
 
+class Ops(Protocol):
+    """The inner loops of one device. Tensors lie on `device`; results are new, contiguous and float32."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's activations, tables and masks live."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+        ...
+
+    def mla_attention(
+        self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float
+    ) -> Tensor:
+        """Absorbed latent attention of few contiguous rows, [T, H, C]; token t sees rows 0 .. start + t."""
+        ...
+
+    def gqa_attention(self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: Position, scale: float) -> Tensor:
+        """Grouped-query attention of few contiguous rows, [T, H, d]; token t sees rows 0 .. start + t."""
+        ...
+
+
 class Weights(Protocol):
     """Hands out a model's parts. `prefix` is a tensor's name without `.weight`."""
 
+    @property
+    def ops(self) -> Ops:
+        """The inner loops of the device that the parts run on."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
-        """A small tensor (norm, router, bias, `kv_b_proj`), as float32; the whole name, `.weight` included."""
+        """A small tensor (norm, router, bias, `kv_b_proj`), as float32 on the device; the whole name."""
         ...
 
     def linear(self, prefix: str) -> Linear:
@@ -57,8 +89,19 @@ class Weights(Protocol):
 class ExpertBank(Protocol):
     """The routed experts of all layers, wherever they live."""
 
-    def run(self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        """The weighted sum over each token's K experts, [T, D] float32. `expert_TK` int64, `weight_TK` float32."""
+    def run(
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+    ) -> Tensor:
+        """The weighted sum over each token's K experts, [T, D] float32. `expert_TK` int64, `weight_TK` float32.
+
+        `beside` (the shared experts) of the same rows is added; a bank that waits for another processor meanwhile
+        computes it.
+        """
         ...
 
 
@@ -66,11 +109,11 @@ class Cache(Protocol):
     """One row a token and layer: MLA keeps [latent C | rotary key R], grouped-query keeps [keys G*d | values G*d]."""
 
     @property
-    def length(self) -> int:
+    def length(self) -> Position:
         """Tokens committed. `append` does not change it; only the decode loop does, after a whole forward."""
         ...
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         """Write T rows after the committed ones and return all rows [S = length + T, W], a view in the cache's dtype
-        (float32 or bfloat16)."""
+        (float32 or bfloat16); where the length is on the device, all rows there is room for."""
         ...

@@ -9,11 +9,10 @@ one is taken. A cache row is [kv_a_layernorm(c) | rotated k_pe].
 import torch
 from torch import Tensor
 
-from localr1.kernels import cpu
-from localr1.model.attention import as_numpy, causal_attention
+from localr1.model.attention import causal_attention
 from localr1.model.config import MlaConfig, ModelConfig, YarnScaling
 from localr1.model.decoder import Norm
-from localr1.model.linear import Cache, TensorSpec, Weights
+from localr1.model.linear import Cache, Position, TensorSpec, Weights
 from localr1.model.rope import Rotation, rotate
 
 LATENT_NORM_EPS = 1e-6
@@ -32,15 +31,16 @@ class LatentAttention:
         self.layout = config.rope.layout
         self.layer = layer
         self.kernel_rows = kernel_rows
+        self.attend = weights.ops.mla_attention
         self.scale = softmax_scale(config, mla)
         if mla.q_lora_rank is None:
             self.q_proj, self.q_a_norm, self.q_b_proj = weights.linear(f"{prefix}.q_proj"), None, None
         else:
             self.q_proj = weights.linear(f"{prefix}.q_a_proj")
-            self.q_a_norm = Norm(weights.tensor(f"{prefix}.q_a_layernorm.weight"), LATENT_NORM_EPS)
+            self.q_a_norm = Norm(weights, f"{prefix}.q_a_layernorm.weight", LATENT_NORM_EPS)
             self.q_b_proj = weights.linear(f"{prefix}.q_b_proj")
         self.kv_a_proj = weights.linear(f"{prefix}.kv_a_proj_with_mqa")
-        self.kv_a_norm = Norm(weights.tensor(f"{prefix}.kv_a_layernorm.weight"), LATENT_NORM_EPS)
+        self.kv_a_norm = Norm(weights, f"{prefix}.kv_a_layernorm.weight", LATENT_NORM_EPS)
         kv_b_HOC = weights.tensor(f"{prefix}.kv_b_proj.weight").view(mla.num_heads, -1, mla.kv_lora_rank)
         self.key_up_HNC = kv_b_HOC[:, : mla.qk_nope_head_dim]
         self.value_up_HVC = kv_b_HOC[:, mla.qk_nope_head_dim :]
@@ -72,24 +72,20 @@ class LatentAttention:
         absorbed = rows * (2 * mla.kv_lora_rank + mla.qk_rope_head_dim)
         return absorbed <= mla.kv_lora_rank * expanded_width + rows * (expanded_width + mla.qk_rope_head_dim)
 
-    def _absorbed(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: int) -> Tensor:
+    def _absorbed(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """score = (q_nope W_UK) . c + q_pe . k_pe; out = (softmax c) W_UV (DeepSeek-V2, section 2.1.3)."""
         q_latent_THC = torch.bmm(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
         if q_pe_THR.shape[0] <= self.kernel_rows:
-            q_latent_THC = q_latent_THC.contiguous()
-            latent_THC = torch.empty_like(q_latent_THC)
-            cpu.mla_attention(
-                q_latent_THC.numpy(), q_pe_THR.numpy(), as_numpy(cache_SW), start, self.scale, latent_THC.numpy()
-            )
+            latent_THC = self.attend(q_latent_THC.contiguous(), q_pe_THR, cache_SW, start, self.scale)
         else:
             rows_SW = cache_SW.float()[None]
             q_1TW = torch.cat((q_latent_THC, q_pe_THR), dim=-1).flatten(0, 1)[None]
             values_1SC = rows_SW[..., : self.mla.kv_lora_rank]
-            out_1TC = causal_attention(q_1TW, rows_SW, values_1SC, start, self.scale, shared=self.mla.num_heads)
+            out_1TC = causal_attention(q_1TW, rows_SW, values_1SC, int(start), self.scale, shared=self.mla.num_heads)
             latent_THC = out_1TC.view(-1, self.mla.num_heads, self.mla.kv_lora_rank)
         return torch.bmm(latent_THC.transpose(0, 1), self.value_up_HVC.transpose(1, 2)).transpose(0, 1)
 
-    def _expanded(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: int) -> Tensor:
+    def _expanded(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""
         mla = self.mla
         rows_SW = cache_SW.float()
@@ -103,7 +99,7 @@ class LatentAttention:
             k_nope_HSN = torch.matmul(latent_SC, self.key_up_HNC[block].transpose(1, 2))
             v_HSV = torch.matmul(latent_SC, self.value_up_HVC[block].transpose(1, 2))
             k_HSk = torch.cat((k_nope_HSN, k_pe_SR.expand(len(k_nope_HSN), -1, -1)), dim=-1)
-            parts.append(causal_attention(q_HTk[block], k_HSk, v_HSV, start, self.scale))
+            parts.append(causal_attention(q_HTk[block], k_HSk, v_HSV, int(start), self.scale))
         return torch.cat(parts).transpose(0, 1)
 
 

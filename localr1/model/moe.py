@@ -71,8 +71,7 @@ class MixtureOfExperts:
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         expert_TK, weight_TK = self.router(x_TD)
-        routed_TD = self.experts.run(self.layer, x_TD, expert_TK, weight_TK)
-        return routed_TD if self.shared is None else routed_TD + self.shared(x_TD)
+        return self.experts.run(self.layer, x_TD, expert_TK, weight_TK, self.shared)
 
 
 def build_moe(config: ModelConfig, weights: Weights, experts: ExpertBank, layer: int) -> MixtureOfExperts:

@@ -25,10 +25,10 @@ class MtpLayer:
         self.config = config
         self.main = main
         self.layer = layer
-        self.embedding_norm = Norm(weights.tensor(f"{prefix}.enorm.weight"), config.norm_eps)
-        self.hidden_norm = Norm(weights.tensor(f"{prefix}.hnorm.weight"), config.norm_eps)
+        self.embedding_norm = Norm(weights, f"{prefix}.enorm.weight", config.norm_eps)
+        self.hidden_norm = Norm(weights, f"{prefix}.hnorm.weight", config.norm_eps)
         self.eh_proj_DI = weights.tensor(f"{prefix}.eh_proj.weight")
-        self.head_norm = Norm(weights.tensor(f"{prefix}.shared_head.norm.weight"), config.norm_eps)
+        self.head_norm = Norm(weights, f"{prefix}.shared_head.norm.weight", config.norm_eps)
         self.carries_normed = config.model_type in CARRIES_NORMED
 
     def forward(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:

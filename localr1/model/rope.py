@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from localr1.model.config import Llama3Scaling, RopeConfig, RopeLayout, YarnScaling
+from localr1.model.linear import Position
 
 
 class Rotation(NamedTuple):
@@ -21,15 +22,22 @@ class Rotation(NamedTuple):
 
 
 class RotaryTable:
-    """Rotations of positions 0, 1, ...; computed up to the largest position asked for, doubling."""
+    """Rotations of positions 0, 1, ... on a device; computed up to the largest position asked for, doubling."""
 
-    def __init__(self, config: RopeConfig) -> None:
+    def __init__(self, config: RopeConfig, device: torch.device | str = "cpu") -> None:
+        self._device = device
         self._frequency_P = frequencies(config)
         self._factor = config.scaling.cos_sin_factor if isinstance(config.scaling, YarnScaling) else 1.0
         self._table = self._compute(256)
 
-    def rows(self, start: int, count: int) -> Rotation:
-        """The rotations of positions `start` to `start + count - 1`, views of the table."""
+    def rows(self, start: Position, count: int) -> Rotation:
+        """The rotations of positions `start` to `start + count - 1`; views of the table where `start` is a number.
+
+        Where it is on the device the table does not grow: ask for the last position there will be first.
+        """
+        if isinstance(start, Tensor):
+            position_T = start + torch.arange(count, device=self._device)
+            return Rotation(self._table.cos_T1R[position_T], self._table.sin_T1R[position_T])
         end = start + count
         length = self._table.cos_T1R.shape[0]
         if end > length:
@@ -39,7 +47,8 @@ class RotaryTable:
     def _compute(self, length: int) -> Rotation:
         angle_T1P = torch.arange(length, dtype=torch.float32)[:, None, None] * self._frequency_P
         cos_T1P, sin_T1P = angle_T1P.cos() * self._factor, angle_T1P.sin() * self._factor
-        return Rotation(torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1))
+        cos_T1R, sin_T1R = torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1)
+        return Rotation(cos_T1R.to(self._device), sin_T1R.to(self._device))
 
 
 def rotate(x_THR: Tensor, rotation: Rotation, layout: RopeLayout) -> Tensor:

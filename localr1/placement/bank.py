@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from localr1.kernels import cpu
+from localr1.model.linear import FeedForward
 from localr1.placement.linear import FloatWeights, expert_prefixes
 from localr1.weights.store import Store
 
@@ -20,7 +21,14 @@ class CpuBank:
         views = {layer: store.feed_forwards(expert_prefixes(layer, experts)) for layer in layers}
         self._layers = {layer: (rows.weight.numpy(), rows.scb.numpy()) for layer, rows in views.items()}
 
-    def run(self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    def run(
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+    ) -> Tensor:
         weight, scb = self._layers[layer]
         out_TD = torch.empty(hidden_TD.shape)
         cpu.routed_ffn(
@@ -31,7 +39,7 @@ class CpuBank:
             weight_TK.contiguous().numpy(),
             out_TD.numpy(),
         )
-        return out_TD
+        return out_TD if beside is None else out_TD + beside(hidden_TD)
 
 
 class FloatBank:
@@ -42,10 +50,17 @@ class FloatBank:
             layer: [weights.feed_forward(prefix) for prefix in expert_prefixes(layer, experts)] for layer in layers
         }
 
-    def run(self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    def run(
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+    ) -> Tensor:
         out_TD = torch.zeros_like(hidden_TD)
         for expert in sorted(set(expert_TK.flatten().tolist())):
             token, slot = (expert_TK == expert).nonzero(as_tuple=True)
             result = self._layers[layer][expert](hidden_TD[token])
             out_TD.index_add_(0, token, result * weight_TK[token, slot][:, None])
-        return out_TD
+        return out_TD if beside is None else out_TD + beside(hidden_TD)

@@ -13,12 +13,15 @@ from torch.nn import functional
 
 from localr1.kernels import cpu
 from localr1.model.linear import Embedding, FeedForward, Linear
+from localr1.placement.ops import CpuOps
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.store import Store
 
 
 class StoreWeights:
     """Parts that read a store's int8 rows in place."""
+
+    ops = CpuOps()
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -69,6 +72,8 @@ class StoreWeights:
 
 class FloatWeights:
     """Parts in float32, straight from a checkpoint: four bytes a parameter."""
+
+    ops = CpuOps()
 
     def __init__(self, checkpoint: Checkpoint, block: tuple[int, int] | None = None) -> None:
         self._checkpoint = checkpoint

@@ -1,0 +1,47 @@
+"""The model's inner loops on the CPU: the compiled kernels on torch tensors.
+
+Owns the CPU's `Ops` (see `model.linear`). Tensors are viewed as numpy arrays, never copied.
+"""
+
+import torch
+from torch import Tensor
+
+from localr1.kernels import cpu
+from localr1.model.linear import Position
+
+KERNEL_VALUES = 1 << 15
+"""A norm of at most this many values is done by one thread, without torch's overhead; more are worth sharing out."""
+
+
+class CpuOps:
+    """`Ops` in RAM."""
+
+    device = torch.device("cpu")
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        if x.numel() > KERNEL_VALUES:
+            return torch.rms_norm(x, weight_D.shape, weight_D, eps)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        rows = (-1, weight_D.shape[0])
+        cpu.rms_norm(x.numpy().reshape(rows), weight_D.numpy(), eps, out.numpy().reshape(rows))
+        return out
+
+    def mla_attention(
+        self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float
+    ) -> Tensor:
+        out_THC = torch.empty_like(q_latent_THC)
+        cpu.mla_attention(
+            q_latent_THC.numpy(), q_rope_THR.numpy(), as_numpy(cache_SW), int(start), scale, out_THC.numpy()
+        )
+        return out_THC
+
+    def gqa_attention(self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: Position, scale: float) -> Tensor:
+        out_THd = torch.empty_like(q_THd)
+        cpu.gqa_attention(q_THd.numpy(), as_numpy(cache_SW), kv_heads, int(start), scale, out_THd.numpy())
+        return out_THd
+
+
+def as_numpy(x: Tensor) -> cpu.Array:
+    """The same memory as a numpy array; bfloat16 as its bits (uint16)."""
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
