@@ -39,8 +39,6 @@ class EngineOptions:
 
     context: int | None = option(None, "Most tokens a conversation may hold (default: what fits the model).", min=16)
     threads: int | None = option(None, "CPU threads (default: one a physical core).", min=1)
-    vram: str | None = option(None, "GPU memory to use, such as 8GiB; 0 for none (default: most of what is free).")
-    ram: str | None = option(None, "RAM to count on, such as 24GiB (default: most of what is free).")
     dtype: Literal["int8", "float32"] = option("int8", "int8 (the 8-bit store) or float32 (slow; the reference).")
     speculate: Literal["auto", "mtp", "lookup", "off"] = option(
         "auto", "Guess tokens ahead to decode faster; the answer stays the same."
@@ -129,6 +127,11 @@ class BenchOptions:
     """`localr1 bench`."""
 
     model: str | None = argument(None, "A model that was downloaded (see `localr1 models`).", "MODEL")
+    shape: str | None = option(None, "Instead: random weights in the shape of this model, which need not be here.")
+    layers: int | None = option(None, "Of a shape, only this many layers.", min=1)
+    skew: float = option(
+        0.5, "Of a shape, how uneven routes are: the r-th busiest expert as r^-skew.", min=0.0, max=5.0
+    )
     prompt_tokens: int = option(512, "Prefill this many tokens of real text.", min=1)
     decode_tokens: int = option(64, "Decode this many tokens.", min=1)
     repeats: int = option(5, "Measure this many times and report the spread.", min=1)

@@ -21,7 +21,7 @@ ALLOWED = {
     "placement": {"kernels", "weights", "errors", "model.linear", "model.config"},
     "decode": {"model", "errors", "events"},
     "session": {"chat", "decode", "hub", "kernels", "model", "placement", "weights"} | BASE,
-    "bench": {"session", "decode", "kernels", "chat", "__init__"} | BASE,
+    "bench": {"session", "decode", "model", "placement", "weights", "hub", "kernels", "chat", "__init__"} | BASE,
     "cli": {"session", "terminal", "bench", "hub", "chat.history", "__init__"} | BASE,
     "__main__": {"cli"},
     "__init__": set(),

@@ -1,12 +1,17 @@
 """`localr1 bench`: measure a model on this computer and print the figures."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from localr1.cli.start import load
-from localr1.errors import DiskError, ExitStatus, NotFoundError
+from localr1.cli.start import STARTING, load
+from localr1.errors import DiskError, ExitStatus, NotFoundError, UsageError
+from localr1.events import Progress
 from localr1.options import BenchOptions, EngineOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
+
+if TYPE_CHECKING:
+    from localr1.session import Engine
 
 
 def run(environment: Environment, options: BenchOptions, engine: EngineOptions) -> ExitStatus:
@@ -16,7 +21,11 @@ def run(environment: Environment, options: BenchOptions, engine: EngineOptions) 
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise NotFoundError(f"there is no folder {options.json.absolute().parent}", "make it, or choose another file")
 
-    loaded = follow(environment, load(options.model, engine))
+    if options.shape is None and options.layers is not None:
+        raise UsageError("--layers belongs to --shape", "say which shape: --shape NAME")
+    if options.shape is not None and options.model is not None:
+        raise UsageError(f"either a model ({options.model}) or a shape ({options.shape})", "leave one of them out")
+    loaded = follow(environment, _load(options, engine))
 
     from localr1.bench.measure import bench
 
@@ -29,6 +38,16 @@ def run(environment: Environment, options: BenchOptions, engine: EngineOptions) 
         _write(options.json, report.to_json() + "\n")
         environment.status(f"Written: {options.json}", "dim")
     return ExitStatus.OK
+
+
+def _load(options: BenchOptions, engine: EngineOptions) -> "Progress[Engine]":
+    if options.shape is None:
+        return (yield from load(options.model, engine))
+    yield STARTING
+    from localr1.bench.synthetic import find_shape, load_shape
+
+    context = engine.context or options.prompt_tokens + options.decode_tokens
+    return (yield from load_shape(find_shape(options.shape, options.layers, options.skew), engine, context))
 
 
 def _write(path: Path, text: str) -> None:

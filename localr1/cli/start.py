@@ -12,12 +12,12 @@ from localr1.options import DownloadOptions, EngineOptions
 if TYPE_CHECKING:
     from localr1.session import Engine
 
-_STARTING = LoadProgress("starting")
+STARTING = LoadProgress("starting")
 
 
 def load(model: str | None, options: EngineOptions) -> "Progress[Engine]":
     """`session.load`, announced before it is imported."""
-    yield _STARTING
+    yield STARTING
     from localr1 import session
 
     return (yield from session.load(model, options))
@@ -25,7 +25,7 @@ def load(model: str | None, options: EngineOptions) -> "Progress[Engine]":
 
 def download(options: DownloadOptions) -> Progress[Path]:
     """`session.download`, announced before it is imported."""
-    yield _STARTING
+    yield STARTING
     from localr1 import session
 
     return (yield from session.download(options))

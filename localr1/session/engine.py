@@ -91,7 +91,7 @@ def load(model: str | None, options: EngineOptions) -> Progress[Engine]:
     yield LoadProgress(f"opening {store.name}")
     opened = _open_float32 if options.dtype == "float32" else _open
     engine = opened(store.name, store.folder, options)
-    yield from _compile(engine)
+    yield from compile_kernels(engine)
     hub_cache.set_last_used(store)
     return engine
 
@@ -109,8 +109,11 @@ def _find_store(model: str | None) -> StoredModel:
 
 
 def _open(name: str, folder: Path, options: EngineOptions) -> Engine:
-    store = Store(folder)
-    config = registry.read_config(folder)
+    return assemble(name, folder, registry.read_config(folder), Store(folder), options)
+
+
+def assemble(name: str, folder: Path, config: ModelConfig, store: Store, options: EngineOptions) -> Engine:
+    """A model from a store's int8 rows; tokenizer and template are those of `folder`."""
     mtp = _wants_mtp(options) and registry.has_mtp(config, store)
     layers = registry.expert_layers(config, mtp)
     bank = CpuBank(store, layers, config.moe.num_experts) if config.moe else None
@@ -192,7 +195,7 @@ def _recommended(name: str, folder: Path) -> Sampling:
     return Sampling(**values)  # type: ignore[arg-type]
 
 
-def _compile(engine: Engine) -> Iterator[Event]:
+def compile_kernels(engine: Engine) -> Iterator[Event]:
     """Have the kernels ready; their first compilation takes a while, so it is shown as what it is."""
     attention = "mla_attention" if isinstance(engine.config.attention, MlaConfig) else "gqa_attention"
     names = ("rms_norm", "linear", "routed_ffn", attention)

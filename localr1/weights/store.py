@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from localr1.errors import CorruptError, NotFoundError
 from localr1.model.linear import TensorSpec
 from localr1.weights.checkpoint import read_json
 from localr1.weights.quantize import Int8Rows
-from localr1.weights.safetensors_file import MappedFile, Slot
+from localr1.weights.safetensors_file import MappedFile, Slot, TensorInfo
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -83,14 +83,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class TensorFile(Protocol):
+    """The bytes of one of a store's files."""
+
+    tensors: dict[str, TensorInfo]
+
+    def view(self, start: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        """The bytes from `start` as a tensor."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its name."""
+        ...
+
+
 class Store:
     """An opened store. Tensors are views of the maps: read-only, and in RAM only where touched."""
 
     def __init__(self, folder: Path) -> None:
+        manifest = _read_manifest(folder)
+        names = [name for name in manifest["files"] if name.endswith(".safetensors")]
+        self._hold(folder, manifest, [MappedFile(folder / name) for name in names])
+
+    def _hold(self, folder: Path, manifest: dict[str, Any], files: Sequence[TensorFile]) -> None:
         self.folder = folder
-        self.manifest = _read_manifest(folder)
-        self._files = [MappedFile(folder / name) for name in self.manifest["files"] if name.endswith(".safetensors")]
-        self._file_of = {name: file for file in self._files for name in file.tensors}
+        self.manifest = manifest
+        self._files = files
+        self._file_of = {name: file for file in files for name in file.tensors}
 
     def __contains__(self, name: object) -> bool:
         return name in self._file_of

@@ -1,8 +1,6 @@
 """The benchmark's figures are of the work it says, and agree with each other."""
 
 import json
-from collections.abc import Generator
-from typing import Any
 
 import pytest
 
@@ -10,14 +8,7 @@ from localr1.bench.measure import BenchReport, Spread, bench, real_text
 from localr1.errors import UsageError
 from localr1.options import BenchOptions, EngineOptions
 from localr1.session import Engine, load
-
-
-def result_of(operation: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(operation)
-        except StopIteration as end:
-            return end.value
+from tests.bench.results import result_of
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,267 @@
+"""A model of a catalog entry's shape with random 8-bit weights, to know its speed before downloading it.
+
+Owns the random store, which lies in memory in the very layout of a store on disk, and the drawing of routes. All
+weights are distinct, so memory is really read. What such a model says means nothing; nothing here may be called a
+measurement of the real model's answers. Memory: the store, its float32 parts and the cache, checked before it is taken.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from localr1.errors import NotFoundError, OutOfMemoryError, UsageError
+from localr1.events import LoadProgress, Progress
+from localr1.hub.shapes import NOT_VERIFIED, SHAPES
+from localr1.kernels.threads import set_threads
+from localr1.model.config import ModelConfig
+from localr1.model.linear import ExpertBank, FeedForward, TensorSpec
+from localr1.model.moe import MixtureOfExperts
+from localr1.model.registry import expected_tensors, parse_config
+from localr1.options import EngineOptions
+from localr1.session.engine import Engine, assemble, compile_kernels
+from localr1.weights.safetensors_file import Slot, TensorInfo
+from localr1.weights.store import Store, layout
+
+OVERHEAD_BYTES = 700_000_000
+"""What the program itself takes beside weights and cache."""
+
+BLOCK_BYTES = 4 << 20
+"""Bytes drawn by one random stream; a thread's working memory."""
+
+SKEW = 0.5
+"""Default exponent of the routes' Zipf law: of 64 experts the busiest is then drawn about four times the average."""
+
+DRAWN_TOKENS = 4096
+"""Routes drawn a layer; used in turn."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is to be made: a catalog name, its config (perhaps with fewer layers), and the exponent of its routes."""
+
+    name: str
+    config: ModelConfig
+    all_layers: int
+    skew: float
+
+    @property
+    def label(self) -> str:
+        layers = "" if self.config.num_layers == self.all_layers else f", {self.config.num_layers} layers"
+        return f"{self.name} (synthetic{layers})"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of figures must know."""
+        notes = ["synthetic: random weights in the shape of this model; speeds and bytes only, its words mean nothing"]
+        if self.config.num_layers < self.all_layers:
+            notes.append(f"{self.config.num_layers} of {self.all_layers} layers, with the whole vocabulary")
+        if self.config.moe is not None:
+            notes.append(f"routes are drawn, independently a token: the r-th busiest expert as r^-{self.skew:g}")
+        if self.name in NOT_VERIFIED:
+            notes.append("parts of this shape are inferred, not read from its config")
+        return tuple(notes)
+
+
+def find_shape(name: str, layers: int | None, skew: float) -> Shape:
+    """The shape of a catalog entry. Raises NotFoundError for a name without one, UsageError for too many layers."""
+    raw = SHAPES.get(name)
+    if raw is None:
+        raise NotFoundError(f"there is no shape called {name!r}", f"known shapes: {', '.join(SHAPES)}")
+    config = replace(parse_config(raw), num_mtp_layers=0)
+    if layers is not None and layers > config.num_layers:
+        raise UsageError(f"--layers {layers}: {name} has {config.num_layers}", "ask for fewer, or leave it out")
+    return Shape(name, first_layers(config, layers or config.num_layers), config.num_layers, skew)
+
+
+def first_layers(config: ModelConfig, count: int) -> ModelConfig:
+    """The same model with only its first `count` layers."""
+    moe = config.moe and replace(config.moe, layers=tuple(layer for layer in config.moe.layers if layer < count))
+    return replace(config, num_layers=count, moe=moe)
+
+
+def needed_bytes(config: ModelConfig, context: int) -> int:
+    """RAM that a synthetic model takes: weights, float32 copies of the float ones, a bfloat16 cache, the program."""
+    weights = sum(_spec_bytes(spec) for spec in expected_tensors(config).values())
+    return weights + 2 * config.cache_width * config.cache_layers * context + OVERHEAD_BYTES
+
+
+def _spec_bytes(spec: TensorSpec) -> int:
+    count = math.prod(spec.shape)
+    return count + 4 * spec.shape[0] if spec.storage == "int8" else 6 * count
+
+
+def check_memory(shape: Shape, context: int, available_bytes: int) -> None:
+    """Raises OutOfMemoryError, with the number of layers that would fit."""
+    needed = needed_bytes(shape.config, context)
+    if needed <= available_bytes:
+        return
+    fitting = _layers_that_fit(shape.config, context, available_bytes)
+    raise OutOfMemoryError(
+        f"{shape.label} with {context:,} tokens of context needs {needed / 1e9:.1f} GB of RAM, "
+        f"{available_bytes / 1e9:.1f} GB are free",
+        f"measure fewer layers: --layers {fitting}" if fitting else "not even one layer fits",
+    )
+
+
+def _layers_that_fit(config: ModelConfig, context: int, available_bytes: int) -> int:
+    room = available_bytes - needed_bytes(replace(config, num_layers=0, moe=None), context)
+    layer_bytes = [2 * config.cache_width * context] * config.num_layers
+    for name, spec in expected_tensors(config).items():
+        if match := re.match(r"model\.layers\.(\d+)\.", name):
+            layer_bytes[int(match[1])] += _spec_bytes(spec)
+    fitting = 0
+    for size in layer_bytes:
+        room -= size
+        if room < 0:
+            break
+        fitting += 1
+    return fitting
+
+
+class MemoryFile:
+    """The bytes of one store file, in memory, with the interface of a mapped one."""
+
+    def __init__(self, number: int, slots: Sequence[Slot]) -> None:
+        self.number = number
+        self.tensors: dict[str, TensorInfo] = {}
+        position = 0
+        for slot in slots:
+            self.tensors[slot.name] = TensorInfo(slot.dtype, slot.shape, position, position + slot.nbytes)
+            position += slot.nbytes
+        self.bytes_N = np.empty(position, np.int8)
+
+    def view(self, start: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        end = start + math.prod(shape) * dtype.itemsize
+        return torch.from_numpy(self.bytes_N[start:end]).view(dtype).view(tuple(shape))
+
+    def tensor(self, name: str) -> Tensor:
+        info = self.tensors[name]
+        return self.view(info.start, info.dtype, info.shape)
+
+
+class SyntheticStore(Store):
+    """A store that was never on a disk. Its tensors are zeros until `fill` has run over all of `blocks`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        files = layout(expected_tensors(config), lambda name: torch.bfloat16)
+        memory = [MemoryFile(number, slots) for number, slots in enumerate(files.values())]
+        self._hold(Path(), {"source": "synthetic"}, memory)
+
+    def blocks(self) -> list[tuple[MemoryFile, int, int]]:
+        """The int8 bytes, in blocks: (file, first byte, last byte + 1)."""
+        found = []
+        for file in self._memory_files():
+            begin = min(info.start for info in file.tensors.values() if info.dtype == torch.int8)
+            end = file.bytes_N.size
+            found += [(file, at, min(at + BLOCK_BYTES, end)) for at in range(begin, end, BLOCK_BYTES)]
+        return found
+
+    def fill_floats(self) -> None:
+        """Scales that make a matrix's outputs as large as its inputs, norms of one, small random rest."""
+        generator = torch.Generator().manual_seed(0)
+        for file in self._memory_files():
+            for name, info in file.tensors.items():
+                if info.dtype != torch.int8:
+                    columns = self.tensor(name.removesuffix("SCB") + "weight").shape[-1] if name.endswith("SCB") else 0
+                    _fill_float(name, file.tensor(name), columns, generator)
+
+    def _memory_files(self) -> Iterable[MemoryFile]:
+        return (file for file in self._files if isinstance(file, MemoryFile))
+
+
+def _fill_float(name: str, tensor: Tensor, columns: int, generator: torch.Generator) -> None:
+    if columns:
+        # Uniform int8 has a deviation of 73.6; rows differ a little, as real ones do.
+        tensor.copy_((0.8 + 0.4 * torch.rand(tensor.shape, generator=generator)) * (127 / 73.6) / columns**0.5)
+    elif "norm" in name:
+        tensor.fill_(1.0)
+    elif name.endswith("weight"):
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5)
+    else:
+        tensor.zero_()
+
+
+def fill(block: tuple[MemoryFile, int, int]) -> None:
+    """Random int8 values but -128, the same for the same block whichever thread draws it."""
+    file, start, end = block
+    stream = np.random.Generator(np.random.SFC64([start, file.number]))
+    words = stream.integers(0, 2**64 - 1, (end - start + 7) // 8, np.uint64, endpoint=True)
+    np.maximum(words.view(np.int8)[: end - start], -127, out=file.bytes_N[start:end])
+
+
+class DrawnRoutes:
+    """An expert bank that replaces the router's choice by drawn experts; the router's work is still done."""
+
+    def __init__(self, bank: ExpertBank, routes_NK: Tensor) -> None:
+        self._bank = bank
+        self._routes_NK = routes_NK
+        self._at = 0
+
+    def run(
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+    ) -> Tensor:
+        tokens, drawn = expert_TK.shape[0], self._routes_NK.shape[0]
+        if self._at + tokens > drawn:
+            self._at = 0
+        route_TK = self._routes_NK[self._at : self._at + tokens]
+        self._at += tokens
+        if tokens > drawn:
+            route_TK = self._routes_NK[torch.arange(tokens) % drawn]
+        return self._bank.run(layer, hidden_TD, route_TK.to(expert_TK.device), weight_TK, beside)
+
+
+def draw_routes(experts: int, top_k: int, skew: float, seed: int, tokens: int = DRAWN_TOKENS) -> Tensor:
+    """[tokens, top_k] different experts a token; the r-th busiest is drawn in proportion to r^-skew (Gumbel top-k)."""
+    generator = torch.Generator().manual_seed(seed)
+    log_weight_E = -skew * torch.arange(1, experts + 1).log()[torch.randperm(experts, generator=generator)]
+    uniform_TE = torch.rand(tokens, experts, generator=generator).clamp_min(1e-20)
+    return (log_weight_E - (-uniform_TE.log()).log()).topk(top_k, dim=-1).indices.contiguous()
+
+
+def load_shape(shape: Shape, options: EngineOptions, context: int) -> Progress[Engine]:
+    """Make a synthetic model that holds `context` tokens. OutOfMemoryError before any memory is taken."""
+    if options.dtype != "int8":
+        raise UsageError("--shape makes 8-bit weights only", f"leave out --dtype {options.dtype}")
+    check_memory(shape, context, psutil.virtual_memory().available)
+    torch.set_num_threads(set_threads(options.threads))
+    store = SyntheticStore(shape.config)
+    blocks = store.blocks()
+    with ThreadPoolExecutor(min(torch.get_num_threads(), os.cpu_count() or 1)) as pool:
+        for done, _ in enumerate(pool.map(fill, blocks)):
+            if done % 64 == 0:
+                yield LoadProgress("drawing random weights", done, len(blocks))
+    store.fill_floats()
+    folder = Path(str(resources.files("localr1"))) / "nano"
+    engine = assemble(shape.label, folder, shape.config, store, replace(options, context=context))
+    _draw_all_routes(engine, shape)
+    yield from compile_kernels(engine)
+    return engine
+
+
+def _draw_all_routes(engine: Engine, shape: Shape) -> None:
+    for layer, part in sparse_layers(engine).items():
+        assert shape.config.moe is not None
+        routes = draw_routes(shape.config.moe.num_experts, shape.config.moe.top_k, shape.skew, seed=layer)
+        part.experts = DrawnRoutes(part.experts, routes)
+
+
+def sparse_layers(engine: Engine) -> Mapping[int, MixtureOfExperts]:
+    """The mixtures of experts of a loaded model, by layer."""
+    layers: Sequence[object] = getattr(engine.model, "layers", ())
+    parts = (getattr(layer, "feed_forward", None) for layer in layers)
+    return {number: part for number, part in enumerate(parts) if isinstance(part, MixtureOfExperts)}
