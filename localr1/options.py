@@ -39,6 +39,8 @@ class EngineOptions:
 
     context: int | None = option(None, "Most tokens a conversation may hold (default: what fits the model).", min=16)
     threads: int | None = option(None, "CPU threads (default: one a physical core).", min=1)
+    vram: str | None = option(None, "GPU memory to use, such as 8GiB; 0 for none (default: most of what is free).")
+    ram: str | None = option(None, "RAM to count on, such as 24GiB (default: most of what is free).")
     dtype: Literal["int8", "float32"] = option("int8", "int8 (the 8-bit store) or float32 (slow; the reference).")
     speculate: Literal["auto", "mtp", "lookup", "off"] = option(
         "auto", "Guess tokens ahead to decode faster; the answer stays the same."

@@ -1,0 +1,82 @@
+"""Recorded routes: which experts were chosen, call by call, in the order of the forwards.
+
+Owns the compact record and its cutting into forwards. Knows no files and no policy. Invariant: the calls of one forward
+of the main model are in the order of its layers, so a call of the first layer begins a new forward.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ExpertArray = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Calls one after another: `rows` says which of `layers` each was of, `tokens` how many tokens it had, and
+    `chosen` holds their experts, [sum of tokens, top-k]."""
+
+    layers: tuple[int, ...]
+    experts: int
+    rows: NDArray[np.uint16]
+    tokens: NDArray[np.uint16]
+    chosen: NDArray[np.uint16]
+
+    @classmethod
+    def of(cls, layers: tuple[int, ...], experts: int, calls: Sequence[tuple[int, ExpertArray]]) -> "Routes":
+        """From (row of the layer, expert_TK) of each call."""
+        chosen = [np.asarray(expert_TK, np.uint16) for _, expert_TK in calls]
+        return cls(
+            layers,
+            experts,
+            np.array([row for row, _ in calls], np.uint16),
+            np.array([len(one) for one in chosen], np.uint16),
+            np.concatenate(chosen) if chosen else np.zeros((0, 1), np.uint16),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def forwards(self) -> Iterator["Forward"]:
+        """The calls of each forward together, as flat numbers `row * experts + expert`."""
+        ends = np.cumsum(self.tokens, dtype=np.int64)
+        flat = self.chosen.astype(np.int64) + np.repeat(self.rows.astype(np.int64), self.tokens)[:, None] * self.experts
+        begins = np.flatnonzero(self.rows == 0) if len(self) else np.zeros(0, np.int64)
+        for first, last in zip(begins, np.append(begins[1:], len(self)), strict=False):
+            start = int(ends[first] - self.tokens[first])
+            yield Forward(int(self.tokens[first]), flat[start : int(ends[last - 1])].reshape(-1))
+
+    def joined(self, later: "Routes") -> "Routes":
+        """These and then the later ones. ValueError where they are not of one model."""
+        if (self.layers, self.experts) != (later.layers, later.experts):
+            raise ValueError("routes of two models cannot be joined")
+        if not len(self):
+            return later
+        if not len(later):
+            return self
+        parts = ((getattr(self, name), getattr(later, name)) for name in ("rows", "tokens", "chosen"))
+        return Routes(self.layers, self.experts, *(np.concatenate(part) for part in parts))
+
+    def newest(self, values: int) -> "Routes":
+        """The last whole forwards that hold at most `values` expert numbers together."""
+        width = self.chosen.shape[1]
+        after = np.cumsum(self.tokens[::-1], dtype=np.int64)[::-1] * width
+        begins = np.flatnonzero((self.rows == 0) & (after <= values))
+        first = int(begins[0]) if len(begins) else len(self)
+        start = int(self.tokens[:first].sum(dtype=np.int64))
+        return Routes(self.layers, self.experts, self.rows[first:], self.tokens[first:], self.chosen[start:])
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward of `tokens` tokens chose; an expert that several tokens chose is there several times."""
+
+    tokens: int
+    chosen: NDArray[np.int64]
+
+    @property
+    def distinct(self) -> NDArray[np.int64]:
+        """Each chosen expert once, in the order of the layers."""
+        return np.unique(self.chosen)

@@ -1,0 +1,188 @@
+"""What a model weighs and does for a token, by part: all that a plan needs to know of it.
+
+Owns the sums over a model's tensors. Knows no weights and imports no torch, so a model can be planned for before it is
+here. Invariant: `always_bytes + embedding_bytes + expert_bytes * expert_count` are the bytes of all tensors counted,
+int8 rows with their scales and float tensors as float32, which is what they become in memory.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
+
+KvType = Literal["bf16", "int8", "float32"]
+KV_TYPES: tuple[KvType, ...] = ("bf16", "int8", "float32")
+EXPERT = re.compile(r"\.mlp\.experts\.\d+\.")
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+FLOAT_BYTES = 4
+SCALE_BYTES = 4
+
+
+class Spec(Protocol):
+    """A tensor's shape and whether it is kept as int8 rows or in float (`model.linear.TensorSpec`)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def storage(self) -> Literal["int8", "float"]: ...
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one model; an MTP layer's share is in them where it was counted in."""
+
+    layers: int
+    hidden: int
+    vocab: int
+    max_position: int
+    expert_layers: tuple[int, ...]
+    """Numbers of the layers with routed experts, the MTP layer's last."""
+    experts: int
+    """Routed experts a layer; 0 in a dense model."""
+    top_k: int
+    expert_bytes: int
+    always_bytes: int
+    """What every token reads: attention, norms, routers, dense and shared feed-forwards, the head, the MTP layer."""
+    shared_bytes: int
+    """Of these, the shared experts, which run beside the routed ones."""
+    head_bytes: int
+    """Of these, the head; 0 where it is the embedding."""
+    mtp_bytes: int
+    """Of these, the MTP layer without its experts."""
+    embedding_bytes: int
+    """The embedding, of which a token reads one row; the head too in a tied model."""
+    tied: bool
+    heads: int
+    score_width: int
+    """Multiplications a head, query and cached token, for scores and values together."""
+    latent: bool
+    cache_values: int
+    """Numbers that one token keeps in the cache of one layer."""
+    cache_scales: int
+    """Of a row in 8 bits: how many float32 scales go with it."""
+    cache_float_values: int
+    """Of a row in 8 bits: how many of its numbers stay in 16 bits (MLA's rotary key)."""
+    cache_layers: int
+    kernel_calls: int
+    """Calls of compiled kernels that share their work among threads, a forward of the main model."""
+    small_ops: int
+    """Operations whose time is that of being called at all, a forward of the main model."""
+
+    @property
+    def expert_count(self) -> int:
+        return self.experts * len(self.expert_layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.always_bytes + self.embedding_bytes + self.expert_count * self.expert_bytes
+
+    @property
+    def main_expert_layers(self) -> int:
+        """Layers with experts that every forward of the main model runs."""
+        return sum(1 for layer in self.expert_layers if layer < self.layers)
+
+    @property
+    def routed_bytes(self) -> int:
+        """Experts' bytes that one token of the main model reads."""
+        return self.top_k * self.main_expert_layers * self.expert_bytes
+
+    @property
+    def active_bytes(self) -> int:
+        """All that one token of the main model reads."""
+        head_bytes = self.embedding_bytes if self.tied else 0
+        return self.always_bytes - self.mtp_bytes + head_bytes + self.routed_bytes
+
+    def cache_bytes(self, tokens: int, kv: KvType) -> int:
+        """The cache of a conversation of `tokens`."""
+        if kv == "int8":
+            row = self.cache_values + self.cache_float_values + FLOAT_BYTES * self.cache_scales
+        else:
+            row = self.cache_values * (2 if kv == "bf16" else 4)
+        return tokens * self.cache_layers * row
+
+
+def shape_of(config: ModelConfig, tensors: Mapping[str, Spec], mtp: bool) -> ModelShape:
+    """The shape of a model with these tensors (`registry.expected_tensors(config, mtp)`)."""
+    parts = dict.fromkeys(("expert", "shared", "head", "mtp", "embedding", "always"), 0)
+    for name, spec in tensors.items():
+        parts[_part_of(name, config)] += _bytes_of(spec)
+        if _is_mtp(name, config) and not EXPERT.search(name):
+            parts["mtp"] += _bytes_of(spec)
+    moe = config.moe
+    extra = range(config.num_layers, config.num_layers + config.num_mtp_layers) if mtp else range(0)
+    expert_layers = (*moe.layers, *extra) if moe else ()
+    expert_count = len(expert_layers) * moe.num_experts if moe else 0
+    kernel_calls, small_ops = _calls(config)
+    score_width, cache_scales, cache_float_values = _attention(config)
+    return ModelShape(
+        layers=config.num_layers,
+        hidden=config.hidden,
+        vocab=config.vocab,
+        max_position=config.max_position,
+        expert_layers=expert_layers,
+        experts=moe.num_experts if moe else 0,
+        top_k=moe.top_k if moe else 0,
+        expert_bytes=parts["expert"] // expert_count if expert_count else 0,
+        always_bytes=parts["always"] + parts["shared"] + parts["head"],
+        shared_bytes=parts["shared"],
+        head_bytes=parts["head"],
+        mtp_bytes=parts["mtp"],
+        embedding_bytes=parts["embedding"],
+        tied=config.tied,
+        heads=config.attention.num_heads,
+        score_width=score_width,
+        latent=isinstance(config.attention, MlaConfig),
+        cache_scales=cache_scales,
+        cache_float_values=cache_float_values,
+        cache_values=config.cache_width,
+        cache_layers=config.num_layers + len(extra),
+        kernel_calls=kernel_calls,
+        small_ops=small_ops,
+    )
+
+
+def _attention(config: ModelConfig) -> tuple[int, int, int]:
+    """`score_width`, `cache_scales` and `cache_float_values`."""
+    attention = config.attention
+    if isinstance(attention, MlaConfig):
+        width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
+        return width, 1, attention.qk_rope_head_dim
+    return 2 * attention.head_dim, 2 * attention.num_kv_heads, 0
+
+
+def _part_of(name: str, config: ModelConfig) -> str:
+    if EXPERT.search(name):
+        return "expert"
+    if ".shared_experts." in name:
+        return "shared"
+    if name.startswith("model.embed_tokens."):
+        return "embedding"
+    return "head" if name.startswith("lm_head.") else "always"
+
+
+def _is_mtp(name: str, config: ModelConfig) -> bool:
+    layer = LAYER.match(name)
+    return layer is not None and int(layer[1]) >= config.num_layers
+
+
+def _bytes_of(spec: Spec) -> int:
+    if spec.storage == "int8":
+        return math.prod(spec.shape) + SCALE_BYTES * spec.shape[0]
+    return FLOAT_BYTES * math.prod(spec.shape)
+
+
+def _calls(config: ModelConfig) -> tuple[int, int]:
+    """Kernel calls and small operations of one forward, counted in the code of `model`."""
+    sparse = len(config.moe.layers) if config.moe else 0
+    shared = sparse if config.moe and config.moe.shared_ff else 0
+    if isinstance(config.attention, GqaConfig):
+        biases = 3 if config.attention.qkv_bias else 0
+        norms = 4 if config.attention.qk_norm else 2
+        kernels, small = 6, 16 + biases + 3 * norms
+    else:
+        compressed = config.attention.q_lora_rank is not None
+        kernels, small = (6 if compressed else 5), 34 + (6 if compressed else 0)
+    return config.num_layers * kernels + sparse + shared + 1, config.num_layers * small + 16 * sparse + 8
