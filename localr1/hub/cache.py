@@ -100,6 +100,8 @@ def remove(store: StoredModel) -> int:
         folder.rename(doomed)
         shutil.rmtree(doomed)
         _forget_use(store.folder)
+        for path in (routing := routing_file(folder)), routing.with_suffix(".lock"):
+            path.unlink(missing_ok=True)
         forget_slug(folder.parent)
     except OSError as error:
         raise _disk_failure("delete", folder, error) from error
@@ -135,6 +137,21 @@ def used(store: StoredModel) -> str:
     """When a model was last used, as ISO time; "" if it was not."""
     times = read_json(home() / "last-used.json").get("all")
     return str(times.get(str(store.folder), "")) if isinstance(times, dict) else ""
+
+
+def weights_id(folder: Path) -> str:
+    """Names the very weights of a store: converting the same checkpoint again gives the same."""
+    files = read_json(folder / MANIFEST).get("files")
+    hashes = {name: facts.get("sha256") for name, facts in files.items()} if isinstance(files, dict) else {}
+    weights = {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def routing_file(folder: Path) -> Path:
+    """Where the routing history of the store in `folder` belongs, which may lie where nobody may write."""
+    folder = folder.resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return home() / "routing" / f"{folder.parent.name}-{folder.name[:12]}-{digest}.routes"
 
 
 def lock_path(folder: Path) -> Path:

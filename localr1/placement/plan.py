@@ -223,7 +223,7 @@ def ranked(shape: ModelShape, hotness: Hotness | None) -> tuple[list[Expert], ND
     if hotness.shape != (layers, experts):
         raise ValueError(f"hotness of shape {hotness.shape} for {layers} layers of {experts} experts")
     smoothed = np.asarray(hotness, np.float64) + 1.0
-    chance = smoothed / smoothed.sum(axis=1, keepdims=True) / max(layers, 1)
+    chance = smoothed / smoothed.sum()
     flat = np.argsort(-chance.T.reshape(-1), kind="stable")
     order = [(shape.expert_layers[index % layers], int(index // layers)) for index in flat]
     share = np.concatenate(([0.0], np.cumsum(chance.T.reshape(-1)[flat])))

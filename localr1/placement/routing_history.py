@@ -69,10 +69,11 @@ class RoutingHistory:
         if len(self._pending) >= PENDING_CALLS:
             self._count()
 
-    def hotness(self) -> NDArray[np.float64]:
-        """The counts of now, [layers, experts], what is not saved yet included."""
+    def hotness(self, layers: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """The counts of now, [layers, experts], what is not saved yet included; of these layers only, if given."""
         self._count()
-        return self.counts * _fading(self._new_tokens) + self._new_counts
+        counts: NDArray[np.float64] = self.counts * _fading(self._new_tokens) + self._new_counts
+        return counts if layers is None else counts[[self._row_of[layer] for layer in layers]]
 
     def recent(self) -> Routes:
         """The newest routes, what is not saved yet included."""
@@ -121,9 +122,9 @@ class CountingBank:
     def __init__(self, bank: Any, history: RoutingHistory) -> None:
         self._run, self._observe = bank.run, history.observe
 
-    def run(self, layer: int, hidden_TD: Any, expert_TK: Any, weight_TK: Any) -> Any:
+    def run(self, layer: int, hidden_TD: Any, expert_TK: Any, weight_TK: Any, beside: Any = None) -> Any:
         self._observe(layer, expert_TK)
-        return self._run(layer, hidden_TD, expert_TK, weight_TK)
+        return self._run(layer, hidden_TD, expert_TK, weight_TK, beside)
 
 
 def load(path: Path, identity: Identity) -> RoutingHistory | None:

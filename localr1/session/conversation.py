@@ -150,6 +150,8 @@ class Conversation:
                 yield event
         finally:
             self.transcript.replace_answer("".join(turn.answer).strip())
+            if self.engine.routing is not None:
+                self.engine.routing.save()
 
     def _prompt(self) -> Generator[Event, None, Prompt]:
         """The conversation as tokens, with the oldest turns dropped where the policy says so."""

@@ -28,6 +28,7 @@ from localr1.model.registry import Model
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank, FloatBank
 from localr1.placement.linear import FloatWeights, StoreWeights
+from localr1.session.routing import Routing, open_routing
 from localr1.weights.checkpoint import Checkpoint, read_json
 from localr1.weights.store import Store
 
@@ -54,6 +55,8 @@ class Engine:
     mtp: MtpLayer | None
     weight_bytes: int
     parameters: int
+    routing: Routing | None = None
+    """What its router chose here, now and before; None without experts."""
 
     def new_cache(self) -> RowCache:
         """A cache for one conversation: bfloat16 rows, or float32 ones under `--dtype float32`."""
@@ -91,6 +94,8 @@ def load(model: str | None, options: EngineOptions) -> Progress[Engine]:
     yield LoadProgress(f"opening {store.name}")
     opened = _open_float32 if options.dtype == "float32" else _open
     engine = opened(store.name, store.folder, options)
+    if engine.routing is not None:
+        yield from engine.routing.notices()
     yield from compile_kernels(engine)
     hub_cache.set_last_used(store)
     return engine
@@ -161,6 +166,9 @@ def _engine(
         )
     if options.speculate == "mtp" and not mtp:
         raise UnsupportedError(f"{name} has no MTP layer", "use --speculate auto, which guesses from the context")
+    routing = open_routing(folder, config)
+    if routing is not None and bank is not None:
+        bank = routing.counted(bank)
     model = registry.build(config, weights, bank)
     return Engine(
         name=name,
@@ -175,6 +183,7 @@ def _engine(
         mtp=registry.build_mtp(config, weights, bank, model) if mtp else None,
         weight_bytes=weight_bytes,
         parameters=parameters,
+        routing=routing,
     )
 
 

@@ -34,8 +34,8 @@ def talked(seed: int, tokens: int) -> RoutingHistory:
 
 def test_a_bank_is_counted_and_gives_what_it_gave() -> None:
     class Bank:
-        def run(self, layer, hidden_TD, expert_TK, weight_TK):
-            return hidden_TD * layer
+        def run(self, layer, hidden_TD, expert_TK, weight_TK, beside=None):
+            return hidden_TD * layer if beside is None else hidden_TD * layer + beside(hidden_TD)
 
     history = RoutingHistory.empty(WHO)
     bank = CountingBank(Bank(), history)
@@ -43,7 +43,8 @@ def test_a_bank_is_counted_and_gives_what_it_gave() -> None:
     with torch.inference_mode():
         expert_TK = torch.tensor([[0, 5], [0, 1], [2, 0]])
         assert torch.equal(bank.run(4, hidden_TD, expert_TK, None), hidden_TD * 4)
-    assert history.hotness().tolist() == [[0] * 6, [3, 1, 1, 0, 0, 1]]
+        assert torch.equal(bank.run(4, hidden_TD, expert_TK, None, lambda x: -x), hidden_TD * 3)
+    assert history.hotness().tolist() == [[0] * 6, [6, 2, 2, 0, 0, 2]]
 
 
 def test_what_was_saved_is_read_again(tmp_path: Path) -> None:

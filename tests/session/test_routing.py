@@ -1,0 +1,95 @@
+"""A conversation's routes are kept beside the models, for the weights they were made with, and go with the model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localr1.events import Notice, TurnEnd
+from localr1.hub import cache
+from localr1.hub.catalog import resolve
+from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
+from localr1.session import Engine, load
+
+
+def opened(speculate: str = "auto") -> tuple[Engine, list[str]]:
+    loading, notices = load("nano", EngineOptions(threads=1, speculate=speculate)), []  # type: ignore[arg-type]
+    while True:
+        try:
+            event = next(loading)
+        except StopIteration as end:
+            return end.value, notices
+        if isinstance(event, Notice):
+            notices.append(event.text)
+
+
+def ask(engine: Engine, question: str) -> TurnEnd:
+    conversation = engine.converse(SamplingOptions(temperature=0.0, max_tokens=12), ConversationOptions())
+    end = list(conversation.ask(question))[-1]
+    assert isinstance(end, TurnEnd)
+    return end
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    store = cache.find_store(resolve("nano"))
+    assert store is not None
+    return cache.routing_file(store.folder)
+
+
+def test_turns_add_up_over_engines_whatever_guesses_ahead(file: Path) -> None:
+    engine, _ = opened()
+    end = ask(engine, "What is 12 + 34?")
+    assert file.is_file() and engine.routing is not None
+    once = engine.routing.history
+    assert once.tokens >= end.prompt_tokens + end.generated_tokens - 1
+    top_k, layers = once.identity.top_k, engine.config.moe.layers  # type: ignore[union-attr]
+    assert once.hotness(layers).sum() == pytest.approx(once.tokens * top_k * len(layers))
+    assert once.hotness((engine.config.num_layers,)).sum() > 0
+
+    other, notices = opened("off")
+    assert other.routing is not None and not notices
+    assert np.allclose(other.routing.history.hotness(), once.hotness())
+    ask(other, "What is 12 + 34?")
+    assert other.routing.history.tokens > once.tokens
+    assert len(other.routing.history.recent()) > len(once.recent())
+
+
+def test_a_damaged_history_is_said_once_and_made_anew(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_bytes(b"noise")
+    engine, notices = opened()
+    assert [str(file) in text for text in notices] == [True]
+    ask(engine, "Hi")
+    assert opened()[1] == []
+
+
+def test_a_folder_that_cannot_be_written_stops_nobody(file: Path) -> None:
+    file.parent.write_text("a file where the folder belongs")
+    engine, _ = opened()
+    assert ask(engine, "Hi").generated_tokens
+    assert file.parent.is_file()
+
+
+def test_the_history_goes_with_its_model(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "org--model" / ("a" * 40)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"source": "org/model", "revision": "a", "files": {}}')
+    store, routes = cache.read_store(folder), cache.routing_file(folder)
+    assert store is not None and routes != file
+    routes.parent.mkdir(exist_ok=True)
+    routes.write_bytes(b"routes")
+    routes.with_suffix(".lock").write_bytes(b"")
+    file.write_bytes(b"nano's")
+    cache.remove(store)
+    assert list(routes.parent.iterdir()) == [file]
+
+
+def test_the_same_weights_have_one_name(tmp_path: Path) -> None:
+    names = []
+    for created, digest in (("1", "x"), ("2", "x"), ("2", "y")):
+        files = f'{{"dense.safetensors": {{"sha256": "{digest}"}}, "config.json": {{"sha256": "{created}"}}}}'
+        (tmp_path / "manifest.json").write_text(f'{{"created": "{created}", "files": {files}}}')
+        names.append(cache.weights_id(tmp_path))
+    assert names[0] == names[1] != names[2]
