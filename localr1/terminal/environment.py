@@ -68,6 +68,16 @@ class Environment:
         """Whether lines on stdout can be written again in place."""
         return self.stdout.isatty() and not self.dumb and _knows_escapes()
 
+    @property
+    def reflows(self) -> bool:
+        """Whether the terminal breaks lines anew when its window becomes narrower. Of those in use only xterm, GNU
+        screen and the Linux console cut them off."""
+        if "TMUX" in self.variables:
+            return True
+        return "XTERM_VERSION" not in self.variables and not self.variables.get("TERM", "").startswith(
+            ("linux", "screen")
+        )
+
     def size(self) -> tuple[int, int]:
         """Columns and rows of the terminal that shows the answer, 80 x 24 where there is none."""
         try:

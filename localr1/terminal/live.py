@@ -3,11 +3,17 @@
 Owns what is on the screen below the finished text and the few escape sequences that change it. Knows nothing of what
 the lines say. Invariants: only lines that changed are written again, each change is one write, nothing above the live
 lines is touched, and after `settle` the cursor is at the start of an empty line with no mode or style left on.
+
+A live line takes one row however wide it is: it is written without wrapping, since terminals disagree on how wide some
+characters are, and a window may be narrower by now than it says. But most terminals break lines anew when they become
+narrower (`reflows`); then the rows of the old drawing are counted as the terminal broke them.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
 _AT_ONCE, _DONE = "\x1b[?2026h", "\x1b[?2026l"
 _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
 
@@ -15,23 +21,22 @@ _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
 class LiveLines:
     """Lines at the end of `stream`; `size` tells the window's columns and rows whenever it is asked."""
 
-    def __init__(self, stream: TextIO, size: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, stream: TextIO, size: Callable[[], tuple[int, int]], reflows: bool = True) -> None:
         self._stream = stream
         self._size = size
+        self._reflows = reflows
         self._shown: list[str] = []
         self._gone = 0
-        self._columns = 0
+        self._window = (0, 0)
 
     def draw(self, lines: Sequence[str], scroll: bool = True) -> None:
         """Show these instead of those before. What does not fit in the window scrolls off and counts as final;
         without `scroll` it is left out until there is room or `settle` comes."""
         columns, rows = self._size()
         room = max(rows - 1, 1)
-        if columns != self._columns:
-            # The terminal may have broken the lines anew; those that scrolled off are not looked for.
-            self._shown = self._shown and ["\0"] * min(len(self._shown), room)
+        if columns != self._window[0]:
             self._gone = max(len(lines) - room, 0) if self._gone else 0
-            self._columns = columns
+        self._take_size(columns, rows)
         wanted = list(lines[self._gone :]) if scroll else list(lines[-room:])
         self._change(wanted)
         if scroll and len(wanted) > room:
@@ -40,11 +45,17 @@ class LiveLines:
 
     def settle(self, lines: Sequence[str]) -> None:
         """These are final: they stay, and what is drawn next comes below them."""
-        columns, rows = self._size()
-        if columns != self._columns and self._shown:
-            self._shown = ["\0"] * min(len(self._shown), max(rows - 1, 1))
+        self._take_size(*self._size())
         self._change(list(lines[self._gone :]), ended=True)
-        self._shown, self._gone, self._columns = [], 0, columns
+        self._shown, self._gone = [], 0
+
+    def _take_size(self, columns: int, rows: int) -> None:
+        """In another window nothing of what is shown is where it was; rows that scrolled off are not looked for."""
+        if (columns, rows) != self._window:
+            narrower = self._reflows and columns < self._window[0]
+            taken = sum(_rows(line, self._window[0], columns) for line in self._shown) if narrower else len(self._shown)
+            self._shown = ["\0"] * min(taken, rows)
+            self._window = columns, rows
 
     def _change(self, wanted: list[str], ended: bool = False) -> None:
         shown = self._shown
@@ -56,8 +67,7 @@ class LiveLines:
         if ended and wanted:
             written += "\n"
         if written:
-            # Terminals disagree on how wide some characters are; a line that is wider than thought must not wrap.
-            if not ended and not written.isascii():
+            if not ended:
                 written = f"{_NO_WRAP}{written}{_WRAP}"
             if "\r" in written:
                 written = f"{_AT_ONCE}{written}{_DONE}"
@@ -78,3 +88,19 @@ class LiveLines:
             return f"{up}\r\x1b[J"
         # Fewer lines than before: the cursor goes after the last that stays.
         return f"{up}\r\x1b[J\x1b[1A\r\x1b[J{wanted[-1]}"
+
+
+def _rows(line: str, before: int, columns: int) -> int:
+    """Rows that a line, cut off at `before` columns, is broken into in `columns`; a wide character is not divided."""
+    from rich.cells import cell_len
+
+    rows, used, seen = 1, 0, 0
+    for character in _SEQUENCE.sub("", line):
+        width = cell_len(character)
+        seen += width
+        if seen > before:
+            break
+        if used + width > columns:
+            rows, used = rows + 1, 0
+        used += width
+    return rows

@@ -20,6 +20,8 @@ _WINDOW_LINES = 8
 _WINDOW_CHARACTERS = 2000
 _DRAWS_PER_S = 20
 _SHARE_OF_TIME = 1 / 20
+_STEADY_S = 0.3
+"""A window that is being dragged changes again and again, and says so late: nothing is drawn until it stands still."""
 
 
 class RichView:
@@ -36,7 +38,7 @@ class RichView:
         self._mode = options.thoughts
         self._clock, self._cpu = clock, cpu
         self._layout = Layout(environment.colours, ascii_only=environment.glyph("•─▌", "") == "")
-        self._lines = LiveLines(environment.stdout, environment.size)
+        self._lines = LiveLines(environment.stdout, environment.size, environment.reflows)
         self._visible = VisibleStream()
         self._blocks = BlockSplitter()
         self._thought = ""
@@ -45,6 +47,7 @@ class RichView:
         self._thought_s = 0.0
         self._answered = False
         self._next_draw_s = 0.0
+        self._size = environment.size()
 
     def thought(self, text: str) -> None:
         if self._answered:
@@ -136,7 +139,13 @@ class RichView:
         return max(self._environment.size()[0], 1)
 
     def _due(self) -> bool:
-        return self._clock() >= self._next_draw_s
+        now_s = self._clock()
+        if now_s < self._next_draw_s:
+            return False
+        size, self._size = self._size, self._environment.size()
+        if size != self._size:
+            self._next_draw_s = now_s + _STEADY_S
+        return size == self._size
 
     def _draw(self, draw: Callable[[], None]) -> None:
         before_s = self._cpu()

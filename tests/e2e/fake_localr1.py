@@ -66,6 +66,12 @@ class Conversation:
                 yield ReasoningText(word)
             yield ThoughtEnd(60, 12.2)
             yield AnswerText("I **thought** about it.")
+        elif text == "ponder":
+            for number in range(300):
+                time.sleep(0.01)
+                yield ReasoningText(f"thought{number} " + "\n" * (number % 30 == 29))
+            yield ThoughtEnd(300, 3.2)
+            yield AnswerText("Pondered.")
         elif text == "markdown":
             for piece in re.findall(r"\s*\S+|\s+$", ANSWER.read_text()):
                 yield AnswerText(piece)

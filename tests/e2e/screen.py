@@ -10,15 +10,54 @@ import pyte
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A"
 
 
+class ResizableScreen(pyte.HistoryScreen):
+    """A screen that keeps its cursor's line when its window changes. Where the window becomes narrower, its lines are
+    broken anew, as most terminals do, or cut off if it `reflows` not."""
+
+    reflows = True
+
+    def resize(self, lines: int | None = None, columns: int | None = None) -> None:
+        lines, columns = lines or self.lines, columns or self.columns
+        rows: list[dict[int, pyte.screens.Char]] = []
+        for y in range(self.cursor.y + 1):
+            row = self.buffer[y]
+            length = max((x for x in range(self.columns) if row[x].data != " "), default=-1) + 1
+            if y == self.cursor.y:
+                length = max(length, self.cursor.x)
+            start = 0
+            while start < max(length, 1):
+                end = min(start + columns, length)
+                end -= end < length and row[end].data == ""  # the second half of a wide character
+                rows.append({x - start: row[x] for x in range(start, end)})
+                start = end if self.reflows and length else length + 1
+        x = len(rows[-1]) if self.cursor.x else 0
+        super().resize(lines, columns)
+        gone = max(len(rows) - lines, 0)
+        for row in rows[:gone]:
+            self.history.top.append(self._row(row))
+        self.buffer.clear()
+        for y, row in enumerate(rows[gone:]):
+            self.buffer[y] = self._row(row)
+        self.cursor.y, self.cursor.x = len(rows) - gone - 1, x
+        self.dirty.update(range(lines))
+
+    def _row(self, cells: dict[int, pyte.screens.Char]) -> pyte.screens.StaticDefaultDict:
+        row = pyte.screens.StaticDefaultDict(self.default_char)
+        row.update(cells)
+        return row
+
+
 class Terminal:
     """A command on a terminal of `columns` x `lines`; everything written so far is in `raw`, and shown in `text()`."""
 
     def __init__(self, command: list[str], variables: Mapping[str, str], columns: int = 80, lines: int = 24) -> None:
-        self._screen = pyte.HistoryScreen(columns, lines, history=2000)
+        """`XTERM_VERSION` among the variables makes it one that cuts lines off when it becomes narrower."""
+        self._screen = ResizableScreen(columns, lines, history=2000)
+        self._screen.reflows = "XTERM_VERSION" not in variables
         self._screen.write_process_input = lambda answer: self._child.send(answer)
         self._stream = pyte.Stream(self._screen)
         self.raw = ""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
         settings = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
         self._child = pexpect.spawn(
             command[0],
@@ -51,8 +90,11 @@ class Terminal:
         return self._child.exitstatus if self._child.exitstatus is not None else -self._child.signalstatus
 
     def resize(self, columns: int, lines: int) -> None:
-        self._child.setwinsize(lines, columns)
+        """What was written before is shown before, as far as that can be told."""
+        while self.read(timeout_s=0):
+            pass
         self._screen.resize(lines, columns)
+        self._child.setwinsize(lines, columns)
 
     def text(self) -> str:
         """What scrolled off the screen and what is on it, without the spaces at the ends of lines."""
@@ -68,12 +110,13 @@ class Terminal:
         """Whether the terminal is as it was: cursor shown, no style left on."""
         return not self._screen.cursor.hidden and self._screen.cursor.attrs == self._screen.default_char
 
-    def read(self) -> bool:
-        """Shows what comes within a moment; False when the command has ended."""
+    def read(self, timeout_s: float = 0.2) -> bool:
+        """Shows what comes within a moment; False when the command has ended, or nothing came although no moment was
+        given."""
         try:
-            written = self._child.read_nonblocking(65536, timeout=0.2)
+            written = self._child.read_nonblocking(65536, timeout=timeout_s)
         except pexpect.TIMEOUT:
-            return True
+            return timeout_s > 0
         except pexpect.EOF:
             return False
         self.raw += written

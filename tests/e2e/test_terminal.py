@@ -91,6 +91,24 @@ def test_a_narrow_window_and_a_resize(start):
     assert terminal.leave() == 0
 
 
+@pytest.mark.parametrize("variables", [{}, {"XTERM_VERSION": "XTerm(390)"}], ids=["reflows", "cuts"])
+def test_a_thought_in_a_window_that_changes_leaves_no_copy_of_itself(start, variables):
+    terminal = start("chat", **variables)
+    terminal.wait_for("❯")
+    terminal.type("ponder" + ENTER)
+    for columns, lines, seen in [(40, 20, "thought60"), (70, 30, "thought120"), (33, 24, "thought180")]:
+        terminal.wait_for(seen)
+        terminal.resize(columns, lines)
+    terminal.wait_for("Pondered.")
+    terminal.wait_for("context 10/4096")
+    text = terminal.text()
+    assert "thought1" not in text and "thinking for" not in text, text
+    assert "Type a message" in text and "❯ ponder" in text, text
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
+    assert terminal.plain()
+
+
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
 def test_one_question_without_styles(start, variables):
     terminal = start("chat", "hello you", **variables)

@@ -5,22 +5,24 @@ import pyte
 import pytest
 
 from localr1.terminal.live import LiveLines
+from tests.e2e.screen import ResizableScreen
 
 
 class Window:
     """Live lines on an emulated terminal."""
 
-    def __init__(self, columns: int = 20, rows: int = 6) -> None:
-        self.screen = pyte.HistoryScreen(columns, rows, history=1000)
+    def __init__(self, columns: int = 20, rows: int = 6, reflows: bool = False) -> None:
+        self.screen = ResizableScreen(columns, rows, history=1000)
+        self.screen.reflows = reflows
         self.screen.set_mode(pyte.modes.LNM)
         self.stream = pyte.Stream(self.screen)
         self.written = io.StringIO()
         self.written.write = self.take  # type: ignore[method-assign]
         self.raw: list[str] = []
-        self.lines = LiveLines(self.written, lambda: (self.screen.columns, self.screen.lines))
+        self.lines = LiveLines(self.written, lambda: (self.screen.columns, self.screen.lines), reflows)
 
     def take(self, text: str) -> int:
-        self.raw.append(text)
+        self.raw.append(text.replace("\x1b[?7l", "").replace("\x1b[?7h", ""))
         self.stream.feed(text)
         return len(text)
 
@@ -91,6 +93,21 @@ def test_after_a_resize_nothing_final_is_lost_and_the_live_lines_are_whole(colum
     window.lines.draw(["live one", "live two", "live three"])
     window.lines.settle(["live one", "live two", "live three"])
     assert window.text() == ["final", "live one", "live two", "live three"]
+
+
+@pytest.mark.parametrize("reflows", [True, False])
+def test_whatever_the_window_does_nothing_final_is_lost_and_nothing_live_stays(reflows):
+    chance = random.Random(3)
+    for _ in range(200):
+        window = Window(20, 40, reflows)
+        window.lines.settle(["final", "x"])
+        for _ in range(6):
+            wide = chance.randint(0, 2)
+            text = "語" * wide + ("live" * chance.randint(0, 4))[: window.screen.columns - 2 * wide]
+            window.lines.draw([f"\x1b[2m{text}\x1b[0m"] * chance.randint(1, 6))
+            window.screen.resize(40, chance.randint(5, 20))
+        window.lines.settle(["end"])
+        assert window.text() == ["final", "x", "end"]
 
 
 def test_wide_characters_that_a_terminal_shows_wider_than_thought_do_not_wrap():
