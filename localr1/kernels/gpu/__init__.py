@@ -1,0 +1,77 @@
+"""The GPU kernels' front door: which set of kernels a device gets.
+
+Owns the contract that both sets keep: `fused` (Triton) and `plain` (torch operations). They know torch tensors alone,
+all on one device, and return new float32 tensors; weights are int8 rows with one float32 scale a row, straight from the
+store. Nothing waits for the device. Triton is imported by `choose` only, never with this package.
+
+Shape suffixes: T new tokens, S cached and new tokens, D inputs, O outputs, E experts of a layer, X slots of the slab, K
+experts of a token, F feed-forward, H heads, C latent, R rotary, G key-value heads, d head size, W width of a cache row.
+"""
+
+import importlib.util
+import os
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+OLDEST = (7, 5)
+"""The least compute capability that Triton's kernels are compiled for."""
+
+
+class Kernels(Protocol):
+    """One set of kernels. `start` is the number of committed tokens, or an int64 [1] that holds it on the device."""
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+        ...
+
+    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
+        """x W^T with W = q * scb / 127, [T, O]."""
+        ...
+
+    def routed_ffn(
+        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+    ) -> Tensor:
+        """Sum over k of weight * down(silu(gate x) * up x), [T, D], of the experts that have a slot.
+
+        `slot_E` (int32) is each expert's row in the slab, or -1; `slab[slot]` is [gate F*D | up F*D | down D*F],
+        `scb[slot]` [gate F | up F | down D]. Absent experts and negative expert numbers add nothing.
+        """
+        ...
+
+    def mla_attention(
+        self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
+    ) -> Tensor:
+        """Absorbed latent attention, [T, H, C]; a cache row is [latent C | rotary key R]."""
+        ...
+
+    def gqa_attention(
+        self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: int | Tensor, scale: float
+    ) -> Tensor:
+        """Grouped-query attention, [T, H, d]; a cache row is [keys G*d | values G*d]."""
+        ...
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose(device: torch.device) -> Kernels:
+    """Triton's kernels where they run, else torch operations.
+
+    They run on a CUDA device of compute capability 7.5 or more, and under TRITON_INTERPRET=1 on the CPU.
+    """
+    from localr1.kernels.gpu import plain
+
+    if device.type == "cuda" and has_triton() and torch.cuda.get_device_capability(device) >= OLDEST:
+        from localr1.kernels.gpu import fused
+
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        return fused.FusedKernels(torch.bfloat16 if modern else torch.float16, tensor_cores=modern)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from localr1.kernels.gpu import fused
+
+        return fused.FusedKernels(torch.float16, splits=4)  # numpy, which interprets, has no bfloat16
+    return plain.PlainKernels()

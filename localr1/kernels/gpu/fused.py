@@ -1,0 +1,182 @@
+"""The Triton kernels' launches: block sizes, grids and buffers.
+
+Owns what size of block a shape gets; the loops are in `few`, `many`, `attention` and `norm`. Steps of at most FEW rows
+go through the kernels that read every weight once; more go through the tensor cores in 16 bits.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from localr1.kernels.gpu import attention, few, many, norm, plain
+
+FEW = 8
+TILE = 2048
+"""Weights a step of a program: sixteen bytes for each of its 128 threads."""
+
+
+class FusedKernels:
+    """`Kernels` in Triton.
+
+    `dtype` is what many-row products take. `splits`, a power of two, is in how many parts a context is attended to at
+    the same time. Without `tensor_cores` that Triton uses (Turing), latent attention does not fit a block's shared
+    memory and many-row products would be slow, so both are left to torch.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, tensor_cores: bool = True, splits: int = 64) -> None:
+        self.dtype = dtype
+        self.tensor_cores = tensor_cores
+        self.splits = splits
+        self._plain = plain.PlainKernels()
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        D = weight_D.shape[0]
+        if x.dim() != 2 or x.stride(1) != 1:
+            x = x.contiguous()
+        out = torch.empty(x.shape, device=x.device)
+        rows = x.numel() // D
+        stride = x.stride(0) if x.dim() == 2 else D
+        norm.rms_norm[(rows,)](x, weight_D, out, stride, D, eps, BD=triton.next_power_of_2(D), num_warps=4)
+        return out
+
+    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
+        (T, D), O = x_TD.shape, q_OD.shape[0]  # noqa: E741
+        if T > FEW:
+            return plain.linear(x_TD, q_OD, scb_O)
+        out_TO = torch.empty(T, O, device=x_TD.device)
+        rows = 1 if T == 1 else 2 if T == 2 else 4
+        BO, BD = tile(O, D)
+        grid = (triton.cdiv(O, BO), triton.cdiv(T, rows))
+        few.linear[grid](x_TD.contiguous(), q_OD, scb_O, out_TO, T, D, O, ROWS=rows, BO=BO, BD=BD, num_warps=4)
+        return out_TO
+
+    def routed_ffn(
+        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+    ) -> Tensor:
+        if x_TD.shape[0] <= FEW:
+            run = self._routed_few
+        else:
+            run = self._routed_many if self.tensor_cores else self._plain.routed_ffn
+        return run(x_TD.contiguous(), slab_XM, scb_XS, slot_E, expert_TK.contiguous(), weight_TK.contiguous())
+
+    def _routed_few(
+        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+    ) -> Tensor:
+        (T, D), K, F = x_TD.shape, expert_TK.shape[1], slab_XM.shape[1] // (3 * x_TD.shape[1])
+        middle_PF = torch.empty(T * K, F, device=x_TD.device)
+        out_TD = torch.empty(T, D, device=x_TD.device)
+        BO, BD = tile(F, D)
+        few.gate_up[(T * K, triton.cdiv(F, BO))](
+            x_TD, slab_XM, scb_XS, slot_E, expert_TK, middle_PF, K, D, F, BO=BO, BD=BD, num_warps=4
+        )
+        BO, BD = tile(D, F)
+        few.down[(T, triton.cdiv(D, BO))](
+            middle_PF, slab_XM, scb_XS, slot_E, expert_TK, weight_TK, out_TD, K, D, F, BO=BO, BD=BD, num_warps=4
+        )
+        return out_TD
+
+    def _routed_many(
+        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+    ) -> Tensor:
+        (T, D), K, F = x_TD.shape, expert_TK.shape[1], slab_XM.shape[1] // (3 * x_TD.shape[1])
+        P = T * K
+        slot_B, pair_N = many.blocks(slot_E, expert_TK)
+        middle_PF = torch.empty(P, F, device=x_TD.device, dtype=self.dtype)
+        out_PD = torch.zeros(P, D, device=x_TD.device)
+        sizes = {"BM": many.BM, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 2}
+        many.gate_up[(len(slot_B), triton.cdiv(F, 64))](
+            x_TD.clamp(-65504.0, 65504.0).to(self.dtype),
+            slab_XM,
+            scb_XS,
+            slot_B,
+            pair_N,
+            middle_PF,
+            P,
+            K,
+            D,
+            F,
+            **sizes,
+        )
+        many.down[(len(slot_B), triton.cdiv(D, 64))](
+            middle_PF, slab_XM, scb_XS, slot_B, pair_N, weight_TK, out_PD, P, D, F, **sizes
+        )
+        return out_PD.view(T, K, D).sum(1)
+
+    def mla_attention(
+        self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
+    ) -> Tensor:
+        if not self.tensor_cores:
+            return self._plain.mla_attention(q_latent_THC, q_rope_THR, cache_SW, start, scale)
+        (T, H, C), R = q_latent_THC.shape, q_rope_THR.shape[2]
+        part_THZC = torch.empty(T, H, self.splits, C, device=q_latent_THC.device)
+        lse_THZ = torch.empty(T, H, self.splits, device=q_latent_THC.device)
+        held = isinstance(start, Tensor)
+        BH = 16 if H <= 16 else 32
+        attention.mla[(self.splits, triton.cdiv(H, BH), T)](
+            q_latent_THC.contiguous(),
+            q_rope_THR.contiguous(),
+            cache_SW,
+            start if held else cache_SW,
+            part_THZC,
+            lse_THZ,
+            0 if held else start,
+            H,
+            C,
+            R,
+            scale,
+            BH=BH,
+            BC=block(C),
+            BR=block(R),
+            BS=16 if BH == 32 else 32,
+            ON_DEVICE=held,
+            num_warps=8,
+            num_stages=1,
+        )
+        return joined(part_THZC, lse_THZ)
+
+    def gqa_attention(
+        self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: int | Tensor, scale: float
+    ) -> Tensor:
+        T, H, d = q_THd.shape
+        part_THZd = torch.empty(T, H, self.splits, d, device=q_THd.device)
+        lse_THZ = torch.empty(T, H, self.splits, device=q_THd.device)
+        held = isinstance(start, Tensor)
+        attention.gqa[(self.splits, kv_heads, T)](
+            q_THd.contiguous(),
+            cache_SW,
+            start if held else cache_SW,
+            part_THZd,
+            lse_THZ,
+            0 if held else start,
+            H,
+            kv_heads,
+            d,
+            scale,
+            BH=block(H // kv_heads),
+            BV=block(d),
+            BS=32,
+            ON_DEVICE=held,
+            num_warps=4,
+            num_stages=1,
+        )
+        return joined(part_THZd, lse_THZ)
+
+
+def joined(part_THZV: Tensor, lse_THZ: Tensor) -> Tensor:
+    """The splits' results as one, [T, H, V]."""
+    T, H, Z, V = part_THZV.shape
+    out_THV = torch.empty(T, H, V, device=part_THZV.device)
+    BV = min(128, block(V))
+    attention.join[(T * H, triton.cdiv(V, BV))](part_THZV, lse_THZ, out_THV, V, Z=Z, BV=BV, num_warps=4)
+    return out_THV
+
+
+def tile(outputs: int, inputs: int) -> tuple[int, int]:
+    """(BO, BD) of a matrix: fewer rows a program where there are few, so that no multiprocessor stands idle."""
+    BO = 4 if outputs >= 1024 else 2
+    return BO, min(TILE // BO, block(inputs))
+
+
+def block(size: int) -> int:
+    """The power of two that holds `size`; 16 is the least that the tensor cores take."""
+    return max(16, int(triton.next_power_of_2(size)))

@@ -1,0 +1,92 @@
+"""The GPU kernels as torch operations: what runs where Triton does not, and the many-row products.
+
+Owns the same contract as the Triton kernels, slower. Products are 16-bit on a GPU (bfloat16, or float16 before compute
+capability 8.0) and float32 on the CPU; int8 weights are exact in both, and scales are applied to the results. The
+routed feed-forward asks the device which experts were chosen, so here the host waits for it once a layer.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+STEP_WEIGHTS = 1 << 25
+"""Weights widened to 16 bits at once (64 MiB)."""
+
+
+class PlainKernels:
+    """`Kernels` in torch operations."""
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        return torch.rms_norm(x, weight_D.shape, weight_D, eps)
+
+    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
+        return linear(x_TD, q_OD, scb_O)
+
+    def routed_ffn(
+        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+    ) -> Tensor:
+        out_TD = torch.zeros_like(x_TD, memory_format=torch.contiguous_format)
+        slots = slot_E.tolist()
+        for expert in set(expert_TK.flatten().tolist()):
+            if expert >= 0 and slots[expert] >= 0:
+                token, k = (expert_TK == expert).nonzero(as_tuple=True)
+                part = feed_forward(x_TD[token], slab_XM[slots[expert]], scb_XS[slots[expert]])
+                out_TD.index_add_(0, token, part * weight_TK[token, k][:, None])
+        return out_TD
+
+    def mla_attention(
+        self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
+    ) -> Tensor:
+        row_SW = cache_SW.float()
+        q_THW = torch.cat((q_latent_THC, q_rope_THR), dim=-1)
+        score_THS = q_THW @ row_SW.T * scale
+        return masked_softmax(score_THS, start) @ row_SW[:, : q_latent_THC.shape[2]]
+
+    def gqa_attention(
+        self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: int | Tensor, scale: float
+    ) -> Tensor:
+        T, H, d = q_THd.shape
+        key_SGd, value_SGd = cache_SW.float().view(len(cache_SW), 2, kv_heads, d).unbind(1)
+        q_TGhd = q_THd.view(T, kv_heads, H // kv_heads, d)
+        score_TGhS = torch.einsum("tghd,sgd->tghs", q_TGhd, key_SGd) * scale
+        share_THS = masked_softmax(score_TGhS.flatten(1, 2), start)
+        return torch.einsum("tghs,sgd->tghd", share_THS.view_as(score_TGhS), value_SGd).reshape(T, H, d)
+
+
+def masked_softmax(score_THS: Tensor, start: int | Tensor) -> Tensor:
+    """Softmax over what each token sees: rows 0 .. start + t."""
+    T, _, S = score_THS.shape
+    last_T = start + torch.arange(T, device=score_THS.device)
+    unseen_TS = torch.arange(S, device=score_THS.device) > last_T[:, None]
+    return score_THS.masked_fill(unseen_TS[:, None], float("-inf")).softmax(dim=-1)
+
+
+def linear(x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
+    """x W^T with W = q * scb / 127, widening some output rows at a time."""
+    dtype = product_dtype(x_TD.device)
+    largest_T1 = None
+    if dtype == torch.float16:  # whose range an activation may leave
+        largest_T1 = x_TD.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+        x_TD = x_TD / largest_T1
+    x_TD = x_TD.to(dtype)
+    step = max(1, STEP_WEIGHTS // q_OD.shape[1])
+    parts = [functional.linear(x_TD, q.to(dtype)).float() for q in torch.split(q_OD, step)]
+    out_TO = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)) * (scb_O / 127.0)
+    return out_TO if largest_T1 is None else out_TO * largest_T1
+
+
+def feed_forward(x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
+    """down(silu(gate x) * up x) of one expert, as it lies in the slab."""
+    D = x_TD.shape[1]
+    F = weight_M.shape[0] // (3 * D)
+    gate, up, down = torch.split(weight_M, F * D)
+    middle_TF = functional.silu(linear(x_TD, gate.view(F, D), scb_S[:F]))
+    middle_TF = middle_TF * linear(x_TD, up.view(F, D), scb_S[F : 2 * F])
+    return linear(middle_TF, down.view(D, F), scb_S[2 * F :])
+
+
+def product_dtype(device: torch.device) -> torch.dtype:
+    """What matrix products take: float32 on the CPU, bfloat16 where a GPU multiplies it, else float16."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16

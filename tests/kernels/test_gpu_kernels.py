@@ -1,0 +1,59 @@
+"""The GPU kernels without a GPU: right in Triton's interpreter and as torch operations, and compiled for every target.
+
+The interpreter is chosen when Triton's decorators run, so those checks have a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from localr1.kernels import gpu
+from localr1.kernels.gpu import plain
+from tests.kernels import gpu_cases as cases
+
+HERE = Path(__file__).parent
+triton_only = pytest.mark.skipif(
+    not gpu.has_triton(), reason="Triton is not installed (it has no build for this system)"
+)
+
+
+def test_torch_operations_equal_the_reference() -> None:
+    kernels = gpu.choose(torch.device("cpu"))
+    assert isinstance(kernels, plain.PlainKernels)
+    assert max(cases.linear(kernels, "cpu", *shape) for shape in cases.LINEAR) < 1e-5
+    assert max(cases.routed_ffn(kernels, "cpu", *shape) for shape in cases.ROUTED) < 1e-5
+    assert max(cases.mla(kernels, "cpu", *shape, held, True) for shape in cases.MLA for held in (True, False)) < 1e-5
+    assert max(cases.gqa(kernels, "cpu", *shape, held, True) for shape in cases.GQA for held in (True, False)) < 1e-5
+    assert cases.rms_norm(kernels, "cpu") < 1e-6
+
+
+def test_wide_matrices_are_widened_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "STEP_WEIGHTS", 300)
+    assert cases.linear(plain.PlainKernels(), "cpu", 9, 100, 17) < 1e-5
+
+
+@triton_only
+def test_triton_equals_the_reference_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=280", "gpu_check.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@triton_only
+@pytest.mark.parametrize("capability", [75, 80, 86, 89, 90, 120])
+def test_kernels_compile_for_every_target_without_spills(capability: int) -> None:
+    from tests.kernels import gpu_targets
+
+    launches = gpu_targets.launches(capability)
+    if capability in (80, 86, 89):  # the rest of the code is much alike from one of these to the next
+        launches = [one for one in launches if one.name in gpu_targets.HOT]
+    assert {one.name for one in launches} >= gpu_targets.HOT - ({"mla"} if capability < 80 else set())
+    for launch in launches:
+        used = gpu_targets.resources(launch, capability)
+        assert used.spilled_bytes == 0, f"{launch.name} spills {used}"
+        assert used.shared_bytes <= gpu_targets.SHARED_LIMIT_BYTES[capability], f"{launch.name} needs {used}"
