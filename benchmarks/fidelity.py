@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from localr1.bench.measure import machine, real_text
+from localr1.bench.machine import machine
+from localr1.bench.text import real_text
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.model import registry

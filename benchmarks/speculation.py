@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from localr1.bench.measure import machine
+from localr1.bench.machine import machine
 from localr1.events import AnswerText, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.session import Engine, load

@@ -128,13 +128,23 @@ class ConfigOptions:
 class BenchOptions:
     """`localr1 bench`."""
 
-    model: str | None = argument(None, "A model that was downloaded (see `localr1 models`).", "MODEL")
+    words: tuple[str, ...] = argument(
+        (), "A model that is here (see `localr1 models`); or diff A.json B.json.", "MODEL"
+    )
     shape: str | None = option(None, "Instead: random weights in the shape of this model, which need not be here.")
     layers: int | None = option(None, "Of a shape, only this many layers.", min=1)
     skew: float = option(
         0.5, "Of a shape, how uneven routes are: the r-th busiest expert as r^-skew.", min=0.0, max=5.0
     )
     prompt_tokens: int = option(512, "Prefill this many tokens of real text.", min=1)
-    decode_tokens: int = option(64, "Decode this many tokens.", min=1)
-    repeats: int = option(5, "Measure this many times and report the spread.", min=1)
-    json: Path | None = option(None, "Write the results to this file.")
+    decode_tokens: int = option(32, "Decode this many tokens.", min=1)
+    depths: str = option("0,1k,4k", "With this many tokens already in the context.")
+    repeats: int = option(5, "Measure this many times, in turn, and report the spread.", min=1)
+    compare: tuple[str, ...] = option((), "Two settings in turn, as KEY=A,B: speculate, kv, threads, vram, dtype ...")
+    claims: bool = option(False, "Measure the four ideas against their baselines.")
+    fidelity: bool = option(False, "How much the settings change what the model says.")
+    cold: bool = option(False, "Also load the model once with nothing of it in memory.")
+    json: Path | None = option(None, "Write all figures, every repeat included, to this file.")
+    markdown: bool = option(False, "Print the tables as Markdown.")
+    csv: bool = option(False, "Print the figures as CSV, one a line.")
+    plot: Path | None = option(None, "Draw speed by context into this file (.svg).")

@@ -6,7 +6,6 @@ measurement of the real model's answers. Memory: the store, its float32 parts an
 """
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,19 +232,24 @@ def draw_routes(experts: int, top_k: int, skew: float, seed: int, tokens: int = 
     return (log_weight_E - (-uniform_TE.log()).log()).topk(top_k, dim=-1).indices.contiguous()
 
 
-def load_shape(shape: Shape, options: EngineOptions, context: int) -> Progress[Engine]:
-    """Make a synthetic model that holds `context` tokens. OutOfMemoryError before any memory is taken."""
+def make_store(shape: Shape, options: EngineOptions, context: int) -> Progress[SyntheticStore]:
+    """Draw the weights of a model that is to hold `context` tokens. OutOfMemoryError before any memory is taken."""
     if options.dtype != "int8":
         raise UsageError("--shape makes 8-bit weights only", f"leave out --dtype {options.dtype}")
     check_memory(shape, context, psutil.virtual_memory().available)
-    torch.set_num_threads(set_threads(options.threads))
     store = SyntheticStore(shape.config)
     blocks = store.blocks()
-    with ThreadPoolExecutor(min(torch.get_num_threads(), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(set_threads(options.threads)) as pool:
         for done, _ in enumerate(pool.map(fill, blocks)):
             if done % 64 == 0:
                 yield LoadProgress("drawing random weights", done, len(blocks))
     store.fill_floats()
+    return store
+
+
+def open_shape(shape: Shape, store: SyntheticStore, options: EngineOptions, context: int) -> Progress[Engine]:
+    """A model of such weights, with nano's tokenizer and drawn routes."""
+    torch.set_num_threads(set_threads(options.threads))
     folder = Path(str(resources.files("localr1"))) / "nano"
     engine = assemble(shape.label, folder, shape.config, store, replace(options, context=context))
     _draw_all_routes(engine, shape)

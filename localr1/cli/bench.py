@@ -1,57 +1,116 @@
-"""`localr1 bench`: measure a model on this computer and print the figures."""
+"""`localr1 bench`: measure a model on this computer and print the figures; `bench diff` compares two records."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localr1.cli.start import STARTING, load
+from localr1.cli.start import STARTING
 from localr1.errors import DiskError, ExitStatus, NotFoundError, UsageError
 from localr1.events import Progress
 from localr1.options import BenchOptions, EngineOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
+from localr1.terminal.tables import show_table
 
 if TYPE_CHECKING:
-    from localr1.session import Engine
+    from localr1.bench.report import Report, Section
 
 
 def run(environment: Environment, options: BenchOptions, engine: EngineOptions) -> ExitStatus:
-    """Measure how fast a model runs here, and what it needs."""
-    from rich.table import Table
-
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise NotFoundError(f"there is no folder {options.json.absolute().parent}", "make it, or choose another file")
-
-    if options.shape is None and options.layers is not None:
-        raise UsageError("--layers belongs to --shape", "say which shape: --shape NAME")
-    if options.shape is not None and options.model is not None:
-        raise UsageError(f"either a model ({options.model}) or a shape ({options.shape})", "leave one of them out")
-    loaded = follow(environment, _load(options, engine))
-
-    from localr1.bench.measure import bench
-
-    report = follow(environment, bench(loaded, options))
-    table = Table.grid(padding=(0, 2))
-    for row in report.rows():
-        table.add_row(*row)
-    environment.console(environment.stdout).print(table)
+    """Measure how fast a model runs here and how near that is to what this machine could do."""
+    _check(options)
+    if options.words[:1] == ("diff",):
+        return _diff(environment, options.words[1:])
+    report = follow(environment, _measure(options, engine))
+    _print(environment, options, report)
     if options.json is not None:
-        _write(options.json, report.to_json() + "\n")
-        environment.status(f"Written: {options.json}", "dim")
+        _write(environment, options.json, report.to_json() + "\n")
+    if options.plot is not None:
+        _plot(environment, options.plot, report)
     return ExitStatus.OK
 
 
-def _load(options: BenchOptions, engine: EngineOptions) -> "Progress[Engine]":
-    if options.shape is None:
-        return (yield from load(options.model, engine))
+def _check(options: BenchOptions) -> None:
+    """Everything that can be refused before torch is imported."""
+    if options.words[:1] == ("diff",):
+        if len(options.words) != 3:
+            raise UsageError("diff compares two records", "localr1 bench diff A.json B.json")
+        return
+    if len(options.words) > 1:
+        raise UsageError(f"one model at a time, not {len(options.words)}", "see localr1 bench --help")
+    if options.shape is None and options.layers is not None:
+        raise UsageError("--layers belongs to --shape", "say which shape: --shape NAME")
+    if options.shape is not None and options.words:
+        raise UsageError(f"either a model ({options.words[0]}) or a shape ({options.shape})", "leave one of them out")
+    if options.markdown and options.csv:
+        raise UsageError("--markdown and --csv both write to stdout", "choose one")
+    if options.plot is not None and options.plot.suffix.lower() != ".svg":
+        raise UsageError(f"--plot {options.plot}: only .svg pictures can be drawn", "give a name that ends in .svg")
+    for path in (options.json, options.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise NotFoundError(f"there is no folder {path.absolute().parent}", "make it, or choose another file")
+
+
+def _measure(options: BenchOptions, engine: EngineOptions) -> "Progress[Report]":
     yield STARTING
-    from localr1.bench.synthetic import find_shape, load_shape
+    from localr1.bench import measure, subject, synthetic
 
-    context = engine.context or options.prompt_tokens + options.decode_tokens
-    return (yield from load_shape(find_shape(options.shape, options.layers, options.skew), engine, context))
+    measure.check(options, engine)
+    if options.shape is None:
+        opened = yield from subject.open_model(next(iter(options.words), None), engine)
+    else:
+        shape = synthetic.find_shape(options.shape, options.layers, options.skew)
+        opened = yield from subject.open_synthetic(shape, engine, engine.context or measure.needed_context(options))
+    return (yield from measure.bench(opened, options))
 
 
-def _write(path: Path, text: str) -> None:
+def _print(environment: Environment, options: BenchOptions, report: "Report") -> None:
+    from localr1.bench.output import describe_machine, to_csv, to_markdown
+
+    if options.markdown or options.csv:
+        environment.stdout.write(to_markdown(report) if options.markdown else to_csv(report))
+        return
+    _show(environment, report.sections)
+    environment.status(describe_machine(report), "dim")
+
+
+def _show(environment: Environment, sections: "Iterable[Section]") -> None:
+    for section in sections:
+        rows = [(row.label, *map(str, row.cells)) for row in section.rows]
+        show_table(environment, section.title, section.columns, rows, section.notes)
+
+
+def _diff(environment: Environment, names: tuple[str, ...]) -> ExitStatus:
+    from localr1.bench.difference import difference
+    from localr1.bench.report import parse_report
+
+    a, b = (parse_report(_read(Path(name)), name) for name in names)
+    _show(environment, [difference(a, b)])
+    return ExitStatus.OK
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file {path}", "write one with: localr1 bench MODEL --json FILE") from error
+    except OSError as error:
+        raise DiskError(f"cannot read {path}: {error.strerror}", "choose another file") from error
+
+
+def _plot(environment: Environment, path: Path, report: "Report") -> None:
+    from localr1.bench.plot import to_svg
+
+    try:
+        picture = to_svg(report)
+    except ValueError as error:
+        raise UsageError("there are no speeds by context to draw", "leave out --compare and --claims") from error
+    _write(environment, path, picture)
+
+
+def _write(environment: Environment, path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror}", "choose another file") from error
+    environment.status(f"Written: {path}", "dim")

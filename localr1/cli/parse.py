@@ -62,8 +62,6 @@ def _parameter(record: type, field: "dataclasses.Field[Any]") -> inspect.Paramet
         # An argument with an empty text as default has no useful default: it must be given.
         default = inspect.Parameter.empty if field.default == "" else field.default
         shown: Any = typer.Argument(help=field.metadata["help"], metavar=field.metadata["metavar"], show_default=False)
-        if annotation == tuple[str, ...]:
-            annotation, default = list[str], []
     else:
         default = field.default
         flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
@@ -73,6 +71,8 @@ def _parameter(record: type, field: "dataclasses.Field[Any]") -> inspect.Paramet
             rich_help_panel=_PANELS.get(record.__name__),
             **field.metadata["limits"],
         )
+    if annotation == tuple[str, ...]:
+        annotation, default = list[str], []
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, shown]
     )

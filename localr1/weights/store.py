@@ -129,6 +129,15 @@ class Store:
             if not name.endswith(".SCB")
         )
 
+    def byte_runs(self) -> list[Tensor]:
+        """The bytes of all tensors as int8, one run a file: to measure how fast they can be read."""
+        runs = []
+        for file in self._files:
+            start = min(info.start for info in file.tensors.values())
+            end = max(info.end for info in file.tensors.values())
+            runs.append(file.view(start, torch.int8, (end - start,)))
+        return runs
+
     def tensor(self, name: str) -> Tensor:
         """A tensor by its name. Raises CorruptError when the store lacks it."""
         file = self._file_of.get(name)

@@ -3,55 +3,155 @@
 import json
 
 import pytest
+import torch
 
-from localr1.bench.measure import BenchReport, Spread, bench, real_text
+from localr1.bench import measure, subject
+from localr1.bench.floor import operations
+from localr1.bench.parts import REST, Stopwatch, timed_twin
+from localr1.bench.report import Report, parse_report
+from localr1.bench.speed import parse_depths, visit
+from localr1.bench.subject import Subject
+from localr1.bench.synthetic import Shape
+from localr1.bench.text import real_text, text_tokens
 from localr1.errors import UsageError
+from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import BenchOptions, EngineOptions
-from localr1.session import Engine, load
+from tests import tiny
 from tests.bench.results import result_of
 
+OPTIONS = BenchOptions(prompt_tokens=24, decode_tokens=4, repeats=2, depths="0,40,9999")
+
 
 @pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALR1_HOME", str(tmp_path_factory.mktemp("home")))
-        return result_of(load("nano", EngineOptions(threads=1, dtype="int8")))
+        return result_of(subject.open_model("nano", EngineOptions(threads=1)))
 
 
 @pytest.fixture(scope="module")
-def report(nano: Engine) -> BenchReport:
-    return result_of(bench(nano, BenchOptions(prompt_tokens=40, decode_tokens=6, repeats=3)))
+def report(nano: Subject) -> Report:
+    return result_of(measure.bench(nano, OPTIONS))
 
 
-def test_bytes_are_the_stores_and_the_caches(nano: Engine, report: BenchReport) -> None:
-    assert report.weight_bytes == nano.weight_bytes < 12_000_000
-    assert 3.3 < 4 * report.parameters / report.weight_bytes < 4
-    latent = nano.config.cache_width
-    assert report.cache_bytes_per_token == 2 * latent * nano.config.num_layers
-    assert report.peak_rss_bytes > report.weight_bytes
+@pytest.fixture(scope="module")
+def synthetic() -> Subject:
+    raw = tiny.DEFAULTS["deepseek_v2"] | {"model_type": "deepseek_v2", "rope_theta": 1e4, "vocab_size": 1000}
+    shape = Shape("small", parse_config(raw), 3, skew=1.0)
+    return result_of(subject.open_synthetic(shape, EngineOptions(threads=1), context=400))
 
 
-def test_there_is_a_figure_for_every_repeat(report: BenchReport) -> None:
-    assert len(report.prefill_tokens_per_s.values) == len(report.decode_tokens_per_s.values) == 3
-    assert min(report.decode_tokens_per_s.values) > 0
-    assert (report.prompt_tokens, report.decode_tokens) == (40, 6)
+def test_bytes_are_the_stores_and_the_caches(nano, report):
+    model = report.section("model")
+    assert [model.rows[at].label for at in (1, 4)] == ["weights", "cache a token"]
+    assert model.figure("weights", "").median == nano.engine.weight_bytes < 12_000_000
+    assert (
+        model.figure("cache a token", "").median == 2 * nano.engine.config.cache_width * nano.engine.config.num_layers
+    )
+    assert model.figure("peak memory", "").median > nano.engine.weight_bytes
 
 
-def test_the_record_holds_the_machine_and_every_repeat(report: BenchReport) -> None:
-    record = json.loads(report.to_json())
-    assert record["machine"]["torch"] and record["machine"]["physical_cores"]
-    assert len(record["decode_tokens_per_s"]["values"]) == 3
-    assert {label for label, _ in report.rows()} >= {"weights", "cache", "peak memory"}
+def test_there_is_a_figure_for_every_repeat_and_depth_that_fits(report):
+    speed = report.section("speed")
+    assert [row.label for row in speed.rows] == ["0", "40"]
+    assert all(len(figure.values) == 2 and figure.low > 0 for _, _, figure in speed.figures())
+    assert any("9,999 do not fit" in note for note in speed.notes)
+    prefill, first = speed.figure("40", "prefill 24"), speed.figure("40", "first token after")
+    assert prefill.values == pytest.approx([24 / seconds for seconds in first.values])
 
 
-def test_a_context_too_short_for_it_is_refused(nano: Engine) -> None:
+def test_the_floor_counts_the_active_weights_and_the_cache(nano, report):
+    floor = report.section("floor")
+    read = {depth: floor.figure(depth, "read a token").median for depth in ("0", "40")}
+    assert read["40"] - read["0"] == 40 * nano.engine.new_cache().token_nbytes
+    experts = nano.engine.config.moe
+    inactive = (experts.num_experts - experts.top_k) * len(experts.layers) * nano.sizes.expert_bytes
+    assert read["0"] < nano.engine.weight_bytes - inactive
+    share = floor.figure("0", "decode / floor").median
+    speed, gb_per_s = report.section("speed").figure("0", "decode 4").median, floor.figure("0", "memory reads").median
+    assert share == pytest.approx(read["0"] * speed / (gb_per_s * 1e9), rel=0.5)
+
+
+def test_operations_are_two_a_weight_and_row():
+    raw = tiny.DEFAULTS["llama"] | {"model_type": "llama", "rope_theta": 1e4}
+    config = parse_config(raw)
+    specs = expected_tensors(config)
+    sizes = Subject(type("E", (), {"config": config}), None, None, 0).sizes
+    layer = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 48 * 32
+    attention = 3 * 4 * 16 * (5 * 10 + 15)
+    assert operations(config, specs, sizes, tokens=5, depth=10) == 2 * (3 * layer * 5 + attention + 96 * 32)
+
+
+def test_the_parts_add_up_to_the_step(report):
+    parts = report.section("parts")
+    labels = [row.label for row in parts.rows]
+    assert labels == ["attention", "router", "experts", "shared experts", "dense layers", "head", REST]
+    shares = [parts.figure(label, "share at 0").median for label in labels]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert all(share > 0 for share in shares)
+
+
+def test_a_timed_twin_says_the_same_and_leaves_the_model_alone(nano):
+    model, watch = nano.engine.model, Stopwatch()
+    before = list(model.layers)
+    twin = timed_twin(model, watch)
+    with torch.inference_mode():
+        ours = model.forward(torch.arange(9), nano.engine.new_cache())
+        theirs = twin.forward(torch.arange(9), nano.engine.new_cache())
+    assert torch.equal(ours, theirs)
+    assert model.layers == before and set(watch.seconds) >= {"attention", "router", "experts", "shared experts"}
+
+
+def test_a_stopwatch_counts_nested_parts_once():
+    watch = Stopwatch()
+    inner = watch.around("inner", lambda: sum(range(20_000)))
+    watch.around("outer", lambda: inner() + inner())()
+    assert watch.seconds["outer"] < watch.seconds["inner"]
+
+
+def test_a_depth_is_visited_again_with_the_same_rows(nano):
+    engine, tokens = nano.engine, nano.tokens(50)
+    cache = engine.new_cache()
+    result_of(subject.fill_cache(engine, cache, tokens[:40], False))
+    with torch.inference_mode():
+        visit(cache, tokens, 20)
+        first = engine.model.forward(torch.tensor(tokens[20:21]), cache)
+        visit(cache, tokens, 0)
+        visit(cache, tokens, 40)
+        visit(cache, tokens, 20)
+        again = engine.model.forward(torch.tensor(tokens[20:21]), cache)
+    assert torch.equal(first, again) and list(cache.tokens) == tokens[:20]
+
+
+def test_the_record_survives_json_and_says_what_it_depends_on(report):
+    again = parse_report(report.to_json(), "a.json")
+    assert again == parse_report(again.to_json(), "b.json") and again.sections == report.sections
+    assert json.loads(report.to_json())["machine"]["torch"]
+    assert again.settings["threads"] == 1 and again.settings["dtype"] == "int8" and not again.synthetic
+
+
+def test_a_synthetic_report_says_so_everywhere(synthetic):
+    report = result_of(measure.bench(synthetic, OPTIONS))
+    assert report.synthetic and "synthetic" in report.model
+    assert "synthetic" in report.section("model").notes[0]
+    assert any("random rows" in note for note in report.section("speed").notes)
+
+
+def test_a_context_too_short_for_it_is_refused(nano):
     with pytest.raises(UsageError, match="exceed the context of 2,048"):
-        result_of(bench(nano, BenchOptions(prompt_tokens=2000, decode_tokens=100)))
+        result_of(measure.bench(nano, BenchOptions(prompt_tokens=2000, decode_tokens=100)))
 
 
-def test_the_text_is_long_and_real() -> None:
+@pytest.mark.parametrize("text", ["", "1,,2", "-1", "1kk", "0x10", "9" * 12, "k"])
+def test_depths_that_are_no_numbers_are_refused(text):
+    with pytest.raises(UsageError, match="is no number of tokens"):
+        parse_depths(text)
+
+
+def test_depths_are_sorted_and_once():
+    assert parse_depths("4k, 0,1K,0") == (0, 1024, 4096)
+
+
+def test_the_text_is_long_and_real(nano):
     assert len(real_text()) > 300_000 and "expression" in real_text()
-
-
-def test_a_spread_shows_its_middle_and_its_ends() -> None:
-    assert str(Spread((3.0, 1.0, 10.0))) == "3.0  (1.0 to 10.0)"
+    assert len(text_tokens(nano.engine.tokenizer, 5000)) == 5000

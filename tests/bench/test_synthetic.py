@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from localr1.bench import synthetic
+from localr1.bench.subject import open_synthetic
 from localr1.bench.synthetic import DrawnRoutes, Shape, SyntheticStore, check_memory, draw_routes, find_shape
 from localr1.errors import NotFoundError, OutOfMemoryError, UsageError
 from localr1.model.registry import expected_tensors, parse_config
@@ -21,7 +22,7 @@ SMALL = tiny.DEFAULTS["deepseek_v3"] | {"model_type": "deepseek_v3", "rope_theta
 @pytest.fixture(scope="module")
 def engine():
     shape = Shape("small", parse_config(SMALL), 5, skew=1.0)
-    return result_of(synthetic.load_shape(shape, EngineOptions(threads=1), context=64))
+    return result_of(open_synthetic(shape, EngineOptions(threads=1), context=64)).engine
 
 
 def test_it_runs_and_says_that_it_is_synthetic(engine):
@@ -98,7 +99,7 @@ def test_unknown_shapes_and_too_many_layers_are_refused():
     with pytest.raises(UsageError, match="v2-lite has 27"):
         find_shape("v2-lite", 28, 0.5)
     with pytest.raises(UsageError, match="8-bit"):
-        result_of(synthetic.load_shape(find_shape("r1", 1, 0), EngineOptions(dtype="float32"), 64))
+        result_of(open_synthetic(find_shape("r1", 1, 0), EngineOptions(dtype="float32"), 64))
 
 
 def test_layers_are_left_out_from_the_end():

@@ -1,5 +1,4 @@
 import json
-import sys
 import types
 
 import pytest
@@ -71,36 +70,92 @@ def test_models_says_that_there_are_none(localr1_command, tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def bench(session, monkeypatch):
+def bench(monkeypatch):
     """A measurement that takes no time."""
-    module = types.ModuleType("localr1.bench.measure")
-    module.calls = []
+    from localr1.bench import measure, subject
+    from localr1.bench.report import Figure, Report, Row, Section
 
-    def measure(engine, options):
-        module.calls.append((engine.name, options))
+    calls = []
+    speed = Figure((20.9, 21.4, 21.8), "tokens/s", "more")
+    section = Section("speed", "Speed by context", ("context", "decode 32"), (Row("0", (speed,)),), ("a note",))
+
+    def open_model(name, options):
+        yield LoadProgress("opening")
+        return types.SimpleNamespace(name=name or "nano")
+
+    def run(opened, options):
+        calls.append((opened.name, options))
         yield LoadProgress("measuring", 1, 2)
-        return types.SimpleNamespace(
-            rows=lambda: [("decode, 64 tokens", "21.4  (20.9 to 21.8) tokens/s")], to_json=lambda: '{"decode": 21.4}'
-        )
+        return Report("nano", False, {"processor": "a processor", "memory_bytes": 8e9}, (section,), {"threads": 1})
 
-    module.bench = measure
-    monkeypatch.setitem(sys.modules, "localr1.bench.measure", module)
-    return module
+    monkeypatch.setattr(subject, "open_model", open_model)
+    monkeypatch.setattr(measure, "bench", run)
+    return calls
 
 
 def test_bench_prints_the_figures_and_writes_them(bench, localr1_command, tmp_path):
     file = tmp_path / "figures.json"
     outcome = localr1_command("bench", "--repeats", "2", "--json", str(file))
     assert outcome.status == 0
-    assert outcome.out.split() == ["decode,", "64", "tokens", "21.4", "(20.9", "to", "21.8)", "tokens/s"]
-    assert json.loads(file.read_text()) == {"decode": 21.4}
-    assert bench.calls == [("nano", BenchOptions(repeats=2, json=file))]
+    assert "Speed by context" in outcome.out and "a note" in outcome.out
+    assert "21.4 tokens/s (20.9 to 21.8)" in outcome.out
+    assert "a processor, 1 thread, 8 GB of RAM" in outcome.err
+    assert json.loads(file.read_text())["sections"][0]["rows"][0]["cells"][0]["values"] == [20.9, 21.4, 21.8]
+    assert bench == [("nano", BenchOptions(repeats=2, json=file))]
+
+
+def test_bench_prints_markdown_or_csv(bench, localr1_command):
+    assert "| 0 | 21.4 tokens/s (20.9 to 21.8) |" in localr1_command("bench", "--markdown").out.splitlines()
+    assert "nano,real,speed,0,decode 32,tokens/s,21.4," in localr1_command("bench", "--csv").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--layers", "3"], 2, "--layers belongs to --shape"),
+        (["nano", "--shape", "v2-lite"], 2, "either a model (nano) or a shape (v2-lite)"),
+        (["nano", "other"], 2, "one model at a time"),
+        (["--markdown", "--csv"], 2, "both write to stdout"),
+        (["--plot", "speed.png"], 2, "only .svg"),
+        (["--depths", "0,x"], 2, "'x' is no number of tokens"),
+        (["--compare", "speculate=off"], 2, "two different values"),
+        (["--compare", "speed=1,2"], 2, "no engine option 'speed'"),
+        (["--compare", "threads=0,2"], 2, "0 is out of range"),
+        (["--compare", "speculate=on,off"], 2, "'on' is not possible"),
+        (["--shape", "v4"], 3, "no shape called 'v4'"),
+        (["diff", "a.json"], 2, "diff compares two records"),
+        (["diff", "a.json", "b.json"], 3, "there is no file a.json"),
+    ],
+)
+def test_bench_refuses_what_makes_no_sense_before_it_measures(bench, localr1_command, arguments, status, words):
+    outcome = localr1_command("bench", *arguments)
+    assert outcome.status == status
+    assert words in outcome.err
+    assert bench == []
+
+
+def test_bench_diff_compares_two_records(bench, localr1_command, tmp_path):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    localr1_command("bench", "--json", str(a))
+    b.write_text(a.read_text().replace("21.4", "31.4").replace("20.9", "30.9").replace("21.8", "31.8"))
+    outcome = localr1_command("bench", "diff", str(a), str(b))
+    assert outcome.status == 0
+    (line,) = [line for line in outcome.out.splitlines() if "decode 32" in line]
+    assert "1.47x" in line and line.endswith("better")
+    b.write_text("{}")
+    assert localr1_command("bench", "diff", str(a), str(b)).status == 7
+
+
+def test_bench_draws_a_picture(bench, localr1_command, tmp_path):
+    file = tmp_path / "speed.svg"
+    assert localr1_command("bench", "--plot", str(file)).status == 0
+    assert file.read_text().startswith("<svg")
 
 
 def test_bench_measures_nothing_that_it_could_not_write(bench, localr1_command, tmp_path):
     outcome = localr1_command("bench", "--json", str(tmp_path / "no" / "such.json"))
     assert outcome.status == 3
-    assert bench.calls == []
+    assert bench == []
 
 
 def test_bench_says_when_the_file_cannot_be_written(bench, localr1_command, tmp_path):

@@ -1,0 +1,87 @@
+"""What the machine could do: how fast memory is read and matrices are multiplied, and how much of either a model needs.
+
+Owns the ceilings and the model's demands. Decode reads every active weight and the cache once a token, so its floor is
+bytes / bandwidth; prefill multiplies, so its floor is operations / the rate of a plain fp32 product. Both ceilings are
+sampled between the measurements that they judge, with the same threads, so a machine that slows down slows both.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from localr1.kernels import cpu
+from localr1.model.config import MlaConfig, ModelConfig
+from localr1.model.linear import TensorSpec
+from localr1.placement.shape import EXPERT, ModelShape
+
+SAMPLE_BYTES = 256 << 20
+"""Read at a time at most."""
+
+SAMPLE_S = 0.02
+"""A sample lasts at least this long."""
+
+
+class Ceilings:
+    """Samples of this machine's speed of reading a model's own bytes and of multiplying."""
+
+    def __init__(self, runs: Sequence[Tensor], active_bytes: int) -> None:
+        self._stretches = _endless(runs, min(active_bytes, SAMPLE_BYTES))
+        self._left, self._right = torch.randn(512, 2048), torch.randn(2048, 1024)
+        self.read_bytes_per_s()
+        self.operations_per_s()
+
+    def read_bytes_per_s(self) -> float:
+        """Read the next stretch of the weights and do nothing else."""
+        done, start_s = 0, time.perf_counter()
+        while time.perf_counter() - start_s < SAMPLE_S:
+            stretch = next(self._stretches)
+            cpu.read(stretch.numpy())
+            done += stretch.numel()
+        return done / (time.perf_counter() - start_s)
+
+    def operations_per_s(self) -> float:
+        """torch's float32 matrix product; a multiplication and an addition are two operations."""
+        done, start_s = 0, time.perf_counter()
+        while time.perf_counter() - start_s < SAMPLE_S:
+            torch.mm(self._left, self._right)
+            done += 2 * self._left.numel() * self._right.shape[1]
+        return done / (time.perf_counter() - start_s)
+
+
+def _endless(runs: Sequence[Tensor], size: int) -> Iterator[Tensor]:
+    """Stretches of at most `size` bytes, one after another over all runs, again and again."""
+    while True:
+        for run in runs:
+            for start in range(0, run.numel(), size):
+                yield run[start : start + size]
+
+
+def read_bytes(sizes: ModelShape, depth: int, token_cache_bytes: int) -> int:
+    """Bytes that one token of decoding must read at a context of `depth` tokens."""
+    return sizes.active_bytes + depth * token_cache_bytes
+
+
+def operations(config: ModelConfig, tensors: dict[str, TensorSpec], sizes: ModelShape, tokens: int, depth: int) -> int:
+    """Useful operations of running `tokens` tokens after `depth` others; the head is run for the last one only."""
+    matrices = sum(
+        math.prod(spec.shape) * (_share(config) if EXPERT.search(name) else 1)
+        for name, spec in tensors.items()
+        if len(spec.shape) == 2 and not name.startswith(("model.embed_tokens.", "lm_head."))
+    )
+    seen = tokens * depth + tokens * (tokens + 1) // 2
+    attention = config.num_layers * sizes.heads * sizes.score_width * seen
+    return int(2 * (matrices * tokens + attention + config.vocab * config.hidden))
+
+
+def _share(config: ModelConfig) -> float:
+    """The part of the routed experts that a token uses."""
+    return config.moe.top_k / config.moe.num_experts if config.moe else 0.0
+
+
+def expanded_values(config: ModelConfig, mla: MlaConfig) -> int:
+    """Numbers a token that a cache of keys and values of all heads would keep, over all layers."""
+    width = mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim
+    return config.num_layers * mla.num_heads * width

@@ -1,0 +1,83 @@
+"""Where the time of a forward goes, part by part.
+
+Owns a twin of a model whose parts are the model's own, each with a stopwatch around it; the model itself is not
+touched, so what is measured elsewhere is not disturbed. Invariant: the seconds of all parts are exclusive, so they and
+the rest (norms, residual sums and Python) add up to the whole.
+"""
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from localr1.model.decoder import Decoder, Layer
+from localr1.model.linear import ExpertBank, FeedForward
+from localr1.model.moe import MixtureOfExperts
+from localr1.model.registry import Model
+
+PARTS = ("attention", "router", "experts", "shared experts", "dense layers", "head")
+REST = "norms and Python"
+
+
+class Stopwatch:
+    """Seconds by part; a part that runs inside another is counted once."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner_s: list[float] = []
+
+    def around(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, timed as `part`."""
+
+        def timed(*arguments: Any) -> Any:
+            self._inner_s.append(0.0)
+            start_s = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                took_s = time.perf_counter() - start_s
+                self.seconds[part] += took_s - self._inner_s.pop()
+                if self._inner_s:
+                    self._inner_s[-1] += took_s
+
+        return timed
+
+
+class _TimedBank:
+    """An expert bank with a stopwatch; the shared experts that it may run have their own."""
+
+    def __init__(self, bank: ExpertBank, watch: Stopwatch) -> None:
+        self._run = watch.around("experts", bank.run)
+
+    def run(
+        self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None = None
+    ) -> Tensor:
+        out_TD: Tensor = self._run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        return out_TD
+
+
+def timed_twin(model: Model, watch: Stopwatch) -> Decoder:
+    """A decoder of the same parts, whose every forward adds to the stopwatch."""
+    assert isinstance(model, Decoder), "a model of another kind needs its own twin"
+    twin = copy.copy(model)
+    twin.layers = [_timed_layer(layer, watch) for layer in model.layers]
+    twin.head = watch.around("head", model.head)
+    return twin
+
+
+def _timed_layer(layer: Layer, watch: Stopwatch) -> Layer:
+    feed_forward = layer.feed_forward
+    if isinstance(feed_forward, MixtureOfExperts):
+        sparse = copy.copy(feed_forward)
+        sparse.router = watch.around("router", feed_forward.router)  # type: ignore[assignment]
+        sparse.experts = _TimedBank(feed_forward.experts, watch)
+        if feed_forward.shared is not None:
+            sparse.shared = watch.around("shared experts", feed_forward.shared)
+        feed_forward = sparse
+    else:
+        feed_forward = watch.around("dense layers", feed_forward)
+    return replace(layer, attention=watch.around("attention", layer.attention), feed_forward=feed_forward)

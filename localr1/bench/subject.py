@@ -1,0 +1,92 @@
+"""The model under measurement: loaded, or made of random weights, and loaded again with other options.
+
+Owns how a variant of the same model comes about. Invariant: all variants share the same weights in memory, so a
+comparison costs no second copy of them.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from localr1 import session
+from localr1.bench import synthetic
+from localr1.bench.synthetic import Shape, SyntheticStore
+from localr1.bench.text import text_tokens
+from localr1.decode.cache import RowCache
+from localr1.events import Progress
+from localr1.kernels.threads import set_threads
+from localr1.model.registry import expected_tensors
+from localr1.options import EngineOptions
+from localr1.placement.shape import ModelShape, shape_of
+from localr1.session import Engine
+from localr1.weights.store import Store
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured; `load_s` is how long it took to load, and `shape` is set for a synthetic one."""
+
+    engine: Engine
+    store: Store
+    shape: Shape | None
+    load_s: float
+
+    @property
+    def sizes(self) -> ModelShape:
+        """Bytes by part, of the main model."""
+        return shape_of(self.engine.config, expected_tensors(self.engine.config), mtp=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.shape.notes if self.shape else ()
+
+    def tokens(self, count: int) -> list[int]:
+        """Text to run on."""
+        return text_tokens(self.engine.tokenizer, count)
+
+    def variant(self, options: EngineOptions) -> Progress[Engine]:
+        """The same model under other options."""
+        if self.shape is None:
+            return (yield from session.load(self.engine.name, options))
+        assert isinstance(self.store, SyntheticStore)
+        return (yield from synthetic.open_shape(self.shape, self.store, options, self.engine.context_limit))
+
+    def use_threads(self, engine: Engine) -> None:
+        """From now on work with as many threads as this variant asks for."""
+        torch.set_num_threads(set_threads(engine.options.threads))
+
+
+def open_model(name: str | None, options: EngineOptions) -> Progress[Subject]:
+    """A model that was downloaded."""
+    start_s = time.perf_counter()
+    engine = yield from session.load(name, options)
+    return Subject(engine, Store(engine.folder), None, time.perf_counter() - start_s)
+
+
+def open_synthetic(shape: Shape, options: EngineOptions, context: int) -> Progress[Subject]:
+    """A shape with random weights, for `context` tokens. Raises as `synthetic.make_store` does."""
+    store = yield from synthetic.make_store(shape, options, context)
+    start_s = time.perf_counter()
+    engine = yield from synthetic.open_shape(shape, store, options, context)
+    return Subject(engine, store, shape, time.perf_counter() - start_s)
+
+
+def fill_cache(engine: Engine, cache: RowCache, tokens: Sequence[int], synthetic_rows: bool) -> Progress[None]:
+    """Put `tokens` into an empty cache: run them, or, where that would mean nothing, write random rows."""
+    if not synthetic_rows:
+        from localr1.decode.generate import prefill
+        from localr1.decode.speculate import Speculation
+        from localr1.events import PrefillProgress
+
+        for item in prefill(engine.model, cache, tokens, Speculation()):
+            if isinstance(item, PrefillProgress):
+                yield item
+        return
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, len(tokens), 512):
+        part = tokens[start : start + 512]
+        for layer in range(engine.config.cache_layers):
+            cache.append(layer, torch.randn(len(part), engine.config.cache_width, generator=generator))
+        cache.commit(part)
