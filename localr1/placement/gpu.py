@@ -1,0 +1,73 @@
+"""A model's parts on a GPU: int8 rows from a store, copied there once.
+
+Owns the device's `Ops` and `Weights` (see `model.linear`). Which kernels run is `kernels.gpu.choose`'s affair. The
+device may be the CPU, which runs the same code in torch operations: that is how it is tested without a GPU.
+"""
+
+import torch
+from torch import Tensor
+
+from localr1.kernels import gpu
+from localr1.kernels.gpu import Kernels
+from localr1.model.linear import Embedding, FeedForward, Linear, Position
+from localr1.weights.store import Store
+
+
+class GpuOps:
+    """`Ops` of a device with its kernels."""
+
+    def __init__(self, device: torch.device, kernels: Kernels | None = None) -> None:
+        self.device = device
+        self.kernels = kernels or gpu.choose(device)
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        return self.kernels.rms_norm(x, weight_D, eps)
+
+    def mla_attention(
+        self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float
+    ) -> Tensor:
+        return self.kernels.mla_attention(q_latent_THC, q_rope_THR, cache_SW, start, scale)
+
+    def gqa_attention(self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: Position, scale: float) -> Tensor:
+        return self.kernels.gqa_attention(q_THd, cache_SW, kv_heads, start, scale)
+
+
+class GpuWeights:
+    """Parts whose int8 rows lie on the device."""
+
+    def __init__(self, store: Store, ops: GpuOps) -> None:
+        self._store = store
+        self.ops = ops
+
+    def tensor(self, name: str) -> Tensor:
+        return self._store.tensor(name).to(self.ops.device, torch.float32)
+
+    def linear(self, prefix: str) -> Linear:
+        rows, kernel = self._store.int8_rows(prefix), self.ops.kernels.linear
+        weight, scb = rows.weight.to(self.ops.device), rows.scb.to(self.ops.device)
+        if prefix + ".bias" not in self._store:
+            return lambda x_TD: kernel(x_TD, weight, scb)
+        bias = self.tensor(prefix + ".bias")
+        return lambda x_TD: kernel(x_TD, weight, scb) + bias
+
+    def feed_forward(self, prefix: str) -> FeedForward:
+        """One expert that every token chooses."""
+        rows, device, kernel = self._store.feed_forwards([prefix]), self.ops.device, self.ops.kernels.routed_ffn
+        weight, scb = rows.weight.to(device), rows.scb.to(device)
+        slot = torch.zeros(1, dtype=torch.int32, device=device)
+
+        def apply(x_TD: Tensor) -> Tensor:
+            expert_T1 = torch.zeros(x_TD.shape[0], 1, dtype=torch.int64, device=device)
+            return kernel(x_TD, weight, scb, slot, expert_T1, torch.ones(x_TD.shape[0], 1, device=device))
+
+        return apply
+
+    def embedding(self, prefix: str) -> Embedding:
+        rows, device = self._store.int8_rows(prefix), self.ops.device
+        weight, scale = rows.weight.to(device), rows.scb.to(device) / 127.0
+
+        def apply(token_T: Tensor) -> Tensor:
+            token_T = token_T.to(device)
+            return weight[token_T].to(torch.float32) * scale[token_T][:, None]
+
+        return apply

@@ -1,0 +1,211 @@
+"""Routed experts on both processors at once: those in GPU memory there, the others on the CPU from RAM.
+
+Owns the hand-over of a layer. A step of few rows copies its rows and choices to page-locked RAM; while the device works
+on its own experts and the shared ones, which were launched by then, the host computes one weighted sum of the others,
+and one copy brings it back. The host waits for the device there and nowhere else, and not at all in a layer whose
+experts are all resident. Between forwards it tells the policy what was chosen and carries out its moves.
+
+Invariant: the lanes' experts are disjoint and together are the chosen ones, since both ask what `slots` says, which
+changes between forwards only. So results do not depend on residency beyond the kernels' rounding.
+
+What the host does within a step goes through `cut`, which by default calls it; whoever records a step to replay it puts
+his own in its place (see `placement.graphs`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from localr1.kernels.gpu import Kernels
+from localr1.model.linear import ExpertBank, FeedForward
+from localr1.placement.lanes import Lanes, Streamer
+from localr1.placement.policy import Policy
+from localr1.placement.slots import ExpertSlots
+
+FEW = 8
+"""Rows of a step that is handed over in page-locked buffers; more are a prefill chunk."""
+
+Observe = Callable[[int, NDArray[np.int64]], None]
+Cut = Callable[[Callable[[], None]], None]
+
+
+class GpuBank:
+    """The experts that have a slot; others add nothing. Alone it serves a model whose experts all have one."""
+
+    def __init__(self, slots: ExpertSlots, kernels: Kernels) -> None:
+        self.slots = slots
+        self._routed_ffn = kernels.routed_ffn
+
+    def run(
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+    ) -> Tensor:
+        slots = self.slots
+        slot_E = slots.table[slots.layer_row(layer)]
+        out_TD = self._routed_ffn(hidden_TD, slots.slab, slots.scb, slot_E, expert_TK, weight_TK)
+        return out_TD if beside is None else out_TD + beside(hidden_TD)
+
+
+class SplitBank:
+    """`slots` on the device, `cold` on the CPU, both at once; `policy` moves experts, `observe` is told all choices."""
+
+    def __init__(
+        self,
+        slots: ExpertSlots,
+        kernels: Kernels,
+        cold: ExpertBank,
+        policy: Policy | None = None,
+        observe: Observe | None = None,
+    ) -> None:
+        self.slots = slots
+        self.policy = policy
+        self.cut: Cut = call
+        self.lanes = Lanes()
+        self._gpu = GpuBank(slots, kernels)
+        self._cold = cold
+        self._observe = observe
+        self._streamer = Streamer(slots.cold, slots.device)
+        self._desk: Desk | None = None
+        self._chosen: dict[int, NDArray[np.int64]] = {}
+
+    def run(
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+    ) -> Tensor:
+        if layer == self.slots.cold.layers[0]:
+            self.cut(self.turn_over)
+        if len(hidden_TD) > FEW:
+            return self._many(layer, hidden_TD, expert_TK, weight_TK, beside)
+        return self._few(layer, hidden_TD, expert_TK, weight_TK, beside)
+
+    def turn_over(self) -> None:
+        """Between two forwards: tell what was chosen, let arrived experts in, start the policy's next moves."""
+        for layer, expert_TK in self._chosen.items():
+            if self._observe is not None:
+                self._observe(layer, expert_TK)
+            if self.policy is not None:
+                self.policy.observe(layer, expert_TK)
+        self._chosen = {}
+        if self.slots.moving:
+            self.slots.finish()
+        if self.policy is not None and not self.slots.moving:
+            moves = self.policy.step()
+            if moves:
+                self.slots.begin(moves)
+
+    def _few(
+        self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None
+    ) -> Tensor:
+        if self._desk is None:
+            self._desk = Desk(hidden_TD.shape[1], expert_TK.shape[1], self.slots.device)
+        desk, rows = self._desk, len(hidden_TD)
+        desk.put(hidden_TD, expert_TK, weight_TK)
+        self.cut(desk.mark)
+        out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        self.cut(partial(self._compute_cold, layer, rows))
+        return out_TD + desk.sum_TD[:rows].to(self.slots.device, non_blocking=True)
+
+    def _compute_cold(self, layer: int, rows: int) -> None:
+        """The CPU's sum of a layer handed over; where every expert is resident nobody waits."""
+        desk, row_of = self._desk, self.slots.row_of[self.slots.layer_row(layer)]
+        assert desk is not None
+        sum_TD = desk.sum_TD[:rows]
+        if not self._watched and bool((row_of >= 0).all()):
+            sum_TD.zero_()
+            return
+        desk.wait()
+        expert_TK = desk.expert_TK[:rows]
+        chosen_TK = expert_TK.numpy()
+        if self._watched:
+            self._chosen[layer] = chosen_TK.copy()
+        cold_TK = np.where(row_of[chosen_TK] < 0, chosen_TK, -1)
+        if cold_TK.max() < 0:
+            sum_TD.zero_()
+        else:
+            experts = torch.from_numpy(cold_TK)
+            sum_TD.copy_(self._cold.run(layer, desk.hidden_TD[:rows], experts, desk.weight_TK[:rows]))
+
+    @property
+    def _watched(self) -> bool:
+        return self.policy is not None or self._observe is not None
+
+    def _many(
+        self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None
+    ) -> Tensor:
+        """A prefill chunk: of the cold experts those of many tokens pass through the device, the CPU has the others."""
+        chosen_TK = expert_TK.cpu().numpy()  # the host waits here, before the device gets work to do meanwhile
+        ram_TD, ram_TK = hidden_TD.cpu(), weight_TK.cpu()
+        out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        if self._watched:
+            self._chosen[layer] = chosen_TK
+        row_of = self.slots.row_of[self.slots.layer_row(layer)]
+        cold_TK = np.where(row_of[chosen_TK] < 0, chosen_TK, -1)
+        tokens_E = np.bincount(cold_TK[cold_TK >= 0], minlength=len(row_of))
+        streamed = self.lanes.streamed(tokens_E)
+        passing = self._streamer.start(layer, streamed, hidden_TD, cold_TK, weight_TK) if len(streamed) else None
+        kept_TK = np.where(np.isin(cold_TK, streamed), -1, cold_TK)
+        pairs = int((kept_TK >= 0).sum())
+        if pairs:
+            with self.lanes.timing_cpu(pairs):
+                experts = torch.from_numpy(kept_TK)
+                sum_TD = self._cold.run(layer, ram_TD, experts, ram_TK)
+            out_TD += sum_TD.to(self.slots.device)
+        if passing is not None:
+            seconds, sum_TD = passing.result()
+            self.lanes.learn_stream(len(streamed), seconds)
+            out_TD += sum_TD
+            if sum_TD.is_cuda:
+                sum_TD.record_stream(torch.cuda.current_stream())  # it is of the streamer's stream
+        return out_TD
+
+
+class Desk:
+    """Page-locked rows over which the processors hand a layer: what came from the device, and the CPU's sum.
+
+    One set is enough: what is copied to it for the next layer comes, on the device, after what was read from it for
+    this one, and the host has read by then.
+    """
+
+    def __init__(self, hidden: int, top_k: int, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._event = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+        self.hidden_TD = self._buffer(hidden, torch.float32)
+        self.weight_TK = self._buffer(top_k, torch.float32)
+        self.expert_TK = self._buffer(top_k, torch.int64)
+        self.sum_TD = self._buffer(hidden, torch.float32)
+
+    def _buffer(self, width: int, dtype: torch.dtype) -> Tensor:
+        buffer = torch.zeros(FEW, width, dtype=dtype)
+        return buffer.pin_memory() if self._cuda else buffer
+
+    def put(self, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> None:
+        """Start to copy a layer's rows and choices here."""
+        for buffer, rows in ((self.hidden_TD, hidden_TD), (self.expert_TK, expert_TK), (self.weight_TK, weight_TK)):
+            buffer[: len(rows)].copy_(rows, non_blocking=True)
+
+    def mark(self) -> None:
+        """What was put is on its way from here on."""
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> None:
+        """Until what was put before the mark is here."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
+def call(host: Callable[[], None]) -> None:
+    """The `cut` of a step that is not recorded."""
+    host()
