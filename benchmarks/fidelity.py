@@ -9,17 +9,17 @@ The whole int8 path is measured: int8 weights, int8 embedding, quantized activat
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from localr1.bench.fidelity import Speaker, divergence
 from localr1.bench.machine import machine
-from localr1.bench.text import real_text
+from localr1.bench.text import text_tokens
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.model import registry
@@ -29,40 +29,6 @@ from localr1.placement.linear import FloatWeights, StoreWeights
 from localr1.session import convert
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.store import Origin, Store
-
-NEAR_TIE = 0.1
-"""Two tokens whose log-probabilities differ by less are as good as equal: a factor of 1.1."""
-
-
-@torch.inference_mode()
-def window_log_probs(model: Model, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Log-probabilities [T, V] of the next token after each token of a window that starts afresh."""
-    cache = RowCache(model.config.cache_layers, model.config.cache_width, len(tokens), dtype)
-    return torch.log_softmax(model.logits(model.forward(tokens, cache)), dim=-1)
-
-
-def compare(exact: Model, rounded: Model, tokens: Tensor, window: int) -> dict[str, float]:
-    divergence, same, margin, exact_loss, rounded_loss = [], [], [], [], []
-    for part in tokens.split(window):
-        p = window_log_probs(exact, part, torch.float32)
-        q = window_log_probs(rounded, part, torch.bfloat16)
-        divergence.append((p.exp() * (p - q)).sum(-1))
-        same.append(p.argmax(-1) == q.argmax(-1))
-        likeliest = p.topk(2, dim=-1).values
-        margin.append(likeliest[:, 0] - likeliest[:, 1])
-        exact_loss.append(-p[:-1].gather(-1, part[1:, None])[:, 0])
-        rounded_loss.append(-q[:-1].gather(-1, part[1:, None])[:, 0])
-    kl, agrees, margins = torch.cat(divergence), torch.cat(same), torch.cat(margin)
-    return {
-        "tokens": len(tokens),
-        "mean_kl": float(kl.mean()),
-        "max_kl": float(kl.max()),
-        "top1_agreement": float(agrees.float().mean()),
-        "top1_agreement_where_float32_is_sure": float(agrees[margins > NEAR_TIE].float().mean()),
-        "share_of_near_ties": float((margins <= NEAR_TIE).float().mean()),
-        "perplexity_float32": math.exp(float(torch.cat(exact_loss).mean())),
-        "perplexity_int8": math.exp(float(torch.cat(rounded_loss).mean())),
-    }
 
 
 @contextmanager
@@ -84,6 +50,12 @@ def open_both(source: Path, store: Store) -> tuple[Model, Model]:
     )
 
 
+def speaker(model: Model, dtype: torch.dtype, window: int) -> Speaker:
+    """A model with a cache for one window."""
+    config = model.config
+    return Speaker(model, lambda: RowCache(config.cache_layers, config.cache_width, window, dtype))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -91,11 +63,11 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    text = real_text()[: 12 * arguments.tokens]
-    tokens = torch.tensor(Tokenizer.open(arguments.checkpoint).encode_text(text)[: arguments.tokens])
+    tokens = text_tokens(Tokenizer.open(arguments.checkpoint), arguments.tokens)
     with temporary_store(arguments.checkpoint) as store:
         exact, rounded = open_both(arguments.checkpoint, store)
-        results = compare(exact, rounded, tokens, arguments.window)
+        speakers = (speaker(exact, torch.float32, arguments.window), speaker(rounded, torch.bfloat16, arguments.window))
+        results = asdict(divergence(*speakers, tokens, arguments.window))
         results["weight_bytes"] = store.nbytes
         results["times_smaller_than_float32"] = 4 * store.parameters / store.nbytes
     for name, value in results.items():

@@ -7,11 +7,14 @@ from dataclasses import asdict
 
 import torch
 
+from localr1.bench.claims import claims
 from localr1.bench.compare import compare, parse_comparison
+from localr1.bench.fidelity import fidelity
 from localr1.bench.machine import machine, peak_rss_bytes
 from localr1.bench.report import Figure, Report, Row, Section
 from localr1.bench.speed import SpeedBench, parse_depths
 from localr1.bench.subject import Subject
+from localr1.errors import UsageError
 from localr1.events import Progress
 from localr1.options import BenchOptions, EngineOptions
 
@@ -22,6 +25,8 @@ NOT_RECORDED = ("json", "plot", "markdown", "csv", "words")
 def check(options: BenchOptions, engine: EngineOptions) -> None:
     """Refuse what cannot be measured before anything is loaded. Raises UsageError."""
     parse_depths(options.depths)
+    if (options.claims or options.fidelity) and engine.dtype != "int8":
+        raise UsageError("--claims and --fidelity are of the 8-bit model", f"leave out --dtype {engine.dtype}")
     for text in options.compare:
         parse_comparison(text, engine)
 
@@ -31,6 +36,11 @@ def bench(subject: Subject, options: BenchOptions) -> Progress[Report]:
     sections: list[Section] = []
     for text in options.compare:
         section = yield from compare(subject, options, parse_comparison(text, subject.engine.options))
+        sections.append(section)
+    if options.claims:
+        sections += yield from claims(subject, options)
+    if options.fidelity:
+        section = yield from fidelity(subject, options)
         sections.append(section)
     if not sections:
         speed = SpeedBench(subject, options)

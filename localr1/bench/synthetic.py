@@ -202,8 +202,8 @@ class DrawnRoutes:
     """An expert bank that replaces the router's choice by drawn experts; the router's work is still done."""
 
     def __init__(self, bank: ExpertBank, routes_NK: Tensor) -> None:
-        self._bank = bank
-        self._routes_NK = routes_NK
+        self.bank = bank
+        self.routes_NK = routes_NK
         self._at = 0
 
     def run(
@@ -214,14 +214,14 @@ class DrawnRoutes:
         weight_TK: Tensor,
         beside: FeedForward | None = None,
     ) -> Tensor:
-        tokens, drawn = expert_TK.shape[0], self._routes_NK.shape[0]
+        tokens, drawn = expert_TK.shape[0], self.routes_NK.shape[0]
         if self._at + tokens > drawn:
             self._at = 0
-        route_TK = self._routes_NK[self._at : self._at + tokens]
+        route_TK = self.routes_NK[self._at : self._at + tokens]
         self._at += tokens
         if tokens > drawn:
-            route_TK = self._routes_NK[torch.arange(tokens) % drawn]
-        return self._bank.run(layer, hidden_TD, route_TK.to(expert_TK.device), weight_TK, beside)
+            route_TK = self.routes_NK[torch.arange(tokens) % drawn]
+        return self.bank.run(layer, hidden_TD, route_TK.to(expert_TK.device), weight_TK, beside)
 
 
 def draw_routes(experts: int, top_k: int, skew: float, seed: int, tokens: int = DRAWN_TOKENS) -> Tensor:
