@@ -20,10 +20,18 @@ class RowCache:
     `first_layer` is the number of its first layer: an MTP layer's cache holds that one layer alone.
     """
 
-    def __init__(self, layers: int, width: int, capacity: int, dtype: torch.dtype, first_layer: int = 0) -> None:
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        capacity: int,
+        dtype: torch.dtype,
+        first_layer: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.capacity = capacity
         self._first_layer = first_layer
-        self._rows_LSW = torch.empty(layers, capacity, width, dtype=dtype)
+        self._rows_LSW = torch.empty(layers, capacity, width, dtype=dtype, device=device)
         self._tokens: list[int] = []
 
     @property
@@ -56,6 +64,10 @@ class RowCache:
         layer_SW = self._rows_LSW[layer - self._first_layer]
         layer_SW[self.length : end] = row_TW
         return layer_SW[:end]
+
+    def layer_rows(self, layer: int) -> Tensor:
+        """All rows [capacity, W] that the layer has room for; those after the committed ones hold anything."""
+        return self._rows_LSW[layer - self._first_layer]
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Every layer now holds the rows of these further tokens."""

@@ -88,11 +88,8 @@ class ExpertSlots:
             self.scb[row].copy_(rows.scb)
             self.row_of[self._layer_row[expert[0]], expert[1]] = row
         self.table.copy_(torch.from_numpy(self.row_of))
-
-    @property
-    def holds_all(self) -> bool:
+        self.holds_all = bool((self.row_of >= 0).all())
         """Whether every expert of every layer is resident, and so will stay."""
-        return self.count == self.cold.total and bool((self.row_of >= 0).all())
 
     @property
     def resident(self) -> list[Expert]:

@@ -29,6 +29,7 @@ from localr1.placement.slots import ExpertSlots
 FEW = 8
 """Rows of a step that is handed over in page-locked buffers; more are a prefill chunk."""
 
+MakePolicy = Callable[[ExpertSlots], Policy]
 Observe = Callable[[int, NDArray[np.int64]], None]
 Cut = Callable[[Callable[[], None]], None]
 
@@ -55,18 +56,23 @@ class GpuBank:
 
 
 class SplitBank:
-    """`slots` on the device, `cold` on the CPU, both at once; `policy` moves experts, `observe` is told all choices."""
+    """`slots` on the device, `cold` on the CPU, both at once; a policy moves experts, `observe` is told all choices.
+
+    `make_policy` is asked again when the number of slots changes. With every expert resident the device works alone:
+    nothing is told and nothing moves.
+    """
 
     def __init__(
         self,
         slots: ExpertSlots,
         kernels: Kernels,
         cold: ExpertBank,
-        policy: Policy | None = None,
+        make_policy: MakePolicy | None = None,
         observe: Observe | None = None,
     ) -> None:
         self.slots = slots
-        self.policy = policy
+        self.policy = make_policy(slots) if make_policy else None
+        self._make_policy = make_policy
         self.cut: Cut = call
         self.lanes = Lanes()
         self._gpu = GpuBank(slots, kernels)
@@ -84,6 +90,8 @@ class SplitBank:
         weight_TK: Tensor,
         beside: FeedForward | None = None,
     ) -> Tensor:
+        if self.slots.holds_all:
+            return self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
         if layer == self.slots.cold.layers[0]:
             self.cut(self.turn_over)
         if len(hidden_TD) > FEW:
@@ -104,6 +112,12 @@ class SplitBank:
             moves = self.policy.step()
             if moves:
                 self.slots.begin(moves)
+
+    def shrink(self, count: int) -> None:
+        """Give GPU memory back: so many slots from now on."""
+        self.slots.shrink(count)
+        if self._make_policy is not None:
+            self.policy = self._make_policy(self.slots)
 
     def _few(
         self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None

@@ -85,7 +85,7 @@ def gqa(kernels: Kernels, device: str, T: int, H: int, G: int, d: int, start: in
 
 
 def cached(cache: np.ndarray, half: bool, held: bool, device: str) -> torch.Tensor:
-    behind = np.full((40 if held else 0, cache.shape[1]), 50.0, np.float32)
+    behind = np.full((40 if held else 0, cache.shape[1]), np.nan, np.float32)
     rows = torch.from_numpy(np.concatenate([cache, behind]))
     return rows.to(torch.bfloat16 if half else torch.float32).to(device)
 

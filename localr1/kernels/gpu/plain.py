@@ -37,7 +37,7 @@ class PlainKernels:
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
     ) -> Tensor:
-        row_SW = cache_SW.float()
+        row_SW = seen_rows(cache_SW, start, len(q_latent_THC))
         q_THW = torch.cat((q_latent_THC, q_rope_THR), dim=-1)
         score_THS = q_THW @ row_SW.T * scale
         return masked_softmax(score_THS, start) @ row_SW[:, : q_latent_THC.shape[2]]
@@ -46,11 +46,19 @@ class PlainKernels:
         self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: int | Tensor, scale: float
     ) -> Tensor:
         T, H, d = q_THd.shape
-        key_SGd, value_SGd = cache_SW.float().view(len(cache_SW), 2, kv_heads, d).unbind(1)
+        key_SGd, value_SGd = seen_rows(cache_SW, start, T).view(len(cache_SW), 2, kv_heads, d).unbind(1)
         q_TGhd = q_THd.view(T, kv_heads, H // kv_heads, d)
         score_TGhS = torch.einsum("tghd,sgd->tghs", q_TGhd, key_SGd) * scale
         share_THS = masked_softmax(score_TGhS.flatten(1, 2), start)
         return torch.einsum("tghs,sgd->tghd", share_THS.view_as(score_TGhS), value_SGd).reshape(T, H, d)
+
+
+def seen_rows(cache_SW: Tensor, start: int | Tensor, tokens: int) -> Tensor:
+    """The rows in float32; those that no token sees, which may hold anything, as zeros."""
+    if not isinstance(start, Tensor):
+        return cache_SW.float()
+    unseen_S = torch.arange(len(cache_SW), device=cache_SW.device) >= start + tokens
+    return cache_SW.float().masked_fill(unseen_S[:, None], 0.0)
 
 
 def masked_softmax(score_THS: Tensor, start: int | Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""Steps of few tokens on a GPU, recorded and replayed, so that the host launches graphs instead of kernels.
+
+Owns when a step is recorded and when a recording may be trusted: it is replayed once beside the eager step, and if it
+gives anything else recording is given up for good. A recording belongs to one cache and one number of tokens; where
+the step stands lies on the device.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from localr1.decode.cache import RowCache
+from localr1.model.decoder import Decoder
+from localr1.placement.split import SplitBank, call
+
+EAGER_STEPS = 2
+"""Steps of a number of tokens before they are recorded: their kernels are compiled by then."""
+TOLERANCE = 5e-3
+
+
+class Recording(Protocol):
+    """What records a step (see `placement.graphs.Tape`)."""
+
+    def record(self, run: Callable[[], Tensor]) -> Tensor:
+        """Record what `run` does; its result is rewritten by every replay."""
+        ...
+
+    def cut(self, host: Callable[[], None]) -> None:
+        """A host call at this point of the step."""
+        ...
+
+    def replay(self) -> None:
+        """Do all of it again."""
+        ...
+
+
+class HeldCache:
+    """A `Cache` whose length lies on the device: rows are written where it says, and all rows there are come back."""
+
+    def __init__(self, cache: RowCache, device: torch.device) -> None:
+        self._cache = cache
+        self.length = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def append(self, layer: int, row_TW: Tensor) -> Tensor:
+        rows_SW = self._cache.layer_rows(layer)
+        position_T = self.length + torch.arange(len(row_TW), device=row_TW.device)
+        return rows_SW.index_copy_(0, position_T, row_TW.to(rows_SW.dtype))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A recorded step: its inputs, its recording, its result."""
+
+    token_T: Tensor
+    cache: HeldCache
+    recording: Recording
+    hidden_TD: Tensor
+
+    def replay(self, token_T: Tensor, length: int) -> Tensor:
+        self.token_T.copy_(token_T)
+        self.cache.length.fill_(length)
+        self.recording.replay()
+        return self.hidden_TD.clone()
+
+
+class Replayer:
+    """Runs a decoder's steps; `record` makes a recording, `bank` tells it where the host takes part."""
+
+    def __init__(
+        self, decoder: Decoder, device: torch.device, bank: SplitBank | None, record: Callable[[], Recording]
+    ) -> None:
+        self._decoder = decoder
+        self._device = device
+        self._bank = bank
+        self._record = record
+        self._cache: RowCache | None = None
+        self._steps: dict[int, Step] = {}
+        self._seen: dict[int, int] = {}
+        self.given_up = ""
+        """Why nothing is recorded any more; empty while recordings may be used."""
+
+    def forward(self, token_T: Tensor, cache: RowCache) -> Tensor:
+        """As `Decoder.forward`."""
+        rows = len(token_T)
+        if cache is not self._cache:
+            self.forget()
+            self._cache = cache
+        step = self._steps.get(rows)
+        if step is not None:
+            return step.replay(token_T, cache.length)
+        hidden_TD = self._decoder.forward(token_T, cache)
+        self._seen[rows] = self._seen.get(rows, 0) + 1
+        if self._seen[rows] > EAGER_STEPS and not self.given_up:
+            self._try(token_T, cache, hidden_TD)
+        return hidden_TD
+
+    def forget(self) -> None:
+        """Drop all recordings and the memory they hold."""
+        self._steps, self._seen, self._cache = {}, {}, None
+
+    def _try(self, token_T: Tensor, cache: RowCache, wanted_TD: Tensor) -> None:
+        """Record this step; keep it if a replay gives what the eager step gave. Nothing is committed by either."""
+        self._decoder.rotary.rows(cache.capacity - 1, 1)  # the table does not grow in a recording
+        try:
+            step = self._recorded(token_T, cache)
+            difference = float((step.replay(token_T, cache.length) - wanted_TD).abs().max() / wanted_TD.abs().max())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.given_up = f"a step could not be recorded: {error}"
+            return
+        if difference < TOLERANCE:
+            self._steps[len(token_T)] = step
+        else:
+            self.given_up = f"a recorded step differed from the eager one by {difference:.2g} of its largest value"
+
+    def _recorded(self, token_T: Tensor, cache: RowCache) -> Step:
+        held, tokens_T, recording = HeldCache(cache, self._device), token_T.to(self._device).clone(), self._record()
+        held.length.fill_(cache.length)
+        if self._bank is not None:
+            self._bank.cut = recording.cut
+        try:
+            hidden_TD = recording.record(lambda: self._decoder.forward(tokens_T, held))
+        finally:
+            if self._bank is not None:
+                self._bank.cut = call
+        return Step(tokens_T, held, recording, hidden_TD)

@@ -1,0 +1,207 @@
+"""A model on a "GPU" that is the CPU: wiring, replayed steps, and what happens when memory runs out or a GPU fails.
+
+Recording is a stand-in that keeps the host's calls and runs the step again on the same inputs, as CUDA graphs would;
+real ones are in `test_cuda.py`.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from localr1.decode.cache import RowCache
+from localr1.decode.generate import forward, logits, step
+from localr1.errors import LocalR1Error, OutOfMemoryError
+from localr1.model import registry
+from localr1.model.decoder import Decoder
+from localr1.options import EngineOptions
+from localr1.placement.bank import CpuBank
+from localr1.placement.linear import StoreWeights
+from localr1.session import gpu
+from localr1.weights.store import Store
+from tests import tiny
+from tests.placement.test_cpu import stored
+
+CPU = torch.device("cpu")
+TOKENS = tiny.tokens(20).tolist()
+
+
+class Again:
+    """A recording that runs the step again instead of replaying graphs: host calls included, into the same result."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        type(self).made += 1
+
+    def record(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        self.run = run
+        self.result = run()
+        return self.result
+
+    def cut(self, host: Callable[[], None]) -> None:
+        host()
+
+    def replay(self) -> None:
+        self.result.copy_(self.run())
+
+
+class Wrong(Again):
+    """A recording that computes something else."""
+
+    def replay(self) -> None:
+        self.result.mul_(1.5)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return stored("deepseek_v3", tmp_path_factory.mktemp("gpu"))[1]
+
+
+@pytest.fixture(scope="module")
+def config(store: Store) -> registry.ModelConfig:
+    return tiny.make("deepseek_v3").config
+
+
+def all_experts(config: registry.ModelConfig) -> tuple[tuple[int, int], ...]:
+    assert config.moe is not None
+    return tuple((layer, expert) for expert in range(8) for layer in config.moe.layers)
+
+
+def on_device(config: registry.ModelConfig, store: Store, slots: int, record: object = Again) -> gpu.GpuModel:
+    placed = gpu.place(config, store, False, CPU, all_experts(config)[:slots])
+    decoder = registry.build(config, placed.weights, placed.bank)
+    assert isinstance(decoder, Decoder)
+    return gpu.GpuModel(decoder, placed, record)
+
+
+def cache_for(config: registry.ModelConfig) -> RowCache:
+    return RowCache(config.cache_layers, config.cache_width, 32, torch.float32)
+
+
+def run(model: registry.Model, config: registry.ModelConfig) -> torch.Tensor:
+    """Logits after a prompt, after single tokens, and after three at once."""
+    cache = cache_for(config)
+    parts = [logits(model, forward(model, cache, TOKENS[:10]))]
+    parts += [step(model, cache, token) for token in TOKENS[10:17]]
+    parts += [logits(model, forward(model, cache, TOKENS[17:20]))]
+    return torch.stack(parts)
+
+
+@pytest.fixture(scope="module")
+def wanted(config: registry.ModelConfig, store: Store) -> torch.Tensor:
+    assert config.moe is not None
+    bank = CpuBank(store, config.moe.layers, config.moe.num_experts)
+    return run(registry.build(config, StoreWeights(store), bank), config)
+
+
+@pytest.mark.parametrize("slots", [1, 5, 16])
+def test_replayed_steps_give_what_the_cpu_engine_gives(config, store, wanted, slots: int) -> None:
+    Again.made = 0
+    model = on_device(config, store, slots)
+    assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert Again.made == 1 and not model.notice, "single tokens were recorded once, after the first few"
+
+
+def test_a_recording_belongs_to_its_cache(config, store, wanted) -> None:
+    Again.made = 0
+    model = on_device(config, store, 5)
+    for _ in range(2):
+        assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert Again.made == 2
+
+
+def test_a_recording_that_differs_is_not_used(config, store, wanted) -> None:
+    model = on_device(config, store, 5, Wrong)
+    assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert "differed from the eager one" in model.notice
+
+
+def test_a_step_that_cannot_be_recorded_runs_eagerly(config, store, wanted) -> None:
+    class Broken(Again):
+        def record(self, run: object) -> torch.Tensor:
+            raise RuntimeError("no graphs here")
+
+    model = on_device(config, store, 5, Broken)
+    assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert "no graphs here" in model.notice
+
+
+def failing(model: gpu.GpuModel, errors: list[BaseException]) -> None:
+    """Its decoder's next forwards fail half-way."""
+    forward, left = model.decoder.forward, iter(errors)
+
+    def fail(token_T: torch.Tensor, cache: object) -> torch.Tensor:
+        hidden_TD = forward(token_T, cache)
+        for error in left:
+            raise error
+        return hidden_TD
+
+    model.decoder.forward = fail
+
+
+def test_memory_that_runs_out_makes_experts_leave_and_goes_on(config, store, wanted) -> None:
+    model = on_device(config, store, 12)
+    failing(model, [torch.OutOfMemoryError("full"), torch.OutOfMemoryError("full")])
+    assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert model.bank is not None and model.bank.slots.count == 6
+
+
+def test_memory_that_runs_out_without_experts_is_told(config, store) -> None:
+    model = on_device(config, store, 1)
+    failing(model, [torch.OutOfMemoryError("full")])
+    with pytest.raises(OutOfMemoryError, match="full") as caught:
+        run(model, config)
+    assert "--context" in caught.value.hint
+
+
+def test_too_many_slots_at_load_become_fewer(config, store, monkeypatch) -> None:
+    empty = torch.empty
+
+    def small(*shape: object, **options: object) -> torch.Tensor:
+        if options.get("dtype") is torch.int8 and shape[0] > 7:
+            raise torch.OutOfMemoryError("full")
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", small)
+    model = on_device(config, store, 16)
+    assert model.bank is not None and model.bank.slots.count == 6
+
+
+def test_a_failed_device_is_a_localr1_error(config, store) -> None:
+    model = on_device(config, store, 5)
+    failing(model, [RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")])
+    with pytest.raises(LocalR1Error, match=r"illegal memory access was encountered$") as caught:
+        run(model, config)
+    assert "--vram 0" in caught.value.hint
+
+
+def test_other_errors_are_not_called_the_gpus(config, store) -> None:
+    model = on_device(config, store, 5)
+    failing(model, [RuntimeError("a bug")])
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(model, config)
+
+
+def test_no_vram_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    assert gpu.usable_device(EngineOptions(vram="0")) is None
+    assert gpu.usable_device(EngineOptions()) is None, "too old"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert gpu.usable_device(EngineOptions()) == torch.device("cuda", 0)
+    assert gpu.usable_device(EngineOptions(dtype="float32")) is None
+
+
+def test_the_plan_leaves_other_programs_their_memory(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_bytes = 4 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_bytes, 8 << 30))
+    given = {
+        vram: gpu.plan_for(config, False, 512, EngineOptions(vram=vram, ram="8GiB"), None)
+        for vram in (None, "2GiB", "8GiB")
+    }
+    budgets = {vram: plan.budget.vram_bytes for vram, plan in given.items() if plan}
+    most = free_bytes - gpu.RESERVED_BYTES
+    assert budgets == {None: most, "2GiB": 2 << 30, "8GiB": most}
+    assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None) is None
