@@ -72,7 +72,11 @@ def overview(subject: Subject) -> Section:
         Row("less than float32", (Figure((4 * engine.parameters / engine.weight_bytes,), "x", "more"),)),
         Row("read a token", (Figure((float(sizes.active_bytes),), "B", "less"),)),
         Row("cache a token", (Figure((float(engine.new_cache().token_nbytes),), "B", "less"),)),
-        Row("load", (Figure((subject.load_s,), "s", "less"),)),
+        *(Row(f"load, {start.state}", (Figure((start.load_s,), "s", "less"),)) for start in subject.starts),
+        *(
+            Row(f"first token, {start.state}", (Figure((start.first_token_s,), "s", "less"),))
+            for start in subject.starts
+        ),
         Row("peak memory", (Figure((float(peak_rss_bytes()),), "B", "less"),)),
     ]
     return Section("model", f"{engine.name}, {engine.options.dtype}", ("", ""), tuple(rows), subject.notes)

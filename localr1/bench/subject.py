@@ -4,9 +4,12 @@ Owns how a variant of the same model comes about. Invariant: all variants share 
 comparison costs no second copy of them.
 """
 
+import gc
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -23,15 +26,27 @@ from localr1.placement.shape import ModelShape, shape_of
 from localr1.session import Engine
 from localr1.weights.store import Store
 
+FIRST_TOKENS = 16
+"""Run after loading, before the first answer could come."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How long a model took to load, and then to run its first few tokens; `state` says what was in memory before."""
+
+    state: str
+    load_s: float
+    first_token_s: float
+
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured; `load_s` is how long it took to load, and `shape` is set for a synthetic one."""
+    """A model to be measured; `shape` is set for a synthetic one."""
 
     engine: Engine
     store: Store
     shape: Shape | None
-    load_s: float
+    starts: tuple[Start, ...]
 
     @property
     def sizes(self) -> ModelShape:
@@ -58,19 +73,47 @@ class Subject:
         torch.set_num_threads(set_threads(engine.options.threads))
 
 
-def open_model(name: str | None, options: EngineOptions) -> Progress[Subject]:
-    """A model that was downloaded."""
+def open_model(name: str | None, options: EngineOptions, cold: bool = False) -> Progress[Subject]:
+    """A model that was downloaded; with `cold`, loaded first with none of it in memory, then again."""
+    engine, start = yield from _start("as found", session.load(name, options))
+    if not cold:
+        return Subject(engine, Store(engine.folder), None, (start,))
+    folder = engine.folder
+    del engine  # what is mapped stays in memory
+    gc.collect()
+    state = "cold" if forget_files(folder) else "as found"
+    engine, first = yield from _start(state, session.load(name, options))
+    del engine
+    engine, second = yield from _start("warm", session.load(name, options))
+    return Subject(engine, Store(engine.folder), None, (first, second))
+
+
+def _start(state: str, loading: Progress[Engine]) -> Progress[tuple[Engine, Start]]:
     start_s = time.perf_counter()
-    engine = yield from session.load(name, options)
-    return Subject(engine, Store(engine.folder), None, time.perf_counter() - start_s)
+    engine = yield from loading
+    loaded_s = time.perf_counter()
+    tokens = text_tokens(engine.tokenizer, FIRST_TOKENS)
+    yield from fill_cache(engine, engine.new_cache(), tokens, False)
+    return engine, Start(state, loaded_s - start_s, time.perf_counter() - loaded_s)
+
+
+def forget_files(folder: Path) -> bool:
+    """Drop what the system keeps of a folder's files in memory; False where it cannot be told to."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
 
 
 def open_synthetic(shape: Shape, options: EngineOptions, context: int) -> Progress[Subject]:
     """A shape with random weights, for `context` tokens. Raises as `synthetic.make_store` does."""
     store = yield from synthetic.make_store(shape, options, context)
-    start_s = time.perf_counter()
-    engine = yield from synthetic.open_shape(shape, store, options, context)
-    return Subject(engine, store, shape, time.perf_counter() - start_s)
+    engine, start = yield from _start("in memory", synthetic.open_shape(shape, store, options, context))
+    return Subject(engine, store, shape, (start,))
 
 
 def fill_cache(engine: Engine, cache: RowCache, tokens: Sequence[int], synthetic_rows: bool) -> Progress[None]:

@@ -42,6 +42,8 @@ def _check(options: BenchOptions) -> None:
         raise UsageError("--layers belongs to --shape", "say which shape: --shape NAME")
     if options.shape is not None and options.words:
         raise UsageError(f"either a model ({options.words[0]}) or a shape ({options.shape})", "leave one of them out")
+    if options.shape is not None and options.cold:
+        raise UsageError("--cold is of models on the disk; a shape is made in memory", "leave --cold out")
     if options.markdown and options.csv:
         raise UsageError("--markdown and --csv both write to stdout", "choose one")
     if options.plot is not None and options.plot.suffix.lower() != ".svg":
@@ -57,7 +59,7 @@ def _measure(options: BenchOptions, engine: EngineOptions) -> "Progress[Report]"
 
     measure.check(options, engine)
     if options.shape is None:
-        opened = yield from subject.open_model(next(iter(options.words), None), engine)
+        opened = yield from subject.open_model(next(iter(options.words), None), engine, options.cold)
     else:
         shape = synthetic.find_shape(options.shape, options.layers, options.skew)
         opened = yield from subject.open_synthetic(shape, engine, engine.context or measure.needed_context(options))

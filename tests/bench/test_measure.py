@@ -51,6 +51,21 @@ def test_bytes_are_the_stores_and_the_caches(nano, report):
     assert model.figure("peak memory", "").median > nano.engine.weight_bytes
 
 
+def test_a_cold_load_is_told_from_a_warm_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    forgotten = []
+    monkeypatch.setattr(subject, "forget_files", lambda folder: forgotten.append(folder) or True)
+    opened = result_of(subject.open_model("nano", EngineOptions(threads=1), cold=True))
+    assert [start.state for start in opened.starts] == ["cold", "warm"] and forgotten == [opened.engine.folder]
+    assert all(start.load_s > 0 and start.first_token_s > 0 for start in opened.starts)
+
+
+def test_forgetting_files_harms_none(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 10_000)
+    subject.forget_files(tmp_path)
+    assert (tmp_path / "file").read_bytes() == b"x" * 10_000
+
+
 def test_there_is_a_figure_for_every_repeat_and_depth_that_fits(report):
     speed = report.section("speed")
     assert [row.label for row in speed.rows] == ["0", "40"]
@@ -76,7 +91,7 @@ def test_operations_are_two_a_weight_and_row():
     raw = tiny.DEFAULTS["llama"] | {"model_type": "llama", "rope_theta": 1e4}
     config = parse_config(raw)
     specs = expected_tensors(config)
-    sizes = Subject(type("E", (), {"config": config}), None, None, 0).sizes
+    sizes = Subject(type("E", (), {"config": config}), None, None, ()).sizes
     layer = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 48 * 32
     attention = 3 * 4 * 16 * (5 * 10 + 15)
     assert operations(config, specs, sizes, tokens=5, depth=10) == 2 * (3 * layer * 5 + attention + 96 * 32)

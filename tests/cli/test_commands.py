@@ -79,7 +79,7 @@ def bench(monkeypatch):
     speed = Figure((20.9, 21.4, 21.8), "tokens/s", "more")
     section = Section("speed", "Speed by context", ("context", "decode 32"), (Row("0", (speed,)),), ("a note",))
 
-    def open_model(name, options):
+    def open_model(name, options, cold):
         yield LoadProgress("opening")
         return types.SimpleNamespace(name=name or "nano")
 
@@ -115,6 +115,7 @@ def test_bench_prints_markdown_or_csv(bench, localr1_command):
         (["--layers", "3"], 2, "--layers belongs to --shape"),
         (["nano", "--shape", "v2-lite"], 2, "either a model (nano) or a shape (v2-lite)"),
         (["nano", "other"], 2, "one model at a time"),
+        (["--shape", "v2-lite", "--cold"], 2, "made in memory"),
         (["--markdown", "--csv"], 2, "both write to stdout"),
         (["--plot", "speed.png"], 2, "only .svg"),
         (["--depths", "0,x"], 2, "'x' is no number of tokens"),
