@@ -134,7 +134,7 @@ class BenchOptions:
     shape: str | None = option(None, "Instead: random weights in the shape of this model, which need not be here.")
     layers: int | None = option(None, "Of a shape, only this many layers.", min=1)
     skew: float = option(
-        0.5, "Of a shape, how uneven routes are: the r-th busiest expert as r^-skew.", min=0.0, max=5.0
+        0.2, "Of a shape, how uneven routes are: the r-th expert's row of the router is r^-skew long.", min=0.0, max=2.0
     )
     prompt_tokens: int = option(512, "Prefill this many tokens of real text.", min=1)
     decode_tokens: int = option(32, "Decode this many tokens.", min=1)

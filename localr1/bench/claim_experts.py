@@ -63,8 +63,6 @@ def _cost(subject: Subject, options: BenchOptions, moe: MoeConfig) -> Progress[S
 
         return call
 
-    # Drawn routes would replace the choice that is measured here.
-    parts = {layer: _undrawn(part) for layer, part in parts.items()}
     active, every = yield from take_turns(
         "running a token's experts and all of them", (run(moe.top_k), run(moe.num_experts)), max(options.repeats, 5)
     )
@@ -78,16 +76,6 @@ def _cost(subject: Subject, options: BenchOptions, moe: MoeConfig) -> Progress[S
     note = "the routed feed-forwards of all layers at one row, from RAM, on this processor"
     columns = ("routed experts", "those chosen", "all: a dense layer of this size", "spared")
     return Section("claim experts cost", TITLE, columns, rows, (note,))
-
-
-def _undrawn(part: MixtureOfExperts) -> MixtureOfExperts:
-    from localr1.bench.synthetic import DrawnRoutes
-
-    if not isinstance(part.experts, DrawnRoutes):
-        return part
-    plain = copy.copy(part)
-    plain.experts = part.experts.bank
-    return plain
 
 
 def sparse_parts(subject: Subject) -> dict[int, MixtureOfExperts]:
@@ -113,14 +101,9 @@ class _RecordingBank:
 
 
 def record_routes(subject: Subject, tokens: int) -> Progress[Routes]:
-    """Run a text of `tokens` and note every layer's experts; of a synthetic model, the routes that were drawn."""
-    from localr1.bench.synthetic import DrawnRoutes
-
+    """Run a text of `tokens` and note every layer's experts."""
     model, parts = subject.engine.model, sparse_parts(subject)
     assert isinstance(model, Decoder)
-    drawn = {layer: part.experts for layer, part in parts.items() if isinstance(part.experts, DrawnRoutes)}
-    if drawn:
-        return {layer: bank.routes_NK.numpy() for layer, bank in drawn.items()}
     seen: dict[int, list[Tensor]] = {layer: [] for layer in parts}
     twin = copy.copy(model)
     twin.layers = list(model.layers)
@@ -158,7 +141,7 @@ def _hits(subject: Subject, routes: Routes, moe: MoeConfig) -> Section:
         cells = (_bytes(count * subject.sizes.expert_bytes), _percent(hottest), _percent(layers), "0 %", gain)
         rows.append(Row(f"{share:.0%} of the experts", (*cells, "not measured here")))
     tokens = min(len(chosen) for chosen in routes.values())
-    text = "drawn routes" if subject.shape is not None else "text"
+    text = "random tokens through random routers" if subject.shape is not None else "text"
     notes = (
         f"hits: the share of a token's expert reads that the GPU serves; learned on {tokens // 2:,} tokens of {text}, "
         f"counted on the next {tokens - tokens // 2:,}",

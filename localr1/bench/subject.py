@@ -58,7 +58,10 @@ class Subject:
         return self.shape.notes if self.shape else ()
 
     def tokens(self, count: int) -> list[int]:
-        """Text to run on."""
+        """Text to run on; of a synthetic model, tokens drawn from its whole vocabulary."""
+        if self.shape is not None:
+            generator = torch.Generator().manual_seed(0)
+            return torch.randint(self.shape.config.vocab, (count,), generator=generator).tolist()
         return text_tokens(self.engine.tokenizer, count)
 
     def variant(self, options: EngineOptions) -> Progress[Engine]:

@@ -1,13 +1,13 @@
 """A model of a catalog entry's shape with random 8-bit weights, to know its speed before downloading it.
 
-Owns the random store, which lies in memory in the very layout of a store on disk, and the drawing of routes. All
+Owns the random store, which lies in memory in the very layout of a store on disk. All
 weights are distinct, so memory is really read. What such a model says means nothing; nothing here may be called a
 measurement of the real model's answers. Memory: the store, its float32 parts and the cache, checked before it is taken.
 """
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -23,8 +23,7 @@ from localr1.events import LoadProgress, Progress
 from localr1.hub.shapes import NOT_VERIFIED, SHAPES
 from localr1.kernels.threads import set_threads
 from localr1.model.config import ModelConfig
-from localr1.model.linear import ExpertBank, FeedForward, TensorSpec
-from localr1.model.moe import MixtureOfExperts
+from localr1.model.linear import TensorSpec
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import EngineOptions
 from localr1.session.engine import Engine, assemble, compile_kernels
@@ -37,16 +36,13 @@ OVERHEAD_BYTES = 700_000_000
 BLOCK_BYTES = 4 << 20
 """Bytes drawn by one random stream; a thread's working memory."""
 
-SKEW = 0.5
-"""Default exponent of the routes' Zipf law: of 64 experts the busiest is then drawn about four times the average."""
-
-DRAWN_TOKENS = 4096
-"""Routes drawn a layer; used in turn."""
+SIMULATED_TOKENS = 4096
+"""Draws from which it is told how uneven the routes come out."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is to be made: a catalog name, its config (perhaps with fewer layers), and the exponent of its routes."""
+    """What is to be made: a catalog name, its config (perhaps with fewer layers), and how uneven its routes are."""
 
     name: str
     config: ModelConfig
@@ -65,7 +61,11 @@ class Shape:
         if self.config.num_layers < self.all_layers:
             notes.append(f"{self.config.num_layers} of {self.all_layers} layers, with the whole vocabulary")
         if self.config.moe is not None:
-            notes.append(f"routes are drawn, independently a token: the r-th busiest expert as r^-{self.skew:g}")
+            times = busiest(self.config.moe.num_experts, self.config.moe.top_k, self.skew)
+            notes.append(
+                f"routes are those of random routers, the r-th expert's row r^-{self.skew:g} long: "
+                f"the busiest expert is chosen about {times:.1f} times as often as the average"
+            )
         if self.name in NOT_VERIFIED:
             notes.append("parts of this shape are inferred, not read from its config")
         return tuple(notes)
@@ -151,7 +151,8 @@ class MemoryFile:
 class SyntheticStore(Store):
     """A store that was never on a disk. Its tensors are zeros until `fill` has run over all of `blocks`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, skew: float) -> None:
+        self._skew = skew
         files = layout(expected_tensors(config), lambda name: torch.bfloat16)
         memory = [MemoryFile(number, slots) for number, slots in enumerate(files.values())]
         self._hold(Path(), {"source": "synthetic"}, memory)
@@ -166,28 +167,53 @@ class SyntheticStore(Store):
         return found
 
     def fill_floats(self) -> None:
-        """Scales that make a matrix's outputs as large as its inputs, norms of one, small random rest."""
+        """Scales that make a matrix's outputs as large as its inputs, norms of one, skewed routers, small random rest.
+
+        Embeddings are as large as what the layers add, so that every token has a hidden state, and routes, of its own.
+        """
         generator = torch.Generator().manual_seed(0)
         for file in self._memory_files():
             for name, info in file.tensors.items():
-                if info.dtype != torch.int8:
-                    columns = self.tensor(name.removesuffix("SCB") + "weight").shape[-1] if name.endswith("SCB") else 0
-                    _fill_float(name, file.tensor(name), columns, generator)
+                if name.endswith("embed_tokens.SCB"):
+                    _fill_scales(file.tensor(name), 1, generator)
+                elif name.endswith("SCB"):
+                    _fill_scales(file.tensor(name), file.tensors[name[:-3] + "weight"].shape[-1], generator)
+                elif info.dtype != torch.int8:
+                    _fill_float(name, file.tensor(name), self._skew, generator)
 
     def _memory_files(self) -> Iterable[MemoryFile]:
         return (file for file in self._files if isinstance(file, MemoryFile))
 
 
-def _fill_float(name: str, tensor: Tensor, columns: int, generator: torch.Generator) -> None:
-    if columns:
-        # Uniform int8 has a deviation of 73.6; rows differ a little, as real ones do.
-        tensor.copy_((0.8 + 0.4 * torch.rand(tensor.shape, generator=generator)) * (127 / 73.6) / columns**0.5)
-    elif "norm" in name:
+def _fill_scales(scb: Tensor, columns: int, generator: torch.Generator) -> None:
+    """Uniform int8 has a deviation of 73.6; rows differ a little, as real ones do."""
+    scb.copy_((0.8 + 0.4 * torch.rand(scb.shape, generator=generator)) * (127 / 73.6) / columns**0.5)
+
+
+def _fill_float(name: str, tensor: Tensor, skew: float, generator: torch.Generator) -> None:
+    if "norm" in name:
         tensor.fill_(1.0)
+    elif name.endswith("mlp.gate.weight"):
+        rank_E = 1 + torch.randperm(tensor.shape[0], generator=generator)
+        rows = torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5
+        tensor.copy_(rows * router_lengths(rank_E, skew)[:, None])
     elif name.endswith("weight"):
         tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5)
     else:
         tensor.zero_()
+
+
+def router_lengths(rank_E: Tensor, skew: float) -> Tensor:
+    """How long the router's row of the expert of each rank is: a longer row's scores vary more and win more often."""
+    return rank_E.float() ** -skew
+
+
+def busiest(experts: int, top_k: int, skew: float) -> float:
+    """How often the expert of rank 1 is chosen, over the average, when scores vary as `router_lengths` says."""
+    generator = torch.Generator().manual_seed(0)
+    score_TE = torch.randn(SIMULATED_TOKENS, experts, generator=generator)
+    chosen_TK = (score_TE * router_lengths(torch.arange(1, experts + 1), skew)).topk(top_k, dim=-1).indices
+    return float((chosen_TK == 0).sum()) / (SIMULATED_TOKENS * top_k / experts)
 
 
 def fill(block: tuple[MemoryFile, int, int]) -> None:
@@ -198,46 +224,12 @@ def fill(block: tuple[MemoryFile, int, int]) -> None:
     np.maximum(words.view(np.int8)[: end - start], -127, out=file.bytes_N[start:end])
 
 
-class DrawnRoutes:
-    """An expert bank that replaces the router's choice by drawn experts; the router's work is still done."""
-
-    def __init__(self, bank: ExpertBank, routes_NK: Tensor) -> None:
-        self.bank = bank
-        self.routes_NK = routes_NK
-        self._at = 0
-
-    def run(
-        self,
-        layer: int,
-        hidden_TD: Tensor,
-        expert_TK: Tensor,
-        weight_TK: Tensor,
-        beside: FeedForward | None = None,
-    ) -> Tensor:
-        tokens, drawn = expert_TK.shape[0], self.routes_NK.shape[0]
-        if self._at + tokens > drawn:
-            self._at = 0
-        route_TK = self.routes_NK[self._at : self._at + tokens]
-        self._at += tokens
-        if tokens > drawn:
-            route_TK = self.routes_NK[torch.arange(tokens) % drawn]
-        return self.bank.run(layer, hidden_TD, route_TK.to(expert_TK.device), weight_TK, beside)
-
-
-def draw_routes(experts: int, top_k: int, skew: float, seed: int, tokens: int = DRAWN_TOKENS) -> Tensor:
-    """[tokens, top_k] different experts a token; the r-th busiest is drawn in proportion to r^-skew (Gumbel top-k)."""
-    generator = torch.Generator().manual_seed(seed)
-    log_weight_E = -skew * torch.arange(1, experts + 1).log()[torch.randperm(experts, generator=generator)]
-    uniform_TE = torch.rand(tokens, experts, generator=generator).clamp_min(1e-20)
-    return (log_weight_E - (-uniform_TE.log()).log()).topk(top_k, dim=-1).indices.contiguous()
-
-
 def make_store(shape: Shape, options: EngineOptions, context: int) -> Progress[SyntheticStore]:
     """Draw the weights of a model that is to hold `context` tokens. OutOfMemoryError before any memory is taken."""
     if options.dtype != "int8":
         raise UsageError("--shape makes 8-bit weights only", f"leave out --dtype {options.dtype}")
     check_memory(shape, context, psutil.virtual_memory().available)
-    store = SyntheticStore(shape.config)
+    store = SyntheticStore(shape.config, shape.skew)
     blocks = store.blocks()
     with ThreadPoolExecutor(set_threads(options.threads)) as pool:
         for done, _ in enumerate(pool.map(fill, blocks)):
@@ -248,24 +240,9 @@ def make_store(shape: Shape, options: EngineOptions, context: int) -> Progress[S
 
 
 def open_shape(shape: Shape, store: SyntheticStore, options: EngineOptions, context: int) -> Progress[Engine]:
-    """A model of such weights, with nano's tokenizer and drawn routes."""
+    """A model of such weights, with nano's tokenizer."""
     torch.set_num_threads(set_threads(options.threads))
     folder = Path(str(resources.files("localr1"))) / "nano"
     engine = assemble(shape.label, folder, shape.config, store, replace(options, context=context))
-    _draw_all_routes(engine, shape)
     yield from compile_kernels(engine)
     return engine
-
-
-def _draw_all_routes(engine: Engine, shape: Shape) -> None:
-    for layer, part in sparse_layers(engine).items():
-        assert shape.config.moe is not None
-        routes = draw_routes(shape.config.moe.num_experts, shape.config.moe.top_k, shape.skew, seed=layer)
-        part.experts = DrawnRoutes(part.experts, routes)
-
-
-def sparse_layers(engine: Engine) -> Mapping[int, MixtureOfExperts]:
-    """The mixtures of experts of a loaded model, by layer."""
-    layers: Sequence[object] = getattr(engine.model, "layers", ())
-    parts = (getattr(layer, "feed_forward", None) for layer in layers)
-    return {number: part for number, part in enumerate(parts) if isinstance(part, MixtureOfExperts)}

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from localr1.bench import synthetic
+from localr1.bench.claim_experts import record_routes
 from localr1.bench.subject import open_synthetic
-from localr1.bench.synthetic import DrawnRoutes, Shape, SyntheticStore, check_memory, draw_routes, find_shape
+from localr1.bench.synthetic import Shape, SyntheticStore, busiest, check_memory, find_shape
 from localr1.errors import NotFoundError, OutOfMemoryError, UsageError
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import EngineOptions
@@ -42,7 +43,7 @@ def test_its_bytes_and_parameters_are_the_shapes(engine):
 
 def test_every_weight_is_drawn_anew(monkeypatch):
     monkeypatch.setattr(synthetic, "BLOCK_BYTES", 512)
-    store = SyntheticStore(parse_config(SMALL))
+    store = SyntheticStore(parse_config(SMALL), 0.2)
     for block in store.blocks():
         synthetic.fill(block)
     rows = torch.cat([store.feed_forwards(expert_prefixes(layer, 8)).weight for layer in (1, 2)])
@@ -50,33 +51,20 @@ def test_every_weight_is_drawn_anew(monkeypatch):
     assert abs(float(rows.float().mean())) < 3
     pieces = rows.reshape(-1, 64).numpy()
     assert len(np.unique(pieces, axis=0)) == len(pieces)
-    again = SyntheticStore(parse_config(SMALL))
+    again = SyntheticStore(parse_config(SMALL), 0.2)
     for block in reversed(again.blocks()):
         synthetic.fill(block)
     assert torch.equal(again.int8_rows("lm_head").weight, store.int8_rows("lm_head").weight)
 
 
-def test_routes_are_different_experts_with_the_skew_asked_for():
-    routes_NK = draw_routes(64, 6, 1.0, seed=1, tokens=4000)
-    assert all(len(set(row)) == 6 for row in routes_NK.tolist())
-    counts = torch.bincount(routes_NK.flatten(), minlength=64).sort(descending=True).values
-    assert counts[0] > 8 * counts[32]
-    flat = torch.bincount(draw_routes(64, 6, 0.0, seed=1, tokens=4000).flatten(), minlength=64)
-    assert flat.max() < 1.3 * flat.min()
-
-
-def test_the_bank_gets_the_drawn_routes_in_turn():
-    seen = []
-
-    class Bank:
-        def run(self, layer, hidden_TD, expert_TK, weight_TK, beside):
-            seen.append(expert_TK.tolist())
-            return hidden_TD
-
-    routes = DrawnRoutes(Bank(), torch.tensor([[0], [1], [2]]))
-    for tokens in (2, 1, 1, 5):
-        routes.run(0, torch.zeros(tokens, 4), torch.zeros(tokens, 1, dtype=torch.int64), torch.zeros(tokens, 1))
-    assert seen == [[[0], [1]], [[2]], [[0]], [[0], [1], [2], [0], [1]]]
+def test_routes_are_as_uneven_as_was_said():
+    config = parse_config(SMALL | {"n_routed_experts": 32, "n_group": 1, "topk_group": 1})
+    opened = result_of(open_synthetic(Shape("small", config, 3, 0.4), EngineOptions(threads=1), context=1200))
+    routes = result_of(record_routes(opened, 1000))
+    for chosen in routes.values():
+        counts = np.bincount(chosen.reshape(-1), minlength=32)
+        assert counts.max() / counts.mean() == pytest.approx(busiest(32, 3, 0.4), rel=0.4)
+    assert busiest(32, 3, 0.0) == pytest.approx(1, abs=0.15) and busiest(32, 3, 1.0) > busiest(32, 3, 0.4) > 2
 
 
 def test_too_little_memory_is_refused_with_the_layers_that_fit():
@@ -106,4 +94,4 @@ def test_layers_are_left_out_from_the_end():
     shape = find_shape("r1", 4, 0.0)
     assert shape.config.moe is not None and shape.config.moe.layers == (3,)
     assert shape.notes[1].startswith("4 of 61 layers")
-    assert replace(shape, skew=0.7).notes[2].endswith("r^-0.7")
+    assert "r^-0.7 long" in replace(shape, skew=0.7).notes[2]
