@@ -112,7 +112,7 @@ StopReason = Literal["end", "max_tokens", "context", "interrupted"]
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """The last event of a turn."""
+    """The last event of a turn. `context_limit_tokens` 0: it was stopped before this could be said."""
 
     reason: StopReason
     prompt_tokens: int

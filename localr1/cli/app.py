@@ -28,6 +28,7 @@ from localr1.options import (
     TerminalOptions,
     VerifyOptions,
 )
+from localr1.terminal.background import is_anything_left_behind
 from localr1.terminal.environment import Environment
 
 _NARROW = 60
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None, environment: Environment | None
     except BrokenPipeError:
         _discard_stdout()
         status = ExitStatus.ERROR
+    if is_anything_left_behind():
+        invocation.environment.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

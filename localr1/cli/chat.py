@@ -19,6 +19,7 @@ from localr1.events import TurnEnd
 from localr1.hub.cache import home, stores
 from localr1.hub.catalog import CATALOG, resolve
 from localr1.options import ChatOptions, ConversationOptions, EngineOptions, SamplingOptions, TerminalOptions
+from localr1.terminal.background import Background, BackgroundConversation
 from localr1.terminal.environment import Environment
 from localr1.terminal.keyboard import unechoed
 from localr1.terminal.progress import follow, open_display
@@ -69,9 +70,10 @@ def run(
         model = model or resumed.model or None
         options = replace(options, system=resumed.system if options.system is None else options.system)
 
+    background = Background()
     with unechoed(environment.stdin):
-        loaded = follow(environment, load(model, engine))
-    conversation = loaded.converse(sampling, options)
+        loaded = follow(environment, background.run(load(model, engine)))
+    conversation = _converse(background, loaded, sampling, options)
     recorder = None
     if terminal.save and (resumed is not None or not question):
         recorder = Recorder(folder, loaded.name, options.system, resumed)
@@ -82,7 +84,7 @@ def run(
         end = answer(environment, conversation, talk.ask(question), terminal)
         talk.close()
         return _status(end)
-    host = _host(environment, loaded, engine, folder)
+    host = _host(environment, background, loaded, engine, folder)
     if not terminal.save:
         host.history_file = None
     Repl(environment, talk, Settings(sampling, options, terminal), host).run()
@@ -93,14 +95,23 @@ def _status(end: TurnEnd | None) -> ExitStatus:
     return ExitStatus.INTERRUPTED if end is not None and end.reason == "interrupted" else ExitStatus.OK
 
 
-def _host(environment: Environment, loaded: "Engine", engine: EngineOptions, folder: Path) -> "Host":
+def _converse(
+    background: Background, engine: "Engine", sampling: SamplingOptions, options: ConversationOptions
+) -> Conversation:
+    conversation = background.call(lambda: engine.converse(sampling, options))
+    return BackgroundConversation(conversation, background)
+
+
+def _host(
+    environment: Environment, background: Background, loaded: "Engine", engine: EngineOptions, folder: Path
+) -> "Host":
     from localr1.terminal.repl import Host
 
     def open_model(name: str, settings: "Settings") -> tuple[str, Conversation]:
         resolve(name)
         with unechoed(environment.stdin):
-            other = follow(environment, load(name, engine))
-        return other.name, other.converse(settings.sampling, settings.conversation)
+            other = follow(environment, background.run(load(name, engine)))
+        return other.name, _converse(background, other, settings.sampling, settings.conversation)
 
     def models() -> list[str]:
         built_in = [name for name, entry in CATALOG.items() if entry.repo_id is None]

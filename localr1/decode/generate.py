@@ -39,10 +39,35 @@ class Finished:
     counts: Counts
 
 
+class Stopped(Exception):
+    """A forward was given up between two layers; the cache is as it was."""
+
+
+class _Watched:
+    """The cache as a model sees it that may be stopped between its layers."""
+
+    def __init__(self, cache: RowCache, should_stop: Callable[[], bool]) -> None:
+        self._cache, self._should_stop = cache, should_stop
+
+    @property
+    def length(self) -> int:
+        return self._cache.length
+
+    def append(self, layer: int, row_TW: Tensor) -> Tensor:
+        if self._should_stop():
+            raise Stopped
+        return self._cache.append(layer, row_TW)
+
+
+def never() -> bool:
+    """For whoever cannot be stopped."""
+    return False
+
+
 @torch.inference_mode()
-def forward(model: Model, cache: RowCache, tokens: Sequence[int]) -> Tensor:
-    """Run tokens and commit them; their hidden states [T, D]."""
-    hidden_TD = model.forward(torch.tensor(tokens), cache)
+def forward(model: Model, cache: RowCache, tokens: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
+    """Run tokens and commit them; their hidden states [T, D]. Stopped when told to, with nothing committed."""
+    hidden_TD = model.forward(torch.tensor(tokens), _Watched(cache, should_stop))
     cache.commit(tokens)
     return hidden_TD
 
@@ -58,7 +83,7 @@ def prefill(
     cache: RowCache,
     prompt: Sequence[int],
     speculation: Speculation,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = never,
 ) -> Iterator[PrefillProgress | Tensor]:
     """Run what the cache lacks of `prompt`, in chunks; the last item is the logits [V] after it, unless stopped."""
     total = len(prompt) - cache.length
@@ -68,7 +93,10 @@ def prefill(
         if should_stop():
             return
         chunk = prompt[cache.length : cache.length + PREFILL_CHUNK_TOKENS]
-        hidden_TD = forward(model, cache, chunk)
+        try:
+            hidden_TD = forward(model, cache, chunk, should_stop)
+        except Stopped:
+            return
         speculation.observe(chunk, hidden_TD)
         done += len(chunk)
         yield PrefillProgress(done, total)
@@ -82,9 +110,11 @@ def step(model: Model, cache: RowCache, token: int) -> Tensor:
 
 
 @torch.inference_mode()
-def verify(model: Model, cache: RowCache, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+def verify(
+    model: Model, cache: RowCache, tokens: Sequence[int], should_stop: Callable[[], bool]
+) -> tuple[Tensor, Tensor]:
     """Hidden states [T, D] and logits [T, V] of tokens that are not committed yet."""
-    hidden_TD = model.forward(torch.tensor(tokens), cache)
+    hidden_TD = model.forward(torch.tensor(tokens), _Watched(cache, should_stop))
     return hidden_TD, model.logits(hidden_TD)
 
 
@@ -95,6 +125,7 @@ def decode(
     logits_V: Tensor,
     remaining_tokens: int,
     speculation: Speculation,
+    should_stop: Callable[[], bool] = never,
 ) -> Iterator[int]:
     """The tokens after `logits_V`, up to `remaining_tokens`; each is committed when the next one is asked for.
 
@@ -112,7 +143,7 @@ def decode(
         guesses = speculation.guess(token, remaining_tokens - 1)
         drafted_s = time.perf_counter()
         tokens = [token, *guesses]
-        hidden_TD, logits_TV = verify(model, cache, tokens)
+        hidden_TD, logits_TV = verify(model, cache, tokens, should_stop)
         verified_s = time.perf_counter()
         accepted = 0
         for row, guess in enumerate([*guesses, None]):
@@ -136,11 +167,11 @@ def generate(
     stop_ids: Collection[int],
     max_tokens: int | None = None,
     speculation: Speculation | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = never,
 ) -> Iterator[PrefillProgress | Token | Finished]:
     """Continue `prompt`, reusing what the cache holds of it. The last item is Finished.
 
-    `prompt` holds at least one token and leaves room in the cache. `should_stop` is asked between prefill chunks and
+    `prompt` holds at least one token and leaves room in the cache. `should_stop` is asked between layers and
     between tokens. `speculation` belongs to this cache and sees all that is done to it.
     """
     speculation = speculation or Speculation()
@@ -159,15 +190,18 @@ def generate(
     reason: StopReason = "interrupted"
     if logits_V is not None:
         reason = "max_tokens" if limit == max_tokens else "context"
-        for token in decode(model, cache, sampler, logits_V, limit, speculation):
-            if token in stop_ids:
-                reason = "end"
-                break
-            generated += 1
-            yield Token(token)
-            if should_stop():
-                reason = "interrupted"
-                break
+        try:
+            for token in decode(model, cache, sampler, logits_V, limit, speculation, should_stop):
+                if token in stop_ids:
+                    reason = "end"
+                    break
+                generated += 1
+                yield Token(token)
+                if should_stop():
+                    reason = "interrupted"
+                    break
+        except Stopped:
+            reason = "interrupted"
     end_s = time.perf_counter()
     yield Finished(
         reason,

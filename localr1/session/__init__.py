@@ -5,8 +5,10 @@ result (see `events.Progress`).
 """
 
 from localr1.kernels.threads import unify_openmp
+from localr1.session.preload import preload_torch
 
 unify_openmp()  # at import, because it must come before the first import of torch
+preload_torch()
 
 from localr1.session.acquire import convert, download  # noqa: E402
 from localr1.session.conversation import Conversation  # noqa: E402

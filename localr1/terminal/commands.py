@@ -89,7 +89,11 @@ def _model(repl: Repl, text: str) -> None:
         return
     if repl.host.open_model is None:
         raise UnsupportedError("the model cannot be changed here", "start anew: localr1 chat MODEL")
-    repl.host.model, conversation = repl.host.open_model(text, repl.settings)
+    try:
+        repl.host.model, conversation = repl.host.open_model(text, repl.settings)
+    except KeyboardInterrupt:
+        repl.say(f"Stopped; this is still {repl.host.model}.")
+        return
     repl.talk.move_to(conversation, repl.host.model)
     repl.say(f"Now {repl.host.model}; the conversation goes on.")
 
@@ -348,6 +352,6 @@ KEYS = [
     ("Alt-Enter", "Start another line of the same message."),
     ('"""', "Begin and end a message of several lines."),
     ("Ctrl-R", "Search the messages before."),
-    ("Ctrl-C", "Stop the answer, or clear the line."),
+    ("Ctrl-C", "Stop the answer, or clear the line; again, leave."),
     ("Ctrl-D", "Leave."),
 ]

@@ -1,7 +1,7 @@
 """Reads messages: with editing keys, history, completion and a bottom bar, or line by line where that cannot be.
 
 Owns keys and completion. Does not know what commands do. Invariant: a message comes back whole, lines and all, and
-Ctrl-D on an empty line raises EOFError, Ctrl-C KeyboardInterrupt.
+Ctrl-D on an empty line raises EOFError, Ctrl-C KeyboardInterrupt; on another line it empties that.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -153,7 +153,8 @@ def _completer(commands: Mapping[str, str], arguments: Callable[[str], Iterable[
 def _keys() -> "KeyBindings":
     """Enter sends, or starts another line within three quotation marks; Alt-Enter, which terminals send as Escape and
     Enter, always starts another line."""
-    from prompt_toolkit.filters import completion_is_selected
+    from prompt_toolkit.application import get_app
+    from prompt_toolkit.filters import Condition, completion_is_selected
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     bindings = KeyBindings()
@@ -169,7 +170,12 @@ def _keys() -> "KeyBindings":
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None
 
+    @bindings.add("c-c", filter=Condition(lambda: bool(get_app().current_buffer.text)))
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.reset()
+
     @bindings.add("escape", "enter")
+    @bindings.add("escape", "c-j")  # typed ahead, before the terminal was set to send Enter as it is
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.newline()
 

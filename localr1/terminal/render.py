@@ -88,7 +88,8 @@ def statistics_line(environment: Environment, end: TurnEnd) -> str:
         parts.append(rate_text(end.decode_tokens_per_s))
     if end.tokens_per_step >= WORTH_SAYING:
         parts.append(f"{end.tokens_per_step:.1f} tokens a step")
-    parts.append(f"context {end.context_tokens}/{end.context_limit_tokens}")
+    if end.context_limit_tokens:
+        parts.append(f"context {end.context_tokens}/{end.context_limit_tokens}")
     return environment.glyph(" · ", " - ").join(parts)
 
 

@@ -1,8 +1,8 @@
 """The interactive conversation: reads a message, shows the turn, and again.
 
-Owns the loop, the settings in force and what Ctrl-C means; the slash commands are in `commands`. Needs of a
-conversation only what `talk.Conversation` says, so it runs with anything that yields events. Invariant: an error of
-one turn ends that turn, never the conversation.
+Owns the loop, the settings in force and what Ctrl-C means: it stops what goes on, and a second one leaves. The slash
+commands are in `commands`. Needs of a conversation only what `talk.Conversation` says, so it runs with anything that
+yields events. Invariant: an error of one turn ends that turn, never the conversation.
 """
 
 import re
@@ -20,7 +20,7 @@ from localr1.terminal.files import Attachment
 from localr1.terminal.keyboard import unechoed
 from localr1.terminal.quantities import bytes_text, rate_text
 from localr1.terminal.render import WORTH_SAYING, show_turn
-from localr1.terminal.talk import Conversation, Talk, stopped_by_ctrl_c
+from localr1.terminal.talk import Conversation, Leave, Talk, stopped_by_ctrl_c
 from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def answer(
     events: Iterator[Event],
     options: TerminalOptions,
 ) -> TurnEnd | None:
-    """Shows one turn. Ctrl-C stops it, and what was answered stays in the conversation; a second one raises
-    KeyboardInterrupt. What is typed meanwhile waits for the next prompt."""
+    """Shows one turn. Ctrl-C stops it, and what was answered stays in the conversation; a second one raises Leave.
+    What is typed meanwhile waits for the next prompt."""
     with unechoed(environment.stdin), stopped_by_ctrl_c(conversation.stop):
         return show_turn(environment, events, options)
 
@@ -88,9 +88,10 @@ class Repl:
         self.beginning = ""
         """What the next message begins with, to be edited."""
         self._keys, self._screen = keys, screen
+        self._interrupted = False
 
     def run(self) -> None:
-        """Returns when the user leaves by Ctrl-D or /exit."""
+        """Returns when the user leaves by Ctrl-D or /exit; raises Leave, or KeyboardInterrupt, by a second Ctrl-C."""
         self._greet()
         read_message = self._reader()
         try:
@@ -99,12 +100,21 @@ class Repl:
                 try:
                     text = read_message(beginning)
                 except KeyboardInterrupt:
+                    if self._interrupted:
+                        raise
+                    self._interrupted = True
+                    self.say("Ctrl-C again leaves.")
                     continue
                 except EOFError:
                     return
+                self._interrupted = False
                 try:
                     if self._take(text):
                         return
+                except Leave:
+                    raise
+                except KeyboardInterrupt:
+                    self._interrupted = True
                 except LocalR1Error as error:
                     self.environment.error(error)
         finally:
@@ -117,7 +127,8 @@ class Repl:
         self.show(self.talk.ask(message))
 
     def show(self, events: Iterator[Event]) -> None:
-        answer(self.environment, self.talk.conversation, events, self.settings.terminal)
+        end = answer(self.environment, self.talk.conversation, events, self.settings.terminal)
+        self._interrupted = end is not None and end.reason == "interrupted"
 
     def say(self, text: str) -> None:
         """A line of the program's own."""
@@ -131,7 +142,8 @@ class Repl:
         """`nano · context 512/4096 · 21.4 tokens/s · 1.7 tokens a step · RAM 1.2 GB`."""
         end, parts = self.talk.last_end, [visible(self.host.model)]
         if end is not None:
-            parts.append(f"context {end.context_tokens:,}/{end.context_limit_tokens:,}")
+            if end.context_limit_tokens:
+                parts.append(f"context {end.context_tokens:,}/{end.context_limit_tokens:,}")
             if end.decode_tokens_per_s > 0:
                 parts.append(rate_text(end.decode_tokens_per_s))
             if end.tokens_per_step >= WORTH_SAYING:

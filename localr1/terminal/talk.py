@@ -159,12 +159,19 @@ def as_json(turns: list[Said], model: str, system: str | None) -> str:
     return json.dumps(record, ensure_ascii=False, indent=2) + "\n"
 
 
+class Leave(KeyboardInterrupt):
+    """A second Ctrl-C: not only what goes on is to end, but the program."""
+
+
 @contextmanager
 def stopped_by_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C stops, a second one raises KeyboardInterrupt. Only in a process's main thread."""
+    """The first Ctrl-C stops, a second one raises Leave. Only in a process's main thread."""
+
+    def on_second_interrupt(signal_number: int, frame: object) -> None:
+        raise Leave
 
     def on_interrupt(signal_number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, on_second_interrupt)
         stop()
 
     before = signal.signal(signal.SIGINT, on_interrupt)

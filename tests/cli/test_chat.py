@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from localr1.cli.chat import split_words
@@ -107,7 +109,14 @@ def test_an_error_of_the_only_turn_is_the_status(session, localr1_command):
 
 def test_ctrl_c_in_the_only_turn_keeps_what_came_and_is_status_130(session, localr1_command):
     session.conversation.answers["count up"] = [AnswerText("1 "), AnswerText("2 ")]
-    session.conversation.before_piece = lambda piece: press_ctrl_c() if piece == 1 else None
+
+    def interrupt(piece: int) -> None:
+        if piece == 1:
+            press_ctrl_c()
+            while not session.conversation.stops:
+                time.sleep(0.001)
+
+    session.conversation.before_piece = interrupt
     outcome = localr1_command("chat", "count up")
     assert (outcome.status, outcome.out) == (130, "1 \n")
     assert "interrupted" in outcome.err

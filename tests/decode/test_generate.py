@@ -117,3 +117,20 @@ def test_stopping_ends_the_turn_as_interrupted() -> None:
     for item in items:
         seen.append(item)  # noqa: PERF402  (the predicate reads it as it grows)
     assert seen[-1].reason == "interrupted" and seen[-1].generated_tokens == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_stopping_between_two_layers_leaves_the_cache_as_it_was(family: str, layer: int) -> None:
+    model = tiny.build_float(MODELS[family])
+    cache = new_cache(model)
+    run(model, cache, PROMPT[:9], max_tokens=1)
+    held, asked = list(cache.tokens), iter(range(100))
+
+    def at_that_layer() -> bool:
+        return next(asked) > layer  # the first question comes before the first layer
+
+    tokens, finished = run(model, cache, PROMPT, should_stop=at_that_layer)
+    assert (tokens, finished.reason) == ([], "interrupted")
+    assert list(cache.tokens) == held == PROMPT[:9]
+    assert run(model, cache, PROMPT)[0] == reference_tokens(family, 20)

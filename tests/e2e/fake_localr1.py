@@ -1,8 +1,10 @@
 """`localr1` with a conversation that answers by rule, so that the terminal can be tried without a model.
 
 "count" counts until stopped, "hostile" answers with escape sequences, "fail" raises; everything else is echoed.
+"read" is slow to read and hears of no stop meanwhile, like a kernel; so is loading with LOCALR1_FAKE_SLOW.
 """
 
+import os
 import re
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import localr1
 from localr1.errors import ContextError
-from localr1.events import AnswerText, LoadProgress, ReasoningText, ThoughtEnd, TurnEnd
+from localr1.events import AnswerText, LoadProgress, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
 
 ANSWER = Path(__file__).parent.parent / "terminal" / "answer.md"
 
@@ -75,6 +77,9 @@ class Conversation:
         elif text == "markdown":
             for piece in re.findall(r"\s*\S+|\s+$", ANSWER.read_text()):
                 yield AnswerText(piece)
+        elif text == "read":
+            yield PrefillProgress(512, 4096)
+            time.sleep(3)
         elif text == "hostile":
             yield ReasoningText("\x1b]0;owned\x07")
             yield AnswerText("\x1b[?25l\x1b[31m\x1b[2J\x1b]52;c;aGk=\x07\u202eabc")
@@ -84,6 +89,7 @@ class Conversation:
 
 def load(model, engine):
     yield LoadProgress("opening a model")
+    time.sleep(float(os.environ.get("LOCALR1_FAKE_SLOW", 0)))
     return types.SimpleNamespace(name="echo", converse=lambda sampling, options: Conversation())
 
 

@@ -1,6 +1,7 @@
 """A person at a terminal: runs a command in a real pty, types, and reads what a VT100 shows."""
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 
@@ -66,6 +67,7 @@ class Terminal:
             encoding="utf-8",
             env=kept | settings | dict(variables),
         )
+        self._child.delaybeforesend = None
 
     @property
     def pid(self) -> int:
@@ -90,11 +92,13 @@ class Terminal:
         return self._child.exitstatus if self._child.exitstatus is not None else -self._child.signalstatus
 
     def resize(self, columns: int, lines: int) -> None:
-        """What was written before is shown before, as far as that can be told."""
-        while self.read(timeout_s=0):
+        """Between two of the command's writes: what was written before is shown before."""
+        os.kill(self.pid, signal.SIGSTOP)
+        while self.read(timeout_s=0.05, patient=False):
             pass
         self._screen.resize(lines, columns)
         self._child.setwinsize(lines, columns)
+        os.kill(self.pid, signal.SIGCONT)
 
     def text(self) -> str:
         """What scrolled off the screen and what is on it, without the spaces at the ends of lines."""
@@ -110,13 +114,12 @@ class Terminal:
         """Whether the terminal is as it was: cursor shown, no style left on."""
         return not self._screen.cursor.hidden and self._screen.cursor.attrs == self._screen.default_char
 
-    def read(self, timeout_s: float = 0.2) -> bool:
-        """Shows what comes within a moment; False when the command has ended, or nothing came although no moment was
-        given."""
+    def read(self, timeout_s: float = 0.2, patient: bool = True) -> bool:
+        """Shows what comes within a moment; False when the command has ended, or if not `patient` nothing came."""
         try:
             written = self._child.read_nonblocking(65536, timeout=timeout_s)
         except pexpect.TIMEOUT:
-            return timeout_s > 0
+            return patient
         except pexpect.EOF:
             return False
         self.raw += written

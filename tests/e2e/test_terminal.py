@@ -47,17 +47,61 @@ def test_a_conversation(start):
     assert "Opening a model" in terminal.raw and "Opening a model" not in terminal.text()
 
 
-def test_ctrl_c_stops_the_answer_then_clears_the_line_and_never_leaves(start):
+def test_ctrl_c_stops_the_answer_then_clears_the_line(start):
     terminal = start("chat")
     terminal.wait_for("❯")
     terminal.type("count" + ENTER)
     terminal.wait_for("3 4 5")
     terminal.type(CTRL_C)
     terminal.wait_for("interrupted")
-    terminal.type("never" + CTRL_C + "hello" + ENTER)
+    terminal.type("never")
+    terminal.wait_for("❯ never")
+    terminal.type(CTRL_C + "hello" + ENTER)
     terminal.wait_for("You said 'hello', turn 2.")
     terminal.type("/exit" + ENTER)
     assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize(("question", "seen"), [("read", "Reading the prompt"), ("think", "thinking for")])
+def test_ctrl_c_while_it_reads_or_thinks_brings_the_prompt_back_and_a_second_one_leaves(start, question, seen):
+    terminal = start("chat")
+    terminal.wait_for("❯")
+    terminal.type(question + ENTER)
+    while seen not in terminal.raw:
+        assert terminal.read(), terminal.text()
+    terminal.type(CTRL_C)
+    terminal.wait_for("interrupted")
+    terminal.wait_for("❯ " + question)
+    terminal.type("hello" + ENTER)
+    terminal.wait_for("You said 'hello', turn 2.")  # what was left behind ended first
+    terminal.wait_for("context 20/4096")
+    terminal.type(CTRL_C)
+    terminal.wait_for("Ctrl-C again leaves.")
+    terminal.type(CTRL_C)
+    assert terminal.leave() == 130
+    assert "Traceback" not in terminal.text() and terminal.plain()
+
+
+def test_a_second_ctrl_c_leaves_although_the_reading_goes_on(start):
+    terminal = start("chat")
+    terminal.wait_for("❯")
+    terminal.type("read" + ENTER)
+    while "Reading the prompt" not in terminal.raw:
+        assert terminal.read(), terminal.text()
+    terminal.type(CTRL_C)
+    terminal.wait_for("interrupted")
+    terminal.type(CTRL_C)
+    assert terminal.leave() == 130
+    assert terminal.plain()
+
+
+def test_ctrl_c_while_loading_leaves_without_a_word(start):
+    terminal = start("chat", LOCALR1_FAKE_SLOW="60")
+    while "Opening a model" not in terminal.raw:
+        assert terminal.read(), terminal.text()
+    terminal.type(CTRL_C)
+    assert terminal.leave() == 130
+    assert terminal.text() == "" and terminal.plain()
 
 
 def test_what_a_model_emits_leaves_the_terminal_as_it_was(start):

@@ -33,7 +33,8 @@ def environment(stdin: str = "", *, tty: str = "", encoding: str = "utf-8", **va
 
 
 def out(shown_on: Environment) -> str:
-    return shown_on.stdout.getvalue()
+    """What is on stdout, but for the marks of live lines, which do not wrap."""
+    return shown_on.stdout.getvalue().replace("\x1b[?7l", "").replace("\x1b[?7h", "")
 
 
 def err(shown_on: Environment) -> str:
