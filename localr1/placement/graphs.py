@@ -6,6 +6,7 @@ either side. All graphs share one pool of memory, so a tape must be replayed who
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -30,8 +31,11 @@ class Tape:
             self._begin()
             try:
                 result = run()
-            finally:
-                self._end()
+            except BaseException:
+                with suppress(RuntimeError):
+                    self._end()
+                raise
+            self._end()
         torch.cuda.current_stream().wait_stream(self._stream)
         return result
 

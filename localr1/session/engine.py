@@ -22,12 +22,14 @@ from localr1.kernels import compilation
 from localr1.kernels.threads import set_threads
 from localr1.model import registry
 from localr1.model.config import MlaConfig, ModelConfig
+from localr1.model.decoder import Decoder
 from localr1.model.linear import ExpertBank, Weights
 from localr1.model.mtp import MtpLayer
 from localr1.model.registry import Model
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank, FloatBank
 from localr1.placement.linear import FloatWeights, StoreWeights
+from localr1.session.gpu import GpuModel, Placed, place_on_gpu
 from localr1.session.routing import Routing, open_routing
 from localr1.weights.checkpoint import Checkpoint, read_json
 from localr1.weights.store import Store
@@ -57,6 +59,10 @@ class Engine:
     parameters: int
     routing: Routing | None = None
     """What its router chose here, now and before; None without experts."""
+    placed: Placed | None = None
+    """Its parts on a GPU; None where it runs on the CPU alone."""
+    notes: tuple[str, ...] = ()
+    """What the user should hear of how it was loaded."""
 
     def new_cache(self) -> RowCache:
         """A cache for one conversation: bfloat16 rows, or float32 ones under `--dtype float32`."""
@@ -76,7 +82,11 @@ class Engine:
 
     def _cache(self, layers: int, first_layer: int) -> RowCache:
         dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16
-        return RowCache(layers, self.config.cache_width, self.context_limit, dtype, first_layer)
+        width, capacity = self.config.cache_width, self.context_limit
+        if self.placed is None or not isinstance(self.model, GpuModel):
+            return RowCache(layers, width, capacity, dtype, first_layer)
+        device = self.placed.device
+        return self.model.with_room(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
 
     def converse(self, sampling: SamplingOptions, options: ConversationOptions) -> "Conversation":
         """A new conversation with this model."""
@@ -96,6 +106,7 @@ def load(model: str | None, options: EngineOptions) -> Progress[Engine]:
     engine = opened(store.name, store.folder, options)
     if engine.routing is not None:
         yield from engine.routing.notices()
+    yield from map(Notice, engine.notes)
     yield from compile_kernels(engine)
     hub_cache.set_last_used(store)
     return engine
@@ -117,13 +128,38 @@ def _open(name: str, folder: Path, options: EngineOptions) -> Engine:
     return assemble(name, folder, registry.read_config(folder), Store(folder), options)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is built from."""
+
+    weights: Weights
+    bank: ExpertBank | None
+    mtp: bool
+    weight_bytes: int
+    parameters: int
+    routing: Routing | None
+    placed: Placed | None = None
+    notes: tuple[str, ...] = ()
+
+
 def assemble(name: str, folder: Path, config: ModelConfig, store: Store, options: EngineOptions) -> Engine:
-    """A model from a store's int8 rows; tokenizer and template are those of `folder`."""
+    """A model from a store's int8 rows; tokenizer and template are those of `folder`.
+
+    It goes on the GPU where there is one that has room for it and the options do not say otherwise.
+    """
     mtp = _wants_mtp(options) and registry.has_mtp(config, store)
-    layers = registry.expert_layers(config, mtp)
-    bank = CpuBank(store, layers, config.moe.num_experts) if config.moe else None
-    weights = StoreWeights(store)
-    return _engine(name, folder, config, options, weights, bank, mtp, store.nbytes, store.parameters)
+    routing = open_routing(folder, config)
+    history = routing.history if routing is not None else None
+    placed, notes = place_on_gpu(config, store, mtp, _context_limit(name, config, options), options, history)
+    sizes = store.nbytes, store.parameters
+    if placed is not None:
+        return _engine(
+            name, folder, config, options, Parts(placed.weights, placed.bank, mtp, *sizes, routing, placed, notes)
+        )
+    bank: ExpertBank | None = None
+    if config.moe is not None and routing is not None:
+        bank = routing.counted(CpuBank(store, registry.expert_layers(config, mtp), config.moe.num_experts))
+    return _engine(name, folder, config, options, Parts(StoreWeights(store), bank, mtp, *sizes, routing, None, notes))
 
 
 def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
@@ -140,36 +176,35 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     mtp = _wants_mtp(options) and registry.has_mtp(config, checkpoint)
     weights = FloatWeights(checkpoint, config.weight_block_size)
     layers = registry.expert_layers(config, mtp)
-    bank = FloatBank(weights, layers, config.moe.num_experts) if config.moe else None
-    return _engine(name, folder, config, options, weights, bank, mtp, 4 * store.parameters, store.parameters)
+    routing, bank = open_routing(folder, config), None
+    if config.moe is not None and routing is not None:
+        bank = routing.counted(FloatBank(weights, layers, config.moe.num_experts))
+    parts = Parts(weights, bank, mtp, 4 * store.parameters, store.parameters, routing)
+    return _engine(name, folder, config, options, parts)
 
 
 def _wants_mtp(options: EngineOptions) -> bool:
     return options.speculate in ("auto", "mtp")
 
 
-def _engine(
-    name: str,
-    folder: Path,
-    config: ModelConfig,
-    options: EngineOptions,
-    weights: Weights,
-    bank: ExpertBank | None,
-    mtp: bool,
-    weight_bytes: int,
-    parameters: int,
-) -> Engine:
+def _context_limit(name: str, config: ModelConfig, options: EngineOptions) -> int:
     if options.context is not None and options.context > config.max_position:
         raise UnsupportedError(
             f"--context {options.context:,} is beyond what {name} was made for",
             f"its longest context is {config.max_position:,}",
         )
-    if options.speculate == "mtp" and not mtp:
+    return options.context or min(config.max_position, DEFAULT_CONTEXT_TOKENS)
+
+
+def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions, parts: Parts) -> Engine:
+    context_limit = _context_limit(name, config, options)
+    if options.speculate == "mtp" and not parts.mtp:
         raise UnsupportedError(f"{name} has no MTP layer", "use --speculate auto, which guesses from the context")
-    routing = open_routing(folder, config)
-    if routing is not None and bank is not None:
-        bank = routing.counted(bank)
-    model = registry.build(config, weights, bank)
+    decoder = registry.build(config, parts.weights, parts.bank)
+    model = decoder
+    if parts.placed is not None:
+        assert isinstance(decoder, Decoder)
+        model = GpuModel(decoder, parts.placed)
     return Engine(
         name=name,
         folder=folder,
@@ -178,12 +213,14 @@ def _engine(
         tokenizer=Tokenizer.open(folder),
         template=ChatTemplate.open(folder),
         recommended=_recommended(name, folder),
-        context_limit=options.context or min(config.max_position, DEFAULT_CONTEXT_TOKENS),
+        context_limit=context_limit,
         options=options,
-        mtp=registry.build_mtp(config, weights, bank, model) if mtp else None,
-        weight_bytes=weight_bytes,
-        parameters=parameters,
-        routing=routing,
+        mtp=registry.build_mtp(config, parts.weights, parts.bank, decoder) if parts.mtp else None,
+        weight_bytes=parts.weight_bytes,
+        parameters=parts.parameters,
+        routing=parts.routing,
+        placed=parts.placed,
+        notes=parts.notes,
     )
 
 
@@ -211,3 +248,6 @@ def compile_kernels(engine: Engine) -> Iterator[Event]:
     what = "compiling {} for this processor (first time only)" if compilation.cache_is_cold(names) else "loading {}"
     for done, name in enumerate(compilation.compile_all(names)):
         yield LoadProgress(what.format(name), done, len(names))
+    if isinstance(engine.model, GpuModel):
+        yield LoadProgress("getting the GPU's kernels ready")
+        engine.model.warm_up()

@@ -6,6 +6,7 @@ experts leave first, and a forward is tried again: it commits nothing before it 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import psutil
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
-from localr1.errors import LocalR1Error, OutOfMemoryError
+from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.model import registry
 from localr1.model.config import ModelConfig
@@ -25,6 +26,7 @@ from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.graphs import Tape
 from localr1.placement.plan import Budget, Hotness, PlacementPlan, plan_gpu
 from localr1.placement.policy import Decayed, Policy, Slots
+from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
 from localr1.placement.sizes import parse_size
 from localr1.placement.slots import ColdExperts, ExpertSlots
@@ -36,8 +38,11 @@ RESERVED_BYTES = 512 << 20
 """GPU memory left to other programs."""
 MOVED_BYTES_A_STEP = 32 << 20
 """Experts that may start to come in after one forward, beside the next ones."""
+TRUSTED_TOKENS = 256
+"""A history of fewer tokens says nothing about which experts are hot."""
 SHRINK = 0.75
 LEAST_SLOTS = 1
+WARM_UP_ROWS = (1, 2, 4, 16)
 T = TypeVar("T")
 
 
@@ -71,6 +76,34 @@ def plan_for(
     ram_bytes = parse_size(options.ram, "--ram") if options.ram is not None else psutil.virtual_memory().available
     shape = shape_of(config, registry.expected_tensors(config, mtp), mtp)
     return plan_gpu(shape, Budget(vram_bytes, ram_bytes, context), hotness)
+
+
+def place_on_gpu(
+    config: ModelConfig,
+    store: Store,
+    mtp: bool,
+    context: int,
+    options: EngineOptions,
+    history: RoutingHistory | None,
+) -> tuple[Placed | None, tuple[str, ...]]:
+    """The model's parts on the GPU, as planned, and what the user should hear; None where it runs on the CPU.
+
+    Raises UsageError when GPU memory is asked for and there is none to use, OutOfMemoryError when it does not suffice.
+    """
+    device = usable_device(options)
+    if device is None:
+        if options.vram is not None and parse_size(options.vram, "--vram") and options.dtype != "float32":
+            raise UsageError(f"--vram {options.vram}: there is no GPU that could be used", "see `localr1 doctor`")
+        return None, ()
+    hotness = None
+    if history is not None and history.tokens >= TRUSTED_TOKENS:
+        hotness = history.hotness(registry.expert_layers(config, mtp))
+    plan = plan_for(config, mtp, context, options, hotness)
+    if plan is None:
+        return None, ("the GPU's memory has no room for what every token needs, so this model runs on the CPU",)
+    observe = history.observe if history is not None else None
+    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe))
+    return placed, placed.notes
 
 
 def place(
@@ -125,14 +158,13 @@ def smaller(count: int) -> int:
 class GpuModel:
     """A `Model` on a device: `forward` and `logits` of a decoder, made safe and replayed where that is possible."""
 
-    def __init__(
-        self, decoder: Decoder, placed: Placed, record: Callable[[], Recording] | None = Tape, few: int = FEW
-    ) -> None:
+    def __init__(self, decoder: Decoder, placed: Placed, record: Callable[[], Recording] | None = None) -> None:
         self.decoder = decoder
         self.bank = placed.bank
         self.device = placed.device
-        self._few = few
         self._replayer = None
+        if record is None and placed.device.type == "cuda":
+            record = Tape
         if record is not None:
             self._replayer = Replayer(decoder, placed.device, placed.bank, record)
 
@@ -153,10 +185,23 @@ class GpuModel:
 
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         fits = isinstance(cache, RowCache) and cache.length + len(token_T) <= cache.capacity
-        if self._replayer is None or len(token_T) > self._few or not fits:
+        if self._replayer is None or len(token_T) > FEW or not fits:
             return self.decoder.forward(token_T, cache)
         assert isinstance(cache, RowCache)
         return self._replayer.forward(token_T, cache)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run steps of every size that has kernels of its own, so that none is compiled in an answer."""
+        config = self.config
+        rows = WARM_UP_ROWS if self.device.type == "cuda" else (1,)
+        for count in rows:
+            cache = RowCache(config.cache_layers, config.cache_width, count, torch.bfloat16, 0, self.device)
+            token_T = torch.zeros(count, dtype=torch.int64)
+            self.with_room(partial(self._whole, token_T, cache))
+
+    def _whole(self, token_T: Tensor, cache: Cache) -> Tensor:
+        return self.decoder.logits(self.decoder.forward(token_T, cache))
 
     def with_room(self, run: Callable[[], T]) -> T:
         """Run; when memory is short make experts leave and run again. Raises LocalR1Error for any other failure."""
@@ -164,14 +209,12 @@ class GpuModel:
             try:
                 return run()
             except torch.OutOfMemoryError:
-                self._make_room()
+                pass  # room is made below, when the failed step's tensors are gone
             except RuntimeError as error:
-                if not is_device_error(error):
+                if (told := device_error(error)) is None:
                     raise
-                raise LocalR1Error(
-                    f"the GPU failed: {str(error).splitlines()[0]}",
-                    "start localr1 again; if it happens again, update the driver, or run on the CPU with --vram 0",
-                ) from error
+                raise told from error
+            self._make_room()
 
     def _make_room(self) -> None:
         count = smaller(self.bank.slots.count if self.bank is not None else 0)
@@ -183,7 +226,26 @@ class GpuModel:
             torch.cuda.empty_cache()
 
 
-def is_device_error(error: RuntimeError) -> bool:
-    """Whether the driver or the device failed, rather than this program."""
+def safely(run: Callable[[], T]) -> T:
+    """Run; what the device or its driver does wrong becomes a LocalR1Error."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        smaller(0)
+        raise
+    except RuntimeError as error:
+        if (told := device_error(error)) is None:
+            raise
+        raise told from error
+
+
+def device_error(error: RuntimeError) -> LocalR1Error | None:
+    """What to tell the user where the driver or the device failed; None where it was something else."""
     kind = getattr(torch, "AcceleratorError", None)
-    return (kind is not None and isinstance(error, kind)) or "CUDA error" in str(error) or "CUDA driver" in str(error)
+    names = ("CUDA error", "CUDA driver", "CUBLAS_STATUS")
+    if not (kind is not None and isinstance(error, kind)) and not any(name in str(error) for name in names):
+        return None
+    return LocalR1Error(
+        f"the GPU failed: {str(error).splitlines()[0]}",
+        "start localr1 again; if it happens again, update the driver, or run on the CPU with --vram 0",
+    )

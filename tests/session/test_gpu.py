@@ -5,19 +5,22 @@ real ones are in `test_cuda.py`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from localr1.decode.cache import RowCache
 from localr1.decode.generate import forward, logits, step
-from localr1.errors import LocalR1Error, OutOfMemoryError
+from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
+from localr1.events import AnswerText, ReasoningText
 from localr1.model import registry
 from localr1.model.decoder import Decoder
-from localr1.options import EngineOptions
+from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.linear import StoreWeights
-from localr1.session import gpu
+from localr1.session import engine, gpu
 from localr1.weights.store import Store
 from tests import tiny
 from tests.placement.test_cpu import stored
@@ -205,3 +208,77 @@ def test_the_plan_leaves_other_programs_their_memory(config, monkeypatch: pytest
     most = free_bytes - gpu.RESERVED_BYTES
     assert budgets == {None: most, "2GiB": 2 << 30, "8GiB": most}
     assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None) is None
+
+
+NANO = Path(engine.__file__).parent.parent / "nano"
+QUESTION = "What is 17 + 25?"
+
+
+@pytest.fixture
+def a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer whose "GPU" is the CPU, with 4 GiB free."""
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    usable = gpu.usable_device
+    monkeypatch.setattr(gpu, "usable_device", lambda options: None if options.vram == "0" else CPU)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 << 30, 8 << 30))
+    assert usable(EngineOptions()) is None or torch.cuda.is_available()
+
+
+def answer(options: EngineOptions) -> tuple[engine.Engine, str]:
+    opened = engine._open("nano", NANO, options)
+    talk = opened.converse(SamplingOptions(temperature=0.0, max_tokens=60), ConversationOptions())
+    return opened, "".join(event.text for event in talk.ask(QUESTION) if isinstance(event, AnswerText | ReasoningText))
+
+
+@pytest.mark.parametrize("speculate", ["off", "mtp"])
+def test_a_conversation_is_the_same_on_either_device(a_gpu: None, speculate: str) -> None:
+    on_cpu, wanted = answer(EngineOptions(vram="0", ram="8GiB", context=256, speculate=speculate))
+    on_gpu, said = answer(EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate=speculate))
+    assert said == wanted != ""
+    assert on_cpu.placed is None and isinstance(on_gpu.model, gpu.GpuModel)
+    assert on_gpu.placed is not None and on_gpu.placed.bank is not None and on_gpu.placed.bank.slots.holds_all
+
+
+def test_what_is_chosen_on_a_gpu_goes_into_the_history(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_for = gpu.plan_for
+    monkeypatch.setattr(gpu, "plan_for", lambda *a: replace(plan := plan_for(*a), resident=plan.resident[:30]))
+    opened, said = answer(EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate="off"))
+    assert said and opened.placed is not None and opened.placed.bank is not None and opened.routing is not None
+    opened.placed.bank.turn_over()
+    moe = opened.config.moe
+    assert moe is not None
+    history = opened.routing.history
+    tokens = history.tokens + history.unsaved_tokens
+    assert tokens > 40
+    assert history.hotness(moe.layers).sum() == pytest.approx(tokens * moe.top_k * len(moe.layers), rel=0.02)
+
+
+def test_a_model_without_room_on_the_gpu_runs_on_the_cpu_and_says_so(a_gpu: None) -> None:
+    opened, said = answer(EngineOptions(vram="100MiB", ram="8GiB", context=256, speculate="off"))
+    assert opened.placed is None and said and "runs on the CPU" in opened.notes[0]
+
+
+def test_vram_without_a_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu, "usable_device", lambda options: None)
+    with pytest.raises(UsageError, match="no GPU"):
+        engine._open("nano", NANO, EngineOptions(vram="8GiB"))
+
+
+def test_a_failing_gpu_leaves_the_conversation_whole(a_gpu: None) -> None:
+    """The question and what was answered stay, and the next question is asked of the same engine."""
+    opened = engine._open("nano", NANO, EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate="off"))
+    talk = opened.converse(SamplingOptions(temperature=0.0, max_tokens=60), ConversationOptions())
+    list(talk.ask(QUESTION))
+    assert isinstance(opened.model, gpu.GpuModel)
+    failing(opened.model, [RuntimeError("CUDA error: device lost")])
+    with pytest.raises(LocalR1Error, match="device lost"):
+        list(talk.ask("And 3 + 4?"))
+    assert [turn.role for turn in talk.transcript.messages[-2:]] == ["user", "assistant"]
+    assert list(talk.ask("And 5 + 4?"))
+
+
+def test_warming_up_runs_and_commits_nothing(config, store) -> None:
+    model = on_device(config, store, 5)
+    model.warm_up()
+    assert model.bank is not None and not model.notice
