@@ -43,20 +43,20 @@ class Stopped(Exception):
     """A forward was given up between two layers; the cache is as it was."""
 
 
-class _Watched:
+class WatchedCache:
     """The cache as a model sees it that may be stopped between its layers."""
 
     def __init__(self, cache: RowCache, should_stop: Callable[[], bool]) -> None:
-        self._cache, self._should_stop = cache, should_stop
+        self.cache, self._should_stop = cache, should_stop
 
     @property
     def length(self) -> int:
-        return self._cache.length
+        return self.cache.length
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         if self._should_stop():
             raise Stopped
-        return self._cache.append(layer, row_TW)
+        return self.cache.append(layer, row_TW)
 
 
 def never() -> bool:
@@ -67,7 +67,7 @@ def never() -> bool:
 @torch.inference_mode()
 def forward(model: Model, cache: RowCache, tokens: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
     """Run tokens and commit them; their hidden states [T, D]. Stopped when told to, with nothing committed."""
-    hidden_TD = model.forward(torch.tensor(tokens), _Watched(cache, should_stop))
+    hidden_TD = model.forward(torch.tensor(tokens), WatchedCache(cache, should_stop))
     cache.commit(tokens)
     return hidden_TD
 
@@ -114,7 +114,7 @@ def verify(
     model: Model, cache: RowCache, tokens: Sequence[int], should_stop: Callable[[], bool]
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [T, D] and logits [T, V] of tokens that are not committed yet."""
-    hidden_TD = model.forward(torch.tensor(tokens), _Watched(cache, should_stop))
+    hidden_TD = model.forward(torch.tensor(tokens), WatchedCache(cache, should_stop))
     return hidden_TD, model.logits(hidden_TD)
 
 

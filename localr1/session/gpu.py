@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
+from localr1.decode.generate import WatchedCache
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.model import registry
@@ -184,11 +185,12 @@ class GpuModel:
         return self.with_room(lambda: self.decoder.logits(hidden_TD))
 
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        fits = isinstance(cache, RowCache) and cache.length + len(token_T) <= cache.capacity
-        if self._replayer is None or len(token_T) > FEW or not fits:
+        rows = cache.cache if isinstance(cache, WatchedCache) else cache
+        if self._replayer is None or len(token_T) > FEW or not isinstance(rows, RowCache):
             return self.decoder.forward(token_T, cache)
-        assert isinstance(cache, RowCache)
-        return self._replayer.forward(token_T, cache)
+        if rows.length + len(token_T) > rows.capacity:
+            return self.decoder.forward(token_T, cache)
+        return self._replayer.forward(token_T, rows, cache)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from localr1.decode.cache import RowCache
 from localr1.model.decoder import Decoder
+from localr1.model.linear import Cache
 from localr1.placement.split import SplitBank, call
 
 EAGER_STEPS = 2
@@ -82,8 +83,8 @@ class Replayer:
         self.given_up = ""
         """Why nothing is recorded any more; empty while recordings may be used."""
 
-    def forward(self, token_T: Tensor, cache: RowCache) -> Tensor:
-        """As `Decoder.forward`."""
+    def forward(self, token_T: Tensor, cache: RowCache, watched: Cache) -> Tensor:
+        """As `Decoder.forward`; a step that is not replayed sees the cache as `watched`, which may stop it."""
         rows = len(token_T)
         if cache is not self._cache:
             self.forget()
@@ -91,7 +92,7 @@ class Replayer:
         step = self._steps.get(rows)
         if step is not None:
             return step.replay(token_T, cache.length)
-        hidden_TD = self._decoder.forward(token_T, cache)
+        hidden_TD = self._decoder.forward(token_T, watched)
         self._seen[rows] = self._seen.get(rows, 0) + 1
         if self._seen[rows] > EAGER_STEPS and not self.given_up:
             self._try(token_T, cache, hidden_TD)
