@@ -18,7 +18,7 @@ ALLOWED = {
     "hub": {"__init__"} | BASE,
     "model": {"errors"},
     "weights": {"errors", "events", "model.linear", "__init__"},
-    "placement": {"kernels", "weights", "errors", "model.linear", "model.config"},
+    "placement": {"kernels", "weights", "errors", "events", "model.linear", "model.config"},
     "decode": {"model", "errors", "events"},
     "session": {"chat", "decode", "hub", "kernels", "model", "placement", "weights"} | BASE,
     "bench": {"session", "decode", "model", "placement", "weights", "hub", "kernels", "chat", "__init__"} | BASE,

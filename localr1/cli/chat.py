@@ -72,7 +72,7 @@ def run(
 
     background = Background()
     with unechoed(environment.stdin):
-        loaded = follow(environment, background.run(load(model, engine)))
+        loaded = follow(environment, background.run(load(model, engine, foretell=not question)))
     conversation = _converse(background, loaded, sampling, options)
     recorder = None
     if terminal.save and (resumed is not None or not question):

@@ -4,7 +4,7 @@ Owns the joining. Invariant: no failure of the GPU reaches the user as anything 
 experts leave first, and a forward is tried again: it commits nothing before it is whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -25,8 +25,10 @@ from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.graphs import Tape
-from localr1.placement.plan import Budget, Expert, Hotness, PlacementPlan, plan_gpu
-from localr1.placement.policy import Decayed, Policy, Slots
+from localr1.placement.plan import Budget, Hotness, PlacementPlan, plan_gpu
+from localr1.placement.policy import Policy, Slots
+from localr1.placement.replay import DEFAULT, choose_policy, make_policy
+from localr1.placement.routes import Routes
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
 from localr1.placement.sizes import parse_size
@@ -103,7 +105,8 @@ def place_on_gpu(
     if plan is None:
         return None, ("the GPU's memory has no room for what every token needs, so this model runs on the CPU",)
     observe = history.observe if history is not None else None
-    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe))
+    routes = history.recent() if history is not None else None
+    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe, routes))
     return placed, placed.notes
 
 
@@ -112,16 +115,14 @@ def place(
     store: Store,
     mtp: bool,
     device: torch.device,
-    resident: Sequence[Expert],
+    resident: tuple[tuple[int, int], ...],
     hotness: Hotness | None = None,
     observe: Observe | None = None,
-    *,
-    adaptive: bool = True,
+    routes: Routes | None = None,
 ) -> Placed:
     """The parts on the device, and as many of the `resident` experts as find room, hottest first.
 
-    With `adaptive` others replace them as the conversation turns. Raises OutOfMemoryError when not even the parts that
-    every token needs find room.
+    Raises OutOfMemoryError when not even the parts that every token needs do.
     """
     ops = GpuOps(device)
     notes: tuple[str, ...] = ()
@@ -135,22 +136,20 @@ def place(
 
     def policy(slots: ExpertSlots) -> Policy:
         moves = max(1, MOVED_BYTES_A_STEP // cold.expert_bytes)
-        return Decayed(Slots(layers, experts, slots.count, moves), slots.resident, prior=hotness)
+        ruled = Slots(layers, experts, slots.count, moves)
+        name = choose_policy(routes, ruled) if routes is not None else DEFAULT
+        return make_policy(name, ruled, slots.resident, hotness)
 
-    slots = _slots(cold, device, resident)
-    on_cpu = CpuBank(store, layers, experts)
-    bank = SplitBank(slots, ops.kernels, on_cpu, policy if adaptive else None, observe)
-    return Placed(weights, bank, device, notes)
-
-
-def _slots(cold: ColdExperts, device: torch.device, resident: Sequence[Expert]) -> ExpertSlots:
-    """As many slots as there are residents, or fewer where the memory turns out to be less."""
     count = len(resident)
     while True:
         try:
-            return ExpertSlots(cold, count, device, resident)
+            slots = ExpertSlots(cold, count, device, resident)
+            break
         except torch.OutOfMemoryError:
             count = smaller(count)
+    return Placed(
+        weights, SplitBank(slots, ops.kernels, CpuBank(store, layers, experts), policy, observe), device, notes
+    )
 
 
 def smaller(count: int) -> int:
@@ -179,11 +178,6 @@ class GpuModel:
     @property
     def config(self) -> ModelConfig:
         return self.decoder.config
-
-    @property
-    def replays(self) -> bool:
-        """Whether steps are replayed by now."""
-        return self._replayer is not None and self._replayer.ready
 
     @property
     def notice(self) -> str:

@@ -98,11 +98,6 @@ class Replayer:
             self._try(token_T, cache, hidden_TD)
         return hidden_TD
 
-    @property
-    def ready(self) -> bool:
-        """Whether a step of any number of tokens can be replayed."""
-        return bool(self._steps)
-
     def forget(self) -> None:
         """Drop all recordings and the memory they hold."""
         self._steps, self._seen, self._cache = {}, {}, None
