@@ -102,6 +102,8 @@ class ConversationOptions:
     context_policy: Literal["stop", "slide"] = option(
         "stop", "When the context is full: stop with a message, or forget the oldest turns."
     )
+    json_schema: Path | None = option(None, "Hold answers to the JSON schema in this file; thoughts stay free.")
+    grammar: Path | None = option(None, "Hold answers to the Lark grammar in this file; thoughts stay free.")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ ALLOWED = {
     "decode": {"model", "errors", "events"},
     "session": {"chat", "decode", "hub", "kernels", "model", "placement", "weights"} | BASE,
     "bench": {"session", "decode", "model", "placement", "weights", "hub", "kernels", "chat", "__init__"} | BASE,
-    "cli": {"session", "terminal", "bench", "hub", "chat.history", "__init__"} | BASE,
+    "cli": {"session", "terminal", "bench", "hub", "chat.history", "chat.structure", "__init__"} | BASE,
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -6,7 +6,7 @@ attention keys and values. The invariant: `tokens` are exactly those whose rows 
 loop changes them, after a whole forward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +14,23 @@ from torch import Tensor
 from localr1.errors import ContextError
 
 
+class Stopped(Exception):
+    """A forward was given up between two layers; what the cache holds is as it was."""
+
+
+def never() -> bool:
+    """For whoever is not to be stopped."""
+    return False
+
+
 class RowCache:
     """Rows for `layers` x `capacity` tokens of `width` numbers, float32 or bfloat16. Memory is touched as it fills.
 
-    `first_layer` is the number of its first layer: an MTP layer's cache holds that one layer alone.
+    `first_layer` is the number of its first layer: an MTP layer's cache holds that one layer alone. `should_stop` is
+    asked before every layer of a forward.
     """
+
+    should_stop: Callable[[], bool]
 
     def __init__(
         self,
@@ -33,6 +45,7 @@ class RowCache:
         self._first_layer = first_layer
         self._rows_LSW = torch.empty(layers, capacity, width, dtype=dtype, device=device)
         self._tokens: list[int] = []
+        self.should_stop = never
 
     @property
     def length(self) -> int:
@@ -54,7 +67,10 @@ class RowCache:
         return self.length * self.token_nbytes
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
-        """Write T rows after the committed ones; that layer's rows [S, W]. Raises ContextError past the capacity."""
+        """Write T rows after the committed ones; that layer's rows [S, W]. Raises ContextError past the capacity,
+        Stopped when told to stop."""
+        if self.should_stop():
+            raise Stopped
         end = self.length + row_TW.shape[0]
         if end > self.capacity:
             raise ContextError(

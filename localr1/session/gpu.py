@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
-from localr1.decode.generate import WatchedCache
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.model import registry
@@ -191,12 +190,11 @@ class GpuModel:
         return self.with_room(lambda: self.decoder.logits(hidden_TD))
 
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        rows = cache.cache if isinstance(cache, WatchedCache) else cache
-        if self._replayer is None or len(token_T) > FEW or not isinstance(rows, RowCache):
+        if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):
             return self.decoder.forward(token_T, cache)
-        if rows.length + len(token_T) > rows.capacity:
+        if cache.length + len(token_T) > cache.capacity:
             return self.decoder.forward(token_T, cache)
-        return self._replayer.forward(token_T, rows, cache)
+        return self._replayer.forward(token_T, cache, cache)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
