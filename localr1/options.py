@@ -41,6 +41,7 @@ class EngineOptions:
     threads: int | None = option(None, "CPU threads (default: one a physical core).", min=1)
     vram: str | None = option(None, "GPU memory to use, such as 8GiB; 0 for none (default: most of what is free).")
     ram: str | None = option(None, "RAM to count on, such as 24GiB (default: most of what is free).")
+    kv: Literal["bf16", "int8"] = option("bf16", "Cache rows; int8 takes little over half, of latent attention only.")
     dtype: Literal["int8", "float32"] = option("int8", "int8 (the 8-bit store) or float32 (slow; the reference).")
     speculate: Literal["auto", "mtp", "lookup", "off"] = option(
         "auto", "Guess tokens ahead to decode faster; the answer stays the same."
@@ -102,8 +103,6 @@ class ConversationOptions:
     context_policy: Literal["stop", "slide"] = option(
         "stop", "When the context is full: stop with a message, or forget the oldest turns."
     )
-    json_schema: Path | None = option(None, "Hold answers to the JSON schema in this file; thoughts stay free.")
-    grammar: Path | None = option(None, "Hold answers to the Lark grammar in this file; thoughts stay free.")
 
 
 @dataclass(frozen=True)
@@ -127,23 +126,6 @@ class ConfigOptions:
 
 
 @dataclass(frozen=True)
-class DoctorOptions:
-    """`localr1 doctor`."""
-
-    fresh: bool = option(False, "Measure again.")
-    threads: int | None = option(None, "CPU threads (default: one a physical core).", min=1)
-    json: bool = option(False, "All of it as one JSON record.", flag="--json")
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """`localr1 plan`."""
-
-    model: str | None = argument(None, "A short name, or a model that was downloaded.", "MODEL")
-    json: bool = option(False, "The plan as one JSON record.", flag="--json")
-
-
-@dataclass(frozen=True)
 class BenchOptions:
     """`localr1 bench`."""
 
@@ -162,7 +144,6 @@ class BenchOptions:
     compare: tuple[str, ...] = option((), "Two settings in turn, as KEY=A,B: speculate, kv, threads, vram, dtype ...")
     claims: bool = option(False, "Measure the four ideas against their baselines.")
     fidelity: bool = option(False, "How much the settings change what the model says.")
-    replay: bool = option(False, "Instead: how often each placement policy would have hit in your conversations.")
     cold: bool = option(False, "Also load the model once with nothing of it in memory.")
     json: Path | None = option(None, "Write all figures, every repeat included, to this file.")
     markdown: bool = option(False, "Print the tables as Markdown.")

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from localr1.model.config import ModelConfig
+from localr1.model.linear import Fused
 from localr1.model.registry import Model, build, parse_config
-from localr1.placement.ops import CpuOps
+from localr1.placement.ops import CpuOps, as_numpy
 
 MLA = {
     "vocab_size": 96,
@@ -211,6 +212,9 @@ class FloatWeights:
         weight = self.tensor(f"{prefix}.weight")
         return lambda token_T: weight[token_T]
 
+    def fused(self, config, layer, experts) -> Fused:
+        return Fused()
+
 
 class FloatExperts:
     """`ExpertBank` straight from a state dict: one expert, one token at a time."""
@@ -234,12 +238,20 @@ class FloatCache:
     width: int
     dtype: torch.dtype = torch.float32
     length: int = 0
-    rows: dict[int, Tensor] = field(default_factory=dict)
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+    def rows(self, layer: int, new: int):
+        return as_numpy(self._room(layer, new))
+
+    def _room(self, layer: int, new: int) -> Tensor:
+        kept = self.layers.get(layer, torch.empty(0, self.width, dtype=self.dtype))[: self.length]
+        self.layers[layer] = torch.cat((kept, torch.full((new, self.width), float("nan"), dtype=self.dtype)))
+        return self.layers[layer]
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
-        kept = self.rows.get(layer, torch.empty(0, self.width, dtype=self.dtype))[: self.length]
-        self.rows[layer] = torch.cat((kept, row_TW.to(self.dtype)))
-        return self.rows[layer]
+        rows_SW = self._room(layer, len(row_TW))
+        rows_SW[self.length :] = row_TW
+        return rows_SW
 
 
 def build_float(tiny: Tiny, kernel_rows: int = 0, **changes: Any) -> Model:

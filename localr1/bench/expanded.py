@@ -91,7 +91,11 @@ def expanded_twin(model: Model, config: ModelConfig, mla: MlaConfig, weights: We
     assert isinstance(model, Decoder), "a model of another kind needs its own twin"
     twin = copy.copy(model)
     twin.layers = [
-        replace(layer, attention=ExpandedAttention(config, mla, weights, number))
+        replace(
+            layer,
+            attention=ExpandedAttention(config, mla, weights, number),
+            fused=layer.fused._replace(attention=None),
+        )
         for number, layer in enumerate(model.layers)
     ]
     return twin

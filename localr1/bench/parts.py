@@ -80,4 +80,10 @@ def _timed_layer(layer: Layer, watch: Stopwatch) -> Layer:
         feed_forward = sparse
     else:
         feed_forward = watch.around("dense layers", feed_forward)
-    return replace(layer, attention=watch.around("attention", layer.attention), feed_forward=feed_forward)
+    attention, fused = watch.around("attention", layer.attention), layer.fused
+    if fused.attention is not None:
+        fused = fused._replace(attention=watch.around("attention", fused.attention))
+    if fused.feed_forward is not None:  # router and shared experts included
+        sparse_or_dense = "experts" if isinstance(layer.feed_forward, MixtureOfExperts) else "dense layers"
+        fused = fused._replace(feed_forward=watch.around(sparse_or_dense, fused.feed_forward))
+    return replace(layer, attention=attention, feed_forward=feed_forward, fused=fused)

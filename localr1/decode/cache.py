@@ -1,36 +1,28 @@
 """The key-value cache of one conversation.
 
-Owns one preallocated array [layers, capacity, W] and the tokens whose rows are committed in it. What a row means is
+Owns one preallocated array [layers, capacity, row] and the tokens whose rows are committed in it. What a row means is
 the model's affair (see `model.linear.Cache`): for MLA it is the normed latent and the rotated key, for grouped-query
 attention keys and values. The invariant: `tokens` are exactly those whose rows every layer holds, and only the decode
 loop changes them, after a whole forward.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.errors import ContextError
-
-
-class Stopped(Exception):
-    """A forward was given up between two layers; what the cache holds is as it was."""
-
-
-def never() -> bool:
-    """For whoever is not to be stopped."""
-    return False
+from localr1.model.latent_rows import pack_latents, row_bytes, unpack_latents
 
 
 class RowCache:
     """Rows for `layers` x `capacity` tokens of `width` numbers, float32 or bfloat16. Memory is touched as it fills.
 
-    `first_layer` is the number of its first layer: an MTP layer's cache holds that one layer alone. `should_stop` is
-    asked before every layer of a forward.
+    With `latent`, the first so many numbers of a row are kept as int8 with one scale for the row, and the rest as
+    bfloat16. `first_layer` is the number of its first layer: an MTP layer's cache holds that one layer alone.
     """
-
-    should_stop: Callable[[], bool]
 
     def __init__(
         self,
@@ -40,12 +32,17 @@ class RowCache:
         dtype: torch.dtype,
         first_layer: int = 0,
         device: torch.device | str = "cpu",
+        latent: int | None = None,
     ) -> None:
         self.capacity = capacity
         self._first_layer = first_layer
-        self._rows_LSW = torch.empty(layers, capacity, width, dtype=dtype, device=device)
+        self._latent, self._width = latent, width
+        numbers = width if latent is None else row_bytes(latent, width)
+        stored = dtype if latent is None else torch.int8
+        self._rows_LSW = torch.empty(layers, capacity, numbers, dtype=stored, device=device)
+        bits = self._rows_LSW.view(torch.uint16) if stored == torch.bfloat16 else self._rows_LSW
+        self._arrays: list[NDArray[Any]] = list(bits.numpy()) if bits.device.type == "cpu" else []
         self._tokens: list[int] = []
-        self.should_stop = never
 
     @property
     def length(self) -> int:
@@ -58,28 +55,39 @@ class RowCache:
     @property
     def token_nbytes(self) -> int:
         """Bytes that one token takes over all layers."""
-        layers, _, width = self._rows_LSW.shape
-        return layers * width * self._rows_LSW.element_size()
+        layers, _, numbers = self._rows_LSW.shape
+        return layers * numbers * self._rows_LSW.element_size()
 
     @property
     def nbytes(self) -> int:
         """Bytes in use by the committed tokens."""
         return self.length * self.token_nbytes
 
+    def rows(self, layer: int, new: int) -> NDArray[Any]:
+        """That layer's rows with room for `new` ones at the end; bfloat16 as its bits. Raises ContextError past the
+        capacity."""
+        return self._arrays[layer - self._first_layer][: self._end(new)]
+
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
-        """Write T rows after the committed ones; that layer's rows [S, W]. Raises ContextError past the capacity,
-        Stopped when told to stop."""
-        if self.should_stop():
-            raise Stopped
-        end = self.length + row_TW.shape[0]
+        """Write T rows after the committed ones; that layer's rows [S, W], a copy in float32 where latents are int8.
+
+        Raises ContextError past the capacity.
+        """
+        layer_SW = self._rows_LSW[layer - self._first_layer, : self._end(row_TW.shape[0])]
+        if self._latent is None:
+            layer_SW[self.length :] = row_TW
+            return layer_SW
+        layer_SW[self.length :] = pack_latents(row_TW, self._latent)
+        return unpack_latents(layer_SW, self._latent, self._width)
+
+    def _end(self, new: int) -> int:
+        end = self.length + new
         if end > self.capacity:
             raise ContextError(
                 f"the context holds {self.capacity:,} tokens, {end:,} are needed",
                 "start anew with /clear, or raise --context",
             )
-        layer_SW = self._rows_LSW[layer - self._first_layer]
-        layer_SW[self.length : end] = row_TW
-        return layer_SW[:end]
+        return end
 
     def layer_rows(self, layer: int) -> Tensor:
         """All rows [capacity, W] that the layer has room for; those after the committed ones hold anything."""

@@ -6,14 +6,16 @@ thread keeps its own highest score, sum and weighted values for every query, and
 threads' order: the result depends on the number of threads, never on timing. Tokens are taken PASS_QUERIES / H at a
 time.
 
-Q queries of a group (token-major: q = t * (H / G) + head within the group), padded to P; a group's keys start at column
-`g * key_step` and its values at `value_first + g * value_step`.
+Q queries of a group (token-major: q = t * (H / G) + head within the group), padded to P; `geometry` is (key_step,
+value_first, value_step, W, C): a group's keys start at column `g * key_step` of a row of W numbers, and its values at
+`value_first + g * value_step`.
 """
 
 import numpy as np
 from numba import prange
 
 from localr1.kernels import intrinsics
+from localr1.kernels.cache_rows import widen_latent
 from localr1.kernels.features import LANES
 from localr1.kernels.intrinsics import VALUE_PANELS
 from localr1.kernels.jit import address_of, compiled, exp, stay_out_of_line, widen
@@ -22,7 +24,6 @@ PASS_QUERIES = 1024
 SCORE_ROWS = 8  # cache rows of a score tile
 VALUE_ROWS = 4  # queries of a value tile
 SMALL_WORK = 1 << 19  # numbers of the cache times queries below which other threads are not woken
-ONE_GROUP = np.int64(0)  # not a plain 0, for which numba would compile a version of its own
 NEGATIVE_INFINITY = np.float32(-np.inf)
 
 score_4, score_8, score_all, score_two = (
@@ -51,13 +52,15 @@ def block_rows(width):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def widen_block(words_SW, halves, first, rows, wide_BW):  # type: ignore[no-untyped-def]
-    """Cache rows as float32; `words` are bfloat16 numbers (halves = 1) or the two halves of float32 numbers (2)."""
-    width = words_SW.shape[1] // halves
+def widen_block(words_SW, halves, first, rows, width, values, wide_BW):  # type: ignore[no-untyped-def]
+    """Cache rows of `width` numbers as float32; `words` are bfloat16 numbers (halves = 1), the two halves of float32
+    numbers (2), or rows whose first `values` numbers are int8 (0; see `cache_rows`)."""
     for r in range(rows):
         words, place = words_SW[first + r], wide_BW[r]
         if halves == 2:
             place[:width] = words.view(np.float32)
+        elif halves == 0:
+            widen_latent(words, values, place[:width])
         else:
             for i in range(width):
                 place[i] = widen(words[i])
@@ -146,10 +149,9 @@ def attend_run(words_SW, halves, begin, end, query_GkP, geometry, place, result)
     """One thread's rows begin .. end of the cache, for all queries."""
     stay_out_of_line()
     G, _, P = query_GkP.shape
-    key_step, value_first, value_step = geometry
+    key_step, value_first, value_step, W, latent = geometry
     start, heads = place
     highest_GP, total_GP, sum_GQV = result
-    W = words_SW.shape[1] // halves
     block = block_rows(W)
     wide_BW = np.zeros((block, (W + 2 * LANES - 1) // LANES * LANES), np.float32)
     score_BP, shrink_P = np.empty((block, P), np.float32), np.empty(P, np.float32)
@@ -158,7 +160,7 @@ def attend_run(words_SW, halves, begin, end, query_GkP, geometry, place, result)
     sum_GQV[:] = 0
     for first in range(begin, end, block):
         rows = min(block, end - first)
-        widen_block(words_SW, halves, first, rows, wide_BW)
+        widen_block(words_SW, halves, first, rows, W, latent, wide_BW)
         for g in range(G):
             block_scores(wide_BW, rows, g * key_step, query_GkP[g], score_BP)
             if first + rows - 1 > start:
@@ -190,27 +192,47 @@ def merge(g, q, highest_NGP, total_NGP, sum_NGQV, out_V):  # type: ignore[no-unt
         out_V[v] /= total
 
 
+@compiled(inline=True)
+def runs_of(visible, width, P, threads):  # type: ignore[no-untyped-def]
+    """Into how many runs `visible` cache rows are cut."""
+    block = block_rows(width)
+    return 1 if visible * width * P < SMALL_WORK else min(threads, (visible + block - 1) // block)
+
+
+@compiled(inline=True)
+def padded_values(queries, V):  # type: ignore[no-untyped-def]
+    """The shape of a run's weighted values: queries and values rounded up to whole tiles."""
+    return (queries + VALUE_ROWS - 1) // VALUE_ROWS * VALUE_ROWS, (V + LANES - 1) // LANES * LANES
+
+
+@compiled(inline=True)
+def attend_part(n, words_SW, halves, visible, query_GkP, geometry, place, partial):  # type: ignore[no-untyped-def]
+    """Run n of the cache."""
+    highest_NGP, total_NGP, sum_NGQV = partial
+    runs = highest_NGP.shape[0]
+    block = block_rows(geometry[3])
+    blocks = (visible + block - 1) // block
+    begin, end = n * blocks // runs * block, min(visible, (n + 1) * blocks // runs * block)
+    mine = (highest_NGP[n], total_NGP[n], sum_NGQV[n])
+    attend_run(words_SW, halves, begin, end, query_GkP, geometry, place, mine)
+
+
 @compiled(parallel=True)
 def attend(words_SW, halves, query_GkP, queries, geometry, start, heads, out_GQV, threads):  # type: ignore[no-untyped-def]
     """`queries` queries of each group, token-major, over cache rows 0 .. start + tokens - 1; writes out[g, q]."""
     G, _, P = query_GkP.shape
     visible = start + queries // heads
-    V = out_GQV.shape[2]
-    block = block_rows(words_SW.shape[1] // halves)
-    blocks = (visible + block - 1) // block
-    runs = 1 if visible * words_SW.shape[1] * P < SMALL_WORK else min(threads, blocks)
+    runs = runs_of(visible, geometry[3], P, threads)
+    rows, columns = padded_values(queries, out_GQV.shape[2])
     highest_NGP, total_NGP = np.empty((runs, G, P), np.float32), np.empty((runs, G, P), np.float32)
-    rows_of_tiles = (queries + VALUE_ROWS - 1) // VALUE_ROWS * VALUE_ROWS
-    sum_NGQV = np.empty((runs, G, rows_of_tiles, (V + LANES - 1) // LANES * LANES), np.float32)
+    sum_NGQV = np.empty((runs, G, rows, columns), np.float32)
+    partial = (highest_NGP, total_NGP, sum_NGQV)
     place = (start, heads)
     if runs == 1:
-        result = (highest_NGP[0], total_NGP[0], sum_NGQV[0])
-        attend_run(words_SW, halves, 0, visible, query_GkP, geometry, place, result)
+        attend_part(0, words_SW, halves, visible, query_GkP, geometry, place, partial)
     else:
         for n in prange(runs):
-            begin, end = n * blocks // runs * block, min(visible, (n + 1) * blocks // runs * block)
-            mine = (highest_NGP[n], total_NGP[n], sum_NGQV[n])
-            attend_run(words_SW, halves, begin, end, query_GkP, geometry, place, mine)
+            attend_part(n, words_SW, halves, visible, query_GkP, geometry, place, partial)
     for g in range(G):
         for q in range(queries):
             merge(g, q, highest_NGP, total_NGP, sum_NGQV, out_GQV[g, q])
@@ -232,7 +254,7 @@ def mla_attention(q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_
             for r in range(R):
                 query_GkP[0, C + r, q] = rope[r] * scale
         out = out_THC[t : t + queries // H].reshape((1, queries, C))
-        attend(words_SW, halves, query_GkP, queries, (ONE_GROUP, ONE_GROUP, ONE_GROUP), start + t, H, out, threads)
+        attend(words_SW, halves, query_GkP, queries, (0, 0, 0, C + R, C), start + t, H, out, threads)
 
 
 @compiled()
@@ -251,7 +273,17 @@ def gqa_attention(q_THd, words_SW, halves, kv_heads, start, scale, out_THd, thre
                 query = q_THd[t + q // heads, g * heads + q % heads]
                 for i in range(d):
                     query_GkP[g, i, q] = query[i] * scale
-        attend(words_SW, halves, query_GkP, queries, (d, kv_heads * d, d), start + t, heads, out_GQd, threads)
+        attend(
+            words_SW,
+            halves,
+            query_GkP,
+            queries,
+            (d, kv_heads * d, d, 2 * kv_heads * d, 0),
+            start + t,
+            heads,
+            out_GQd,
+            threads,
+        )
         for g in range(kv_heads):
             for q in range(queries):
                 out_THd[t + q // heads, g * heads + q % heads] = out_GQd[g, q]

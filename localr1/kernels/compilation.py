@@ -5,15 +5,28 @@ too), so that no call ever compiles a second version in the middle of an answer.
 of seconds once; numba keeps the result on disk, and loading it from there takes about a second.
 """
 
+import ctypes
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 from numba import types
 
-from localr1.kernels import attention, ceiling, ffn, linear, norm, plain
+from localr1.kernels import (
+    attention,
+    attention_block,
+    ceiling,
+    embedding,
+    feed_forward_block,
+    ffn,
+    intrinsics,
+    linear,
+    norm,
+    plain,
+)
 from localr1.kernels.features import BITS
+from localr1.kernels.jit import job_address
 
 
 def array(element: Any, dimensions: int, writable: bool = False) -> Any:
@@ -25,37 +38,73 @@ F32, F64, I8, I64, U16 = types.float32, types.float64, types.int8, types.int64, 
 
 LINEAR = (array(F32, 2), array(I8, 2), array(F32, 1), array(F32, 2, True), I64)
 ROUTED_FFN = (array(F32, 2), array(I8, 2), array(F32, 2), array(I64, 2), array(F32, 2), array(F32, 2, True), I64)
-
-
 MLA_ATTENTION = (array(F32, 3), array(F32, 3), array(U16, 2), I64, I64, F64, array(F32, 3, True), I64)
 GQA_ATTENTION = (array(F32, 3), array(U16, 2), I64, I64, I64, F64, array(F32, 3, True), I64)
 RMS_NORM = (array(F32, 2), array(F32, 1), F64, array(F32, 2, True))
+EMBED = (array(I8, 2), array(F32, 1), array(I64, 1), array(F32, 2, True))
 READ = (array(I8, 1), I64)
+FRAME = (array(I64, 1, True), array(I64, 1, True), array(F32, 2, True))
+ATTENTION_BLOCK = (*FRAME, array(F32, 2), array(F32, 2), array(U16, 2, True), I64, I64, I64)
+FEED_FORWARD_BLOCK = (*FRAME, array(I64, 2, True), array(F32, 2, True), I64)
 
-KERNELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "linear": (linear.linear if BITS else plain.linear, LINEAR),
-    "routed_ffn": (ffn.routed_ffn if BITS else plain.routed_ffn, ROUTED_FFN),
-    "mla_attention": (attention.mla_attention, MLA_ATTENTION),
-    "gqa_attention": (attention.gqa_attention, GQA_ATTENTION),
-    "rms_norm": (norm.rms_norm, RMS_NORM),
-    "read": (ceiling.read, READ),
+
+class Kernel(NamedTuple):
+    """A function to compile for one signature; where there is a job, its address comes before the other arguments."""
+
+    function: Any
+    signature: tuple[Any, ...]
+    job: Any = None
+
+
+PLAIN = {
+    "linear": Kernel(plain.linear, LINEAR),
+    "routed_ffn": Kernel(plain.routed_ffn, ROUTED_FFN),
 }
+VECTOR = {
+    "linear": Kernel(linear.linear, LINEAR, linear.linear_job),
+    "routed_ffn": Kernel(ffn.routed_ffn, ROUTED_FFN, ffn.routed_ffn_job),
+    "mla_block": Kernel(attention_block.run_attention, ATTENTION_BLOCK, attention_block.mla_job),
+    "gqa_block": Kernel(attention_block.run_attention, ATTENTION_BLOCK, attention_block.gqa_job),
+    "feed_forward_block": Kernel(
+        feed_forward_block.run_feed_forward, FEED_FORWARD_BLOCK, feed_forward_block.feed_forward_job
+    ),
+}
+KERNELS: dict[str, Kernel] = (VECTOR if BITS else PLAIN) | {
+    "mla_attention": Kernel(attention.mla_attention, MLA_ATTENTION),
+    "gqa_attention": Kernel(attention.gqa_attention, GQA_ATTENTION),
+    "rms_norm": Kernel(norm.rms_norm, RMS_NORM),
+    "embed": Kernel(embedding.embed, EMBED),
+    "read": Kernel(ceiling.read, READ),
+}
+
+
+def signature_of(kernel: Kernel) -> tuple[Any, ...]:
+    """With the job's address."""
+    return kernel.signature if kernel.job is None else (I64, *kernel.signature)
 
 
 def is_compiled(name: str) -> bool:
     """Whether this process can call the kernel without compiling or loading it first."""
-    dispatcher, signature = KERNELS[name]
-    return signature in dispatcher.overloads
+    kernel = KERNELS[name]
+    job = kernel.job is None or (I64,) in kernel.job.overloads
+    return job and signature_of(kernel) in kernel.function.overloads
 
 
 @cache
 def compile_kernel(name: str) -> Any:
     """Compile one kernel, or load it from disk; returns it."""
-    dispatcher, signature = KERNELS[name]
-    if signature not in dispatcher.overloads:
-        dispatcher.compile(signature)
-        dispatcher.disable_compile()  # or every mix of read-only and writable arrays would compile a version of its own
-    return dispatcher
+    kernel = KERNELS[name]
+    intrinsics.define_symbols()
+    code = None if kernel.job is None else job_address(kernel.job)
+    if signature_of(kernel) not in kernel.function.overloads:
+        kernel.function.compile(signature_of(kernel))
+        kernel.function.disable_compile()  # or every mix of read-only and writable arrays would compile its own version
+    return kernel.function if code is None else partial(kernel.function, code)
+
+
+def run_job(name: str, frame: Any) -> None:
+    """Run a kernel's job once on this thread, with a frame."""
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(job_address(KERNELS[name].job))(frame.ctypes.data)
 
 
 def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[str]:
@@ -69,9 +118,15 @@ def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[str]:
 def cache_is_cold(names: Collection[str] = tuple(KERNELS)) -> bool:
     """Whether the disk holds no compiled version of any of the named kernels, so that `compile_all` will take long."""
     for name in names:
-        dispatcher, _ = KERNELS[name]
+        kernel = KERNELS[name]
+        dispatcher = kernel.function if kernel.job is None else kernel.job
         with suppress(AttributeError):  # private names of numba's; without them, do not alarm the user
             cache_file = dispatcher._cache._cache_file
             if not dispatcher.overloads and not cache_file._load_index():
                 return True
     return False
+
+
+def fused(attention_kernel: str) -> tuple[str, ...]:
+    """The kernels of fused layers with this attention; none where the processor has no integer vector path."""
+    return (attention_kernel.replace("attention", "block"), "feed_forward_block") if BITS else ()

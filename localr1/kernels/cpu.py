@@ -81,12 +81,14 @@ def rms_norm(x_TD: Float, weight_D: Float, eps: float, out_TD: Float) -> None:
 def mla_attention(
     q_latent_THC: Float, q_rope_THR: Float, cache_SW: Array, start: int, scale: float, out_THC: Float
 ) -> None:
-    """Absorbed latent attention; a cache row is [latent C | rotary key R], float32 or bfloat16 bits in uint16.
+    """Absorbed latent attention; a cache row is [latent C | rotary key R], float32 or bfloat16 bits in uint16, or
+    int8 as `cache_rows` lays it out.
 
     Token t sees rows 0 .. start + t. ValueError where shapes disagree or the cache is too short.
     """
     (T, H, C), R, (S, W) = q_latent_THC.shape, q_rope_THR.shape[2], cache_SW.shape
-    if q_rope_THR.shape[:2] != (T, H) or W != C + R or out_THC.shape != (T, H, C) or not 0 <= start <= S - T:
+    width = latent_row_bytes(C, R) if cache_SW.dtype == np.int8 else C + R
+    if q_rope_THR.shape[:2] != (T, H) or width != W or out_THC.shape != (T, H, C) or not 0 <= start <= S - T:
         raise ValueError(
             f"mla_attention: q {q_latent_THC.shape} {q_rope_THR.shape}, cache {cache_SW.shape}, "
             f"start {start}, out {out_THC.shape}"
@@ -112,6 +114,11 @@ def gqa_attention(q_THd: Float, cache_SW: Array, kv_heads: int, start: int, scal
     kernel(q_THd, words_SW, halves, kv_heads, start, scale, out_THd, get_num_threads())
 
 
+def latent_row_bytes(C: int, R: int) -> int:
+    """Bytes of a row of int8 latents (see `cache_rows`)."""
+    return (C + 1) // 2 * 2 + 2 * R + 4
+
+
 def read(bytes_N: NDArray[np.int8]) -> int:
     """Read every whole kilobyte once with all threads and do nothing else: how fast this machine's memory can be read.
 
@@ -120,10 +127,21 @@ def read(bytes_N: NDArray[np.int8]) -> int:
     return int(compile_kernel("read")(bytes_N, get_num_threads()))
 
 
+def embed(q_VD: NDArray[np.int8], scb_V: Float, token_T: NDArray[np.int64], out_TD: Float) -> None:
+    """out = q[token] * scb[token] / 127, on one thread: for few tokens. ValueError where shapes disagree."""
+    if scb_V.shape != q_VD.shape[:1] or out_TD.shape != (token_T.size, q_VD.shape[1]):
+        raise ValueError(f"embed: q {q_VD.shape}, scb {scb_V.shape}, {token_T.shape} tokens, out {out_TD.shape}")
+    if token_T.size and not 0 <= int(token_T.min()) <= int(token_T.max()) < len(q_VD):
+        raise ValueError(f"embed: tokens {token_T} of {len(q_VD)}")
+    compile_kernel("embed")(q_VD, scb_V, token_T, out_TD)
+
+
 def cache_words(cache_SW: Array) -> tuple[NDArray[np.uint16], int]:
-    """A cache as 16-bit words, and how many of them make a number. ValueError for other types."""
+    """A cache as 16-bit words, and its kind (see `cache_rows`). ValueError for other types."""
     if cache_SW.dtype == np.uint16:
         return cache_SW, 1
+    if cache_SW.dtype == np.int8:
+        return cache_SW.view(np.uint16), 0
     if cache_SW.dtype != np.float32:
         raise ValueError(f"a cache holds float32, or bfloat16 bits in uint16, not {cache_SW.dtype}")
     return cache_SW.view(np.uint16), 2

@@ -9,20 +9,24 @@ to a float, so that no row is long enough to overflow (2 * 128 * 32767 * 256 < 2
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from localr1.kernels.features import BITS, CHUNK, LANES
+from localr1.kernels.jit import compiled
 
 MAX_STEPS = 256
 MAX_ACTIVATION = 32767
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 PREFETCH_AHEAD_BYTES = 1024
+SYMBOL_PREFIX = "localr1_"
 
 
 class Emitter:
@@ -85,12 +89,22 @@ class Emitter:
         self.b.call(function, [pointer, I32(0), I32(3), I32(1)])
 
 
+EMITTERS: dict[str, tuple[Callable[..., None], int]] = {}
+"""Every innermost loop by its name: who writes its body, and how many int64 arguments it takes."""
+
+
 def returning_nothing(emit: Callable[..., None], arguments: int, name: str) -> Any:
-    """An intrinsic of `arguments` int64 values (addresses, strides in bytes, counts) whose body `emit` writes."""
+    """An intrinsic of `arguments` int64 values (addresses, strides in bytes, counts) whose body `emit` writes.
+
+    It is a call of a function that `define_symbols` makes once: LLVM would otherwise compile the body again into
+    every function that calls it, and their callers.
+    """
+    EMITTERS[name] = emit, arguments
 
     def typed(typing_context: Any, *args: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            emit(Emitter(builder), *values)
+            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, SYMBOL_PREFIX + name), values)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * arguments), codegen
@@ -105,15 +119,21 @@ PAIRED_FROM = 3
 """Activation rows from which two weight rows are taken at once, so that each activation is loaded half as often."""
 
 
-def make_dot(rows: int) -> Any:
-    """`dot(weights, row_stride, activations, chunks, sums, sum_stride)`: one weight row, or from PAIRED_FROM rows on
-    the two that lie `row_stride` bytes apart, times `rows` packed activation rows.
+SHORT_ROW = 512
+"""Weights of a row up to which QUAD rows are taken at once for up to QUAD activation rows: a row is over too soon to
+hide the adding up of its lanes."""
+
+QUAD = 4
+
+
+def make_dot(rows: int, taken: int) -> Any:
+    """`dot(weights, row_stride, activations, chunks, sums, sum_stride)`: the `taken` weight rows that lie `row_stride`
+    bytes apart, times `rows` packed activation rows.
 
     Activations lie as [chunk][row][CHUNK] int16; `rows` floats are written for each weight row, `sum_stride` bytes
     apart.
     """
-    taken = 1 if rows < PAIRED_FROM else 2
-    unroll = {1: 4, 2: 4, 3: 2, 4: 2}.get(rows, 1)
+    unroll = {1: 4, 2: 4, 3: 2, 4: 2}.get(rows, 1) if taken < QUAD else 1
     int_kind, float_kind = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
     cells = [(w, r) for w in range(taken) for r in range(rows)]
 
@@ -164,7 +184,7 @@ def make_dot(rows: int) -> Any:
             row_sums = e.at(sums, e.b.mul(sum_stride, I64(w)))
             e.store(e.sum_lanes(e.b.load(place)), e.at(row_sums, 4 * r), 4)
 
-    return returning_nothing(emit, 6, f"dot_{rows}")
+    return returning_nothing(emit, 6, f"dot_{rows}" if taken < QUAD else f"dot_quad_{rows}")
 
 
 TILE_ROWS = 8 if BITS == 512 else 6
@@ -336,8 +356,9 @@ def next_task(typing_context: Any, counter: Any) -> Any:
     return types.int64(counter), codegen
 
 
-dot_1, dot_2, dot_3, dot_4 = make_dot(1), make_dot(2), make_dot(3), make_dot(4)
-dot_5, dot_6, dot_7, dot_8 = make_dot(5), make_dot(6), make_dot(7), make_dot(8)
+dot_1, dot_2, dot_3, dot_4 = make_dot(1, 1), make_dot(2, 1), make_dot(3, 2), make_dot(4, 2)
+dot_5, dot_6, dot_7, dot_8 = make_dot(5, 2), make_dot(6, 2), make_dot(7, 2), make_dot(8, 2)
+quad_1, quad_2, quad_3, quad_4 = make_dot(1, QUAD), make_dot(2, QUAD), make_dot(3, QUAD), make_dot(4, QUAD)
 score_4, score_8, score_all = (
     make_float_tile(8, 1, 4),
     make_float_tile(8, 1, min(8, LANES)),
@@ -352,3 +373,40 @@ largest_of_vectors = returning_nothing(emit_largest, 3, "largest_of_vectors")
 transpose = returning_nothing(emit_transpose, 5, "transpose")
 round_chunks = make_round(CHUNK)
 tile_1, tile_2, tile_3 = make_tile(1), make_tile(2), make_tile(TILE_PANELS)
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def loop_addresses(typing_context: Any) -> Any:
+    """The addresses of the innermost loops that this processor can run; their bodies are compiled with the caller."""
+    names = present_loops()
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        addresses = []
+        for name in names:
+            emit, arguments = EMITTERS[name]
+            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
+            function = ir.Function(builder.module, kind, f"body_of_{name}")
+            body = ir.IRBuilder(function.append_basic_block())
+            emit(Emitter(body), *function.args)
+            body.ret_void()
+            addresses.append(builder.ptrtoint(function, I64))
+        return context.make_tuple(builder, signature.return_type, addresses)
+
+    return types.UniTuple(types.int64, len(names))(), codegen
+
+
+def present_loops() -> list[str]:
+    """The names of all loops, without the integer products where the processor has none."""
+    return [name for name in EMITTERS if BITS or not name.startswith(("dot_", "tile_"))]
+
+
+@compiled()
+def all_loop_addresses():  # type: ignore[no-untyped-def]
+    return loop_addresses()
+
+
+@cache
+def define_symbols() -> None:
+    """Compile the innermost loops, or load them from disk, and give them names for what is compiled or loaded later."""
+    for name, address in zip(present_loops(), all_loop_addresses(), strict=True):
+        llvm.add_symbol(SYMBOL_PREFIX + name, address)

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,7 +27,7 @@ ONLY_PRANGE = dict.fromkeys(
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
-NOT_COMPILED = ("__init__.py", "compilation.py", "cpu.py", "gpu.py", "reference.py", "threads.py")
+NOT_COMPILED = ("__init__.py", "blocks.py", "compilation.py", "cpu.py", "gpu.py", "reference.py", "threads.py")
 
 
 def sources_stamp() -> bytes:
@@ -39,6 +40,17 @@ def sources_stamp() -> bytes:
 
 
 SOURCES_STAMP = sources_stamp()
+
+
+def without_literals(dispatcher: Any) -> Any:
+    """Have calls with constants use the version for any number, where numba would compile one for each constant."""
+    of_any_types = dispatcher.get_call_template
+
+    def template(args: Any, kws: Any) -> Any:
+        return of_any_types(tuple(types.unliteral(arg) for arg in args), kws)
+
+    dispatcher.get_call_template = template
+    return dispatcher
 
 
 def compiled(parallel: bool = False, inline: bool = False) -> Callable[[F], Any]:
@@ -63,9 +75,18 @@ def compiled(parallel: bool = False, inline: bool = False) -> Callable[[F], Any]
             return njit(**options)(function)
         with suppress(AttributeError):  # a private name of numba's
             dispatcher._cache._cache_file._source_stamp = SOURCES_STAMP
-        return dispatcher
+        return without_literals(dispatcher)
 
     return decorate
+
+
+def job_address(job: Any) -> int:
+    """The address of a compiled function of one int64 (see `team.launch`), as a C function; compiles it first."""
+    signature = (types.int64,)
+    if signature not in job.overloads:
+        job.compile(signature)
+    result = job.overloads[signature]
+    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
@@ -117,13 +138,72 @@ def nearest(typing_context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def address_of(typing_context: Any, array: Any) -> Any:
-    """The address of an array's first element. The array must be used again later, or numba may free it too early."""
+    """The address of an array's first element. The array must be `used` later, or numba may free it too early."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         return builder.ptrtoint(data, ir.IntType(64))
 
     return types.int64(array), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def used(typing_context: Any, array: Any) -> Any:
+    """Does nothing, but an array whose address was taken lives until here."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def int8_at(typing_context: Any, address: Any) -> Any:
+    """The int8 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+
+    return types.int8(types.int64), codegen
+
+
+def viewing(element: Any, dimensions: int = 1, writable: bool = True) -> Any:
+    """An intrinsic `view(address, *shape)`: the numbers at an address as an array that owns nothing."""
+    kind = types.Array(element, dimensions, "C", readonly=not writable)
+
+    def typed(typing_context: Any, address: Any, *shape: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            array = context.make_array(kind)(context, builder)
+            item_bytes = context.get_constant(types.intp, element.bitwidth // 8)
+            strides = [item_bytes]
+            for length in reversed(args[2:]):
+                strides.insert(0, builder.mul(strides[0], length))
+            data = builder.inttoptr(args[0], context.get_data_type(element).as_pointer())
+            populate_array(array, data, args[1:], strides, item_bytes, None)
+            return array._getvalue()
+
+        return kind(*[types.int64] * (1 + dimensions)), codegen
+
+    lengths = ", ".join(f"n{i}" for i in range(dimensions))
+    scope: dict[str, Any] = {"typed": typed}
+    exec(f"def view(typing_context, address, {lengths}):\n    return typed(typing_context, address, {lengths})", scope)
+    return intrinsic(scope["view"])
+
+
+floats_at = viewing(types.float32, writable=False)
+words_at = viewing(types.uint16, writable=False)
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def call_at(typing_context: Any, code: Any, argument: Any) -> Any:
+    """Call the C function at an address with one int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @compiled()

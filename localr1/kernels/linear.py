@@ -1,54 +1,93 @@
 """int8-weight linear with integer products.
 
-Owns the split of the output rows over threads: each takes the next block of ROW_BLOCK rows until none is left.
+Owns the split of the output rows over threads: each takes the next block of rows until none is left.
 """
 
 import numpy as np
-from numba import prange
 
-from localr1.kernels.intrinsics import next_task
-from localr1.kernels.jit import compiled, stay_out_of_line
+from localr1.kernels.arena import doubles_at, int16s_at, int64s_at, rows_at
+from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import pack, packed_size
+from localr1.kernels.team import TEAM_NUMBERS, finish, launch, settle, take
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
 
 
 @compiled()
-def take_blocks(q, K, scb_O, packed, scale_T, out_TO, block, counter):  # type: ignore[no-untyped-def]
-    """One thread's share: blocks of weight rows until `counter` runs past the last."""
+def take_rows(matrix, K, packed, scale_T, out_TO, keep, threads, team, phase):  # type: ignore[no-untyped-def]
+    """One thread's share of out = x W^T + bias, or of adding that to `out` (keep).
+
+    Returns how many tasks the phase has; the caller waits for them. `matrix` is (address of the weights, of the scales,
+    of the bias or 0); all are as long as out's rows.
+    """
     stay_out_of_line()
     T, rows_in_all = out_TO.shape
+    weights_at, scb_at, bias_at = matrix
+    block = task_rows(T, rows_in_all, threads)
     sums = np.empty(sums_size(T), np.float32)
     scratch = make_scratch(T)
     while True:
-        first = next_task(counter) * block
+        first = take(team, phase) * block
         if first >= rows_in_all:
             break
         rows = min(block, rows_in_all - first)
-        multiply(q, first * K, rows, K, packed, T, sums, scratch)
-        scb = scb_O[first : first + rows]
+        multiply(weights_at + first * K, rows, K, packed, T, sums, scratch)
+        scb = floats_at(scb_at + 4 * first, rows)
         for t in range(T):
             scale = scale_T[t] / 127.0
             out, mine = out_TO[t, first : first + rows], sums[t * SUM_STRIDE : t * SUM_STRIDE + rows]
-            for r in range(rows):
-                out[r] = np.float32(mine[r] * (scale * scb[r]))
+            if keep:
+                for r in range(rows):
+                    out[r] += np.float32(mine[r] * (scale * scb[r]))
+            else:
+                for r in range(rows):
+                    out[r] = np.float32(mine[r] * (scale * scb[r]))
+            if bias_at:
+                bias = floats_at(bias_at + 4 * first, rows)
+                for r in range(rows):
+                    out[r] += bias[r]
+        finish(team, phase)
+    return (rows_in_all + block - 1) // block
 
 
-@compiled(parallel=True)
-def linear(x_TD, q_OD, scb_O, out_TO, threads):  # type: ignore[no-untyped-def]
+(WEIGHTS, SCB, OUTPUTS, INPUTS, TOKENS, PACKED, SCALE, OUT, THREADS, TEAM) = range(10)
+FRAME = 10
+"""Places in the frame of `linear_job`."""
+
+
+@compiled()
+def linear_job(frame_at):  # type: ignore[no-untyped-def]
+    """A thread's share of a call whose rows are packed."""
+    frame = int64s_at(frame_at, FRAME)
+    T, K = frame[TOKENS], frame[INPUTS]
+    packed, scale_T = int16s_at(frame[PACKED], packed_size(T, K)), doubles_at(frame[SCALE], T)
+    out_TO, team = rows_at(frame[OUT], T, frame[OUTPUTS]), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    tasks = take_rows((frame[WEIGHTS], frame[SCB], 0), K, packed, scale_T, out_TO, False, frame[THREADS], team, 0)
+    settle(team, 0, tasks)
+
+
+@compiled()
+def linear(code, x_TD, q_OD, scb_O, out_TO, threads):  # type: ignore[no-untyped-def]
     T, D = x_TD.shape
     if T == 0 or q_OD.shape[0] == 0:
         return
-    packed = np.empty(packed_size(T, D), np.int16)
-    scale_T = np.empty(T, np.float64)
-    pack(x_TD, np.arange(T), 0, T, packed, scale_T)
-    q = q_OD.reshape(q_OD.size)
-    counter = np.zeros(1, np.int64)
-    block = task_rows(T, q_OD.shape[0], threads)
-    if threads == 1 or q.size * T < SMALL_WORK:
-        take_blocks(q, D, scb_O, packed, scale_T, out_TO, block, counter)
-    else:
-        for _ in prange(threads):
-            take_blocks(q, D, scb_O, packed, scale_T, out_TO, block, counter)
+    packed, scale_T = np.empty(packed_size(T, D), np.int16), np.empty(T, np.float64)
+    frame, team = np.empty(FRAME, np.int64), np.empty(TEAM_NUMBERS, np.int64)
+    pack(address_of(x_TD), D, np.arange(T), 0, T, packed, scale_T)
+    frame[WEIGHTS], frame[SCB], frame[OUTPUTS], frame[INPUTS] = address_of(q_OD), address_of(scb_O), q_OD.shape[0], D
+    frame[TOKENS], frame[PACKED], frame[SCALE], frame[OUT] = (
+        T,
+        address_of(packed),
+        address_of(scale_T),
+        address_of(out_TO),
+    )
+    frame[THREADS], frame[TEAM] = 1 if q_OD.size * T < SMALL_WORK else threads, address_of(team)
+    launch(code, frame, team, frame[THREADS])
+    used(x_TD)
+    used(q_OD)
+    used(scb_O)
+    used(packed)
+    used(scale_T)
+    used(out_TO)

@@ -10,8 +10,8 @@ import numpy as np
 
 from localr1.kernels import intrinsics
 from localr1.kernels.features import CHUNK, LANES
-from localr1.kernels.intrinsics import MAX_STEPS, PAIRED_FROM, TILE_PANELS, TILE_ROWS
-from localr1.kernels.jit import address_of, compiled, stay_out_of_line
+from localr1.kernels.intrinsics import MAX_STEPS, PAIRED_FROM, QUAD, SHORT_ROW, TILE_PANELS, TILE_ROWS
+from localr1.kernels.jit import address_of, compiled, int8_at, stay_out_of_line, used
 from localr1.kernels.packing import FEW, padded
 
 ROW_BLOCK = 4 * TILE_ROWS
@@ -26,6 +26,7 @@ DEPTH = 2 * MAX_STEPS
 WIDE_STRIDE = DEPTH + 32  # not a power of two, so that the rows of a tile fall into different cache sets
 
 dot_1, dot_2, dot_3, dot_4 = intrinsics.dot_1, intrinsics.dot_2, intrinsics.dot_3, intrinsics.dot_4
+quad_1, quad_2, quad_3, quad_4 = intrinsics.quad_1, intrinsics.quad_2, intrinsics.quad_3, intrinsics.quad_4
 dot_5, dot_6, dot_7, dot_8 = intrinsics.dot_5, intrinsics.dot_6, intrinsics.dot_7, intrinsics.dot_8
 widen_chunks, transpose = intrinsics.widen_chunks, intrinsics.transpose
 tile_1, tile_2, tile_3 = intrinsics.tile_1, intrinsics.tile_2, intrinsics.tile_3
@@ -41,6 +42,29 @@ def sums_size(n):  # type: ignore[no-untyped-def]
 def task_rows(n, rows_in_all, threads):  # type: ignore[no-untyped-def]
     """Weight rows of a task for n activation rows: enough tasks for every thread to take several."""
     return ROW_BLOCK if n > FEW else max(16, min(SUM_STRIDE, rows_in_all // (4 * threads) // 2 * 2))
+
+
+@compiled(inline=True)
+def multiply_short(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
+    """QUAD rows at a time, of whole chunks each; how many rows were done."""
+    dots = np.empty((QUAD, LANES), np.float32)
+    packed_at, dots_at, chunks = address_of(packed), address_of(dots), K // CHUNK
+    quads = rows // QUAD
+    for quad in range(quads):
+        weights, r = q + quad * QUAD * K, quad * QUAD
+        if n == 1:
+            quad_1(weights, K, packed_at, chunks, dots_at, LANES * 4)
+        elif n == 2:
+            quad_2(weights, K, packed_at, chunks, dots_at, LANES * 4)
+        elif n == 3:
+            quad_3(weights, K, packed_at, chunks, dots_at, LANES * 4)
+        else:
+            quad_4(weights, K, packed_at, chunks, dots_at, LANES * 4)
+        for i in range(n):
+            for w in range(QUAD):
+                sums[i * SUM_STRIDE + r + w] = dots[w, i]
+    used(dots)
+    return quads * QUAD
 
 
 @compiled(inline=True)
@@ -65,21 +89,22 @@ def dot(n, weights, row_stride, packed, chunks, sums, sum_stride):  # type: igno
 
 
 @compiled(inline=True)
-def multiply_few(q, first, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
+def multiply_few(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
     """Row by row, or two rows at a time; what is left of a row after whole chunks is copied and padded with zeros."""
     whole = K // CHUNK
     rest = K - whole * CHUNK
     taken = 1 if n < PAIRED_FROM else 2
+    done = multiply_short(q, rows, K, packed, n, sums) if n <= QUAD and K <= SHORT_ROW and rest == 0 else 0
     tails, dots = np.zeros((2, CHUNK), np.int8), np.empty((2, LANES), np.float32)
     packed_at, dots_at = address_of(packed), address_of(dots)
-    for part in range(2 if rest else 1):
-        for r in range(0, rows, taken):
+    for part in range((2 if rest else 1) if done < rows else 0):
+        for r in range(done, rows, taken):
             two = min(taken, rows - r)  # the last of an odd number of rows is taken twice
-            weights, stride = address_of(q) + first + r * K, (two - 1) * K
+            weights, stride = q + r * K, (two - 1) * K
             if part:
                 for w in range(two):
                     for i in range(rest):
-                        tails[w, i] = q[first + (r + w) * K + whole * CHUNK + i]
+                        tails[w, i] = int8_at(q + (r + w) * K + whole * CHUNK + i)
                 weights, stride = address_of(tails), (two - 1) * CHUNK
             chunks, x = (1, packed_at + whole * n * CHUNK * 2) if part else (whole, packed_at)
             dot(n, weights, stride, x, chunks, dots_at, LANES * 4)
@@ -90,30 +115,30 @@ def multiply_few(q, first, rows, K, packed, n, sums):  # type: ignore[no-untyped
 
 
 @compiled(inline=True)
-def widen_rows(q, first, rows, K, begin, depth, wide):  # type: ignore[no-untyped-def]
+def widen_rows(q, rows, K, begin, depth, wide):  # type: ignore[no-untyped-def]
     """Weights begin .. begin + depth of each row as int16; rows up to a whole tile and an odd last weight become
     zeros."""
     for r in range((rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS):
-        place, source = r * WIDE_STRIDE, first + r * K + begin
+        place, source = r * WIDE_STRIDE, q + r * K + begin
         if r < rows:
             whole = depth // CHUNK
-            widen_chunks(address_of(q) + source, address_of(wide) + 2 * place, whole)
+            widen_chunks(source, address_of(wide) + 2 * place, whole)
             for i in range(whole * CHUNK, depth):
-                wide[place + i] = q[source + i]
+                wide[place + i] = int8_at(source + i)
             wide[place + depth] = 0
         else:
             wide[place : place + depth + 1] = 0
 
 
 @compiled(inline=True)
-def multiply_many(q, first, rows, K, packed, n, sums, wide, tiles):  # type: ignore[no-untyped-def]
+def multiply_many(q, rows, K, packed, n, sums, wide, tiles):  # type: ignore[no-untyped-def]
     panels = (n + LANES - 1) // LANES
     panel_bytes = padded(K) * LANES * 2
     tiles[: panels * ROW_BLOCK * LANES] = 0
     for begin in range(0, K, DEPTH):
         depth = min(DEPTH, K - begin)
         pairs = (depth + 1) // 2
-        widen_rows(q, first, rows, K, begin, depth, wide)
+        widen_rows(q, rows, K, begin, depth, wide)
         for r in range(0, rows, TILE_ROWS):
             p = 0
             while p < panels:
@@ -140,16 +165,18 @@ def multiply_many(q, first, rows, K, packed, n, sums, wide, tiles):  # type: ign
 
 
 @compiled()
-def multiply(q, first, rows, K, packed, n, sums, scratch):  # type: ignore[no-untyped-def]
-    """Weight rows q[first + r * K :][:K], r < rows, times n packed rows, into `sums`; `scratch` is from `make_scratch`.
+def multiply(q, rows, K, packed, n, sums, scratch):  # type: ignore[no-untyped-def]
+    """`rows` int8 rows of K weights that lie at address `q`, times n packed rows, into `sums`.
+
+    `scratch` is from `make_scratch`.
 
     At most `task_rows` rows.
     """
     stay_out_of_line()
     if n <= FEW:
-        multiply_few(q, first, rows, K, packed, n, sums)
+        multiply_few(q, rows, K, packed, n, sums)
     else:
-        multiply_many(q, first, rows, K, packed, n, sums, scratch[0], scratch[1])
+        multiply_many(q, rows, K, packed, n, sums, scratch[0], scratch[1])
 
 
 @compiled(inline=True)

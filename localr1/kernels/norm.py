@@ -6,13 +6,18 @@ from localr1.kernels.jit import compiled
 
 
 @compiled()
+def normed(x_D, weight_D, eps, out_D):  # type: ignore[no-untyped-def]
+    """One row of `rms_norm`."""
+    total = np.float32(0.0)
+    for d in range(x_D.size):
+        total += x_D[d] * x_D[d]
+    scale = np.float32(1.0 / np.sqrt(total / x_D.size + eps))
+    for d in range(x_D.size):
+        out_D[d] = x_D[d] * scale * weight_D[d]
+
+
+@compiled()
 def rms_norm(x_TD, weight_D, eps, out_TD):  # type: ignore[no-untyped-def]
     """out = x / sqrt(mean(x^2) + eps) * weight, row by row (arXiv 1910.07467), in float32."""
-    rows, columns = x_TD.shape
-    for t in range(rows):
-        total = np.float32(0.0)
-        for d in range(columns):
-            total += x_TD[t, d] * x_TD[t, d]
-        scale = np.float32(1.0 / np.sqrt(total / columns + eps))
-        for d in range(columns):
-            out_TD[t, d] = x_TD[t, d] * scale * weight_D[d]
+    for t in range(x_TD.shape[0]):
+        normed(x_TD[t], weight_D, eps, out_TD[t])

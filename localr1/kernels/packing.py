@@ -13,7 +13,15 @@ import numpy as np
 
 from localr1.kernels.features import CHUNK, LANES
 from localr1.kernels.intrinsics import MAX_ACTIVATION, largest_of_vectors, round_chunks, transpose
-from localr1.kernels.jit import address_of, bits_of_float, compiled, float_from_bits, nearest, stay_out_of_line
+from localr1.kernels.jit import (
+    address_of,
+    bits_of_float,
+    compiled,
+    float_from_bits,
+    floats_at,
+    nearest,
+    stay_out_of_line,
+)
 
 FEW = 8
 """The most rows that share one pass over a weight row."""
@@ -48,12 +56,12 @@ def largest(x_K):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def round_row(x_K, packed, first, stride):  # type: ignore[no-untyped-def]
-    """Round a row into chunks of `packed`, `stride` numbers apart, from `first` on, with zeros after it.
+def round_row(x_at, K, packed, first, stride):  # type: ignore[no-untyped-def]
+    """Round a row of K floats into chunks of `packed`, `stride` numbers apart, from `first` on, with zeros after it.
 
     Returns the row's scale.
     """
-    K = x_K.shape[0]
+    x_K = floats_at(x_at, K)
     whole = K // CHUNK
     top = largest(x_K)
     finite = top <= np.float32(3.4028235e38)
@@ -66,7 +74,7 @@ def round_row(x_K, packed, first, stride):  # type: ignore[no-untyped-def]
         whole = 0
     elif whole:
         bits = np.int64(bits_of_float(np.float32(times)))
-        round_chunks(address_of(x_K), bits, address_of(packed) + 2 * first, 2 * stride, whole)
+        round_chunks(x_at, bits, address_of(packed) + 2 * first, 2 * stride, whole)
     for i in range(whole * CHUNK, padded(K)):
         rounded = nearest(np.float32(x_K[i] * times)) if i < K else np.int32(0)
         packed[first + i // CHUNK * stride + i % CHUNK] = np.int16(rounded)
@@ -74,13 +82,15 @@ def round_row(x_K, packed, first, stride):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def pack(x_TK, token_n, first, n, packed, scale_n):  # type: ignore[no-untyped-def]
-    """Pack the rows `x[token[first + i]]`, i < n, into `packed`; `scale[first + i]` receives each row's scale."""
+def pack(x_at, K, token_n, first, n, packed, scale_n):  # type: ignore[no-untyped-def]
+    """Pack the rows `token[first + i]`, i < n, of the rows of K floats that lie at `x_at`, into `packed`.
+
+    `scale[first + i]` receives each row's scale.
+    """
     stay_out_of_line()
-    K = x_TK.shape[1]
     if n <= FEW:
         for i in range(n):
-            scale_n[first + i] = round_row(x_TK[token_n[first + i]], packed, i * CHUNK, n * CHUNK)
+            scale_n[first + i] = round_row(x_at + 4 * K * token_n[first + i], K, packed, i * CHUNK, n * CHUNK)
         return
     width = padded(K)
     rows = np.zeros(LANES * width, np.int16)
@@ -88,6 +98,6 @@ def pack(x_TK, token_n, first, n, packed, scale_n):  # type: ignore[no-untyped-d
         here = min(LANES, n - panel * LANES)
         for i in range(here):
             p = first + panel * LANES + i
-            scale_n[p] = round_row(x_TK[token_n[p]], rows, i * width, CHUNK)
+            scale_n[p] = round_row(x_at + 4 * K * token_n[p], K, rows, i * width, CHUNK)
         rows[here * width :] = 0
         transpose(address_of(rows), 2 * width, address_of(packed) + 2 * panel * LANES * width, 4 * LANES, width // 2)

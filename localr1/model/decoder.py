@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Cache, Embedding, Linear, Ops, TensorSpec, Weights
+from localr1.model.linear import Cache, Embedding, Fused, Linear, Ops, TensorSpec, Weights
 from localr1.model.rope import RotaryTable, Rotation
 
 RAM = torch.device("cpu")
@@ -35,15 +35,23 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """One pre-norm decoder layer."""
+    """One pre-norm decoder layer. Few rows go through its fused parts, which change them in place."""
 
     input_norm: Norm
     attention: Attention
     post_attention_norm: Norm
     feed_forward: Callable[[Tensor], Tensor]
+    fused: Fused = Fused()
 
     def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
-        x_TD = x_TD + self.attention(self.input_norm(x_TD), rotation, cache)
+        few = x_TD.shape[0] <= self.fused.rows
+        if few and self.fused.attention is not None:
+            self.fused.attention(x_TD, rotation, cache)
+        else:
+            x_TD = x_TD + self.attention(self.input_norm(x_TD), rotation, cache)
+        if few and self.fused.feed_forward is not None:
+            self.fused.feed_forward(x_TD)
+            return x_TD
         return x_TD + self.feed_forward(self.post_attention_norm(x_TD))
 
 
@@ -92,7 +100,12 @@ def build_decoder(config: ModelConfig, weights: Weights, build_layer: Callable[[
 
 
 def build_layer(
-    config: ModelConfig, weights: Weights, layer: int, attention: Attention, feed_forward: Callable[[Tensor], Tensor]
+    config: ModelConfig,
+    weights: Weights,
+    layer: int,
+    attention: Attention,
+    feed_forward: Callable[[Tensor], Tensor],
+    fused: Fused,
 ) -> Layer:
     """Put the two norms of layer `layer` around its attention and its feed-forward."""
     prefix = f"model.layers.{layer}"
@@ -101,6 +114,7 @@ def build_layer(
         attention,
         Norm(weights, f"{prefix}.post_attention_layernorm.weight", config.norm_eps),
         feed_forward,
+        fused,
     )
 
 

@@ -25,7 +25,7 @@ from localr1.model.decoder import (
     outer_tensors,
 )
 from localr1.model.fields import Fields
-from localr1.model.linear import ExpertBank, TensorSpec, Weights
+from localr1.model.linear import ExpertBank, Fused, TensorSpec, Weights
 from localr1.model.mla import LatentAttention, mla_tensors
 from localr1.model.moe import build_moe, moe_tensors
 
@@ -148,10 +148,11 @@ def build_deepseek_layer(
 ) -> Layer:
     """One decoder layer, of the main model or of an MTP layer."""
     attention = LatentAttention(config, _mla(config), weights, layer, kernel_rows)
+    fused = weights.fused(config, layer, experts) if kernel_rows else Fused()
     if not is_sparse(config, layer):
-        return build_layer(config, weights, layer, attention, weights.feed_forward(f"model.layers.{layer}.mlp"))
+        return build_layer(config, weights, layer, attention, weights.feed_forward(f"model.layers.{layer}.mlp"), fused)
     assert experts is not None, "a model with sparse layers needs an expert bank"
-    return build_layer(config, weights, layer, attention, build_moe(config, weights, experts, layer))
+    return build_layer(config, weights, layer, attention, build_moe(config, weights, experts, layer), fused)
 
 
 def _mla(config: ModelConfig) -> MlaConfig:

@@ -17,7 +17,7 @@ from localr1.model.decoder import (
     outer_tensors,
 )
 from localr1.model.fields import Fields
-from localr1.model.linear import ExpertBank, TensorSpec, Weights
+from localr1.model.linear import ExpertBank, Fused, TensorSpec, Weights
 
 
 def read_llama(fields: Fields) -> ModelConfig:
@@ -73,7 +73,8 @@ def build_dense(config: ModelConfig, weights: Weights, experts: ExpertBank | Non
 
     def layer(index: int) -> Layer:
         attention = GroupedQueryAttention(config, _gqa(config), weights, index, kernel_rows)
-        return build_layer(config, weights, index, attention, weights.feed_forward(f"model.layers.{index}.mlp"))
+        fused = weights.fused(config, index, None) if kernel_rows else Fused()
+        return build_layer(config, weights, index, attention, weights.feed_forward(f"model.layers.{index}.mlp"), fused)
 
     return build_decoder(config, weights, layer)
 

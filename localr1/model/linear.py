@@ -10,10 +10,16 @@ G key-value heads, C latent, R rotary, N nope, V value, E experts, K top-k, F fe
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from localr1.model.config import ModelConfig
+    from localr1.model.rope import Rotation
 
 Linear = Callable[[Tensor], Tensor]
 """`x_TD -> y_TO`: y = x W^T (+ bias)."""
@@ -61,6 +67,17 @@ class Ops(Protocol):
         ...
 
 
+class Fused(NamedTuple):
+    """Parts of a layer for steps of at most `rows` tokens in one call each, which add to `x_TD` in place; None where
+    there is none, and the plain part does it."""
+
+    rows: int = 0
+    attention: "Callable[[Tensor, Rotation, Cache], None] | None" = None
+    """`x += attention(norm(x))`."""
+    feed_forward: "Callable[[Tensor], object] | None" = None
+    """`x += feed_forward(norm(x))`."""
+
+
 class Weights(Protocol):
     """Hands out a model's parts. `prefix` is a tensor's name without `.weight`."""
 
@@ -83,6 +100,10 @@ class Weights(Protocol):
 
     def embedding(self, prefix: str) -> Embedding:
         """The lookup of rows of `prefix.weight`."""
+        ...
+
+    def fused(self, config: "ModelConfig", layer: int, experts: "ExpertBank | None") -> Fused:
+        """What of a layer can be run in one call; the same numbers within the kernels' tolerance."""
         ...
 
 
@@ -111,6 +132,11 @@ class Cache(Protocol):
     @property
     def length(self) -> Position:
         """Tokens committed. `append` does not change it; only the decode loop does, after a whole forward."""
+        ...
+
+    def rows(self, layer: int, new: int) -> "NDArray[Any]":
+        """All rows of a layer [length + new, W] as an array, the last `new` of them for the caller to write: float32,
+        bfloat16 as its bits, or int8 as `kernels.cache_rows` lays it out. Raises ContextError past the capacity."""
         ...
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ table has grown. Letters beyond the folder's legend: P rotary pairs (R / 2). A r
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.model.config import Llama3Scaling, RopeConfig, RopeLayout, YarnScaling
@@ -19,6 +21,8 @@ class Rotation(NamedTuple):
 
     cos_T1R: Tensor
     sin_T1R: Tensor
+    arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    """The same memory as arrays [T, R], where it is RAM."""
 
 
 class RotaryTable:
@@ -42,13 +46,16 @@ class RotaryTable:
         length = self._table.cos_T1R.shape[0]
         if end > length:
             self._table = self._compute(max(end, 2 * length))
-        return Rotation(self._table.cos_T1R[start:end], self._table.sin_T1R[start:end])
+        arrays = self._table.arrays and (self._table.arrays[0][start:end], self._table.arrays[1][start:end])
+        return Rotation(self._table.cos_T1R[start:end], self._table.sin_T1R[start:end], arrays)
 
     def _compute(self, length: int) -> Rotation:
         angle_T1P = torch.arange(length, dtype=torch.float32)[:, None, None] * self._frequency_P
         cos_T1P, sin_T1P = angle_T1P.cos() * self._factor, angle_T1P.sin() * self._factor
         cos_T1R, sin_T1R = torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1)
-        return Rotation(cos_T1R.to(self._device), sin_T1R.to(self._device))
+        cos_T1R, sin_T1R = cos_T1R.to(self._device), sin_T1R.to(self._device)
+        in_ram = cos_T1R.device.type == "cpu"
+        return Rotation(cos_T1R, sin_T1R, (cos_T1R[:, 0].numpy(), sin_T1R[:, 0].numpy()) if in_ram else None)
 
 
 def rotate(x_THR: Tensor, rotation: Rotation, layout: RopeLayout) -> Tensor:

@@ -5,7 +5,9 @@ Owns the `ExpertBank`s (see `model.linear`): whichever is used, the numbers are 
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.kernels import cpu
@@ -20,6 +22,10 @@ class CpuBank:
     def __init__(self, store: Store, layers: Iterable[int], experts: int) -> None:
         views = {layer: store.feed_forwards(expert_prefixes(layer, experts)) for layer in layers}
         self._layers = {layer: (rows.weight.numpy(), rows.scb.numpy()) for layer, rows in views.items()}
+
+    def arrays(self, layer: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """A layer's experts [E, 3 D F] and their scales [E, 2 F + D]."""
+        return self._layers[layer]
 
     def run(
         self,

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from localr1.kernels import gpu
 from localr1.kernels.gpu import Kernels
-from localr1.model.linear import Embedding, FeedForward, Linear, Position
+from localr1.model.config import ModelConfig
+from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, Linear, Position
 from localr1.weights.store import Store
 
 
@@ -61,6 +62,9 @@ class GpuWeights:
             return kernel(x_TD, weight, scb, slot, expert_T1, torch.ones(x_TD.shape[0], 1, device=device))
 
         return apply
+
+    def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
+        return Fused()
 
     def embedding(self, prefix: str) -> Embedding:
         rows, device = self._store.int8_rows(prefix), self.ops.device

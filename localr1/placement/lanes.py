@@ -83,6 +83,9 @@ class Streamer:
             ready.record()
         return self._thread.submit(self._run, layer, experts, hidden_TD, expert_TK, weight_TK, ready)
 
+    def close(self) -> None:
+        self._thread.shutdown()
+
     @torch.inference_mode()
     def _run(
         self,

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from localr1.kernels import cpu
-from localr1.model.linear import Embedding, FeedForward, Linear
+from localr1.model.config import ModelConfig
+from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, Linear
 from localr1.placement.ops import CpuOps
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.store import Store
@@ -24,7 +25,10 @@ class StoreWeights:
     ops = CpuOps()
 
     def __init__(self, store: Store) -> None:
+        from localr1.placement.fused import FusedLayers  # it knows the banks, which know the float weights here
+
         self._store = store
+        self._fused = FusedLayers(store)
 
     def tensor(self, name: str) -> Tensor:
         return self._store.tensor(name).to(torch.float32)
@@ -62,12 +66,17 @@ class StoreWeights:
 
     def embedding(self, prefix: str) -> Embedding:
         weight, scb = self._store.int8_rows(prefix)
-        scale = scb / 127.0
+        q_VD, scb_V = weight.numpy(), scb.numpy()
 
         def apply(token_T: Tensor) -> Tensor:
-            return weight[token_T].to(torch.float32) * scale[token_T][:, None]
+            out_TD = torch.empty(len(token_T), q_VD.shape[1])
+            cpu.embed(q_VD, scb_V, token_T.numpy(), out_TD.numpy())
+            return out_TD
 
         return apply
+
+    def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
+        return self._fused.layer(config, layer, experts)
 
 
 class FloatWeights:
@@ -94,6 +103,9 @@ class FloatWeights:
     def embedding(self, prefix: str) -> Embedding:
         weight = self.tensor(prefix + ".weight")
         return lambda token_T: weight[token_T]
+
+    def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
+        return Fused()
 
 
 def expert_prefixes(layer: int, experts: int) -> Sequence[str]:

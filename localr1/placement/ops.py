@@ -23,8 +23,8 @@ class CpuOps:
             return torch.rms_norm(x, weight_D.shape, weight_D, eps)
         x = x.contiguous()
         out = torch.empty_like(x)
-        rows = (-1, weight_D.shape[0])
-        cpu.rms_norm(x.numpy().reshape(rows), weight_D.numpy(), eps, out.numpy().reshape(rows))
+        columns = weight_D.shape[0]
+        cpu.rms_norm(x.numpy().reshape(-1, columns), weight_D.numpy(), eps, out.numpy().reshape(-1, columns))
         return out
 
     def mla_attention(

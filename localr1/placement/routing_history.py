@@ -120,11 +120,11 @@ class CountingBank:
     """An `ExpertBank` that notes what it is asked for and hands it on."""
 
     def __init__(self, bank: Any, history: RoutingHistory) -> None:
-        self._run, self._observe = bank.run, history.observe
+        self.bank, self.observe = bank, history.observe
 
     def run(self, layer: int, hidden_TD: Any, expert_TK: Any, weight_TK: Any, beside: Any = None) -> Any:
-        self._observe(layer, expert_TK)
-        return self._run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        self.observe(layer, expert_TK)
+        return self.bank.run(layer, hidden_TD, expert_TK, weight_TK, beside)
 
 
 def load(path: Path, identity: Identity) -> RoutingHistory | None:

@@ -145,6 +145,11 @@ class ExpertSlots:
         self.row_of.fill(-1)
         self._fill(count, kept)
 
+    def close(self) -> None:
+        """Let what is under way arrive, and end the copying thread."""
+        self.finish(wait=True)
+        self._copier.close()
+
     def _place(self, expert: Expert, row: int) -> int:
         """Name an expert's row, -1 for none, to the kernels and to the CPU; the row it had."""
         at = self._layer_row[expert[0]], expert[1]
@@ -175,6 +180,9 @@ class Copier:
     def start(self, expert: Expert, weight: Tensor, scb: Tensor, before: "torch.cuda.Event | None") -> "Future[None]":
         """Copy an expert to `weight` and `scb` once everything before the mark has ended; done when it is there."""
         return self._thread.submit(self._copy, expert, weight, scb, before)
+
+    def close(self) -> None:
+        self._thread.shutdown()
 
     @torch.inference_mode()
     def _copy(self, expert: Expert, weight: Tensor, scb: Tensor, before: "torch.cuda.Event | None") -> None:

@@ -76,7 +76,7 @@ class SplitBank:
         self.cut: Cut = call
         self.lanes = Lanes()
         self._gpu = GpuBank(slots, kernels)
-        self._cold = cold
+        self.cold = cold
         self._observe = observe
         self._streamer = Streamer(slots.cold, slots.device)
         self._desk: Desk | None = None
@@ -119,6 +119,11 @@ class SplitBank:
         if self._make_policy is not None:
             self.policy = self._make_policy(self.slots)
 
+    def close(self) -> None:
+        """End the threads that copy, and wait for what they are at."""
+        self.slots.close()
+        self._streamer.close()
+
     def _few(
         self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None
     ) -> Tensor:
@@ -149,7 +154,7 @@ class SplitBank:
             sum_TD.zero_()
         else:
             experts = torch.from_numpy(cold_TK)
-            sum_TD.copy_(self._cold.run(layer, desk.hidden_TD[:rows], experts, desk.weight_TK[:rows]))
+            sum_TD.copy_(self.cold.run(layer, desk.hidden_TD[:rows], experts, desk.weight_TK[:rows]))
 
     @property
     def _watched(self) -> bool:
@@ -174,7 +179,7 @@ class SplitBank:
         if pairs:
             with self.lanes.timing_cpu(pairs):
                 experts = torch.from_numpy(kept_TK)
-                sum_TD = self._cold.run(layer, ram_TD, experts, ram_TK)
+                sum_TD = self.cold.run(layer, ram_TD, experts, ram_TK)
             out_TD += sum_TD.to(self.slots.device)
         if passing is not None:
             seconds, sum_TD = passing.result()

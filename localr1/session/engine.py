@@ -65,7 +65,7 @@ class Engine:
     """What the user should hear of how it was loaded."""
 
     def new_cache(self) -> RowCache:
-        """A cache for one conversation: bfloat16 rows, or float32 ones under `--dtype float32`."""
+        """A cache for one conversation: rows as `--kv` says, or float32 ones under `--dtype float32`."""
         return self._cache(self.config.cache_layers, 0)
 
     def new_speculation(self) -> Speculation:
@@ -84,7 +84,8 @@ class Engine:
         dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16
         width, capacity = self.config.cache_width, self.context_limit
         if self.placed is None or not isinstance(self.model, GpuModel):
-            return RowCache(layers, width, capacity, dtype, first_layer)
+            latent = latent_width(self.config) if self.options.kv == "int8" else None
+            return RowCache(layers, width, capacity, dtype, first_layer, latent=latent)
         device = self.placed.device
         return self.model.with_room(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
 
@@ -93,6 +94,15 @@ class Engine:
         from localr1.session.conversation import Conversation
 
         return Conversation(self, sampling, options)
+
+
+def latent_width(config: ModelConfig) -> int:
+    """How many numbers of a cache row are latents. UnsupportedError where rows are keys and values."""
+    if not isinstance(config.attention, MlaConfig):
+        raise UnsupportedError(
+            f"--kv int8 is made for latent attention, which {config.model_type} does not have", "use --kv bf16"
+        )
+    return config.attention.kv_lora_rank
 
 
 def load(model: str | None, options: EngineOptions) -> Progress[Engine]:
@@ -200,6 +210,10 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
     context_limit = _context_limit(name, config, options)
     if options.speculate == "mtp" and not parts.mtp:
         raise UnsupportedError(f"{name} has no MTP layer", "use --speculate auto, which guesses from the context")
+    if options.kv == "int8":
+        latent_width(config)
+        if parts.placed is not None:
+            raise UnsupportedError("--kv int8 works on the CPU alone", "use --kv bf16, or --vram 0")
     decoder = registry.build(config, parts.weights, parts.bank)
     model = decoder
     if parts.placed is not None:
@@ -244,7 +258,7 @@ def _recommended(name: str, folder: Path) -> Sampling:
 def compile_kernels(engine: Engine) -> Iterator[Event]:
     """Have the kernels ready; their first compilation takes a while, so it is shown as what it is."""
     attention = "mla_attention" if isinstance(engine.config.attention, MlaConfig) else "gqa_attention"
-    names = ("rms_norm", "linear", "routed_ffn", attention)
+    names = ("rms_norm", "linear", "routed_ffn", attention, *compilation.fused(attention))
     what = "compiling {} for this processor (first time only)" if compilation.cache_is_cold(names) else "loading {}"
     for done, name in enumerate(compilation.compile_all(names)):
         yield LoadProgress(what.format(name), done, len(names))

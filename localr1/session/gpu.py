@@ -4,7 +4,7 @@ Owns the joining. Invariant: no failure of the GPU reaches the user as anything 
 experts leave first, and a forward is tried again: it commits nothing before it is whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
+from localr1.decode.generate import WatchedCache
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.model import registry
@@ -24,10 +25,8 @@ from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.graphs import Tape
-from localr1.placement.plan import Budget, Hotness, PlacementPlan, plan_gpu
-from localr1.placement.policy import Policy, Slots
-from localr1.placement.replay import DEFAULT, choose_policy, make_policy
-from localr1.placement.routes import Routes
+from localr1.placement.plan import Budget, Expert, Hotness, PlacementPlan, plan_gpu
+from localr1.placement.policy import Decayed, Policy, Slots
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
 from localr1.placement.sizes import parse_size
@@ -104,8 +103,7 @@ def place_on_gpu(
     if plan is None:
         return None, ("the GPU's memory has no room for what every token needs, so this model runs on the CPU",)
     observe = history.observe if history is not None else None
-    routes = history.recent() if history is not None else None
-    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe, routes))
+    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe))
     return placed, placed.notes
 
 
@@ -114,14 +112,16 @@ def place(
     store: Store,
     mtp: bool,
     device: torch.device,
-    resident: tuple[tuple[int, int], ...],
+    resident: Sequence[Expert],
     hotness: Hotness | None = None,
     observe: Observe | None = None,
-    routes: Routes | None = None,
+    *,
+    adaptive: bool = True,
 ) -> Placed:
     """The parts on the device, and as many of the `resident` experts as find room, hottest first.
 
-    Raises OutOfMemoryError when not even the parts that every token needs do.
+    With `adaptive` others replace them as the conversation turns. Raises OutOfMemoryError when not even the parts that
+    every token needs find room.
     """
     ops = GpuOps(device)
     notes: tuple[str, ...] = ()
@@ -135,20 +135,22 @@ def place(
 
     def policy(slots: ExpertSlots) -> Policy:
         moves = max(1, MOVED_BYTES_A_STEP // cold.expert_bytes)
-        ruled = Slots(layers, experts, slots.count, moves)
-        name = choose_policy(routes, ruled) if routes is not None else DEFAULT
-        return make_policy(name, ruled, slots.resident, hotness)
+        return Decayed(Slots(layers, experts, slots.count, moves), slots.resident, prior=hotness)
 
+    slots = _slots(cold, device, resident)
+    on_cpu = CpuBank(store, layers, experts)
+    bank = SplitBank(slots, ops.kernels, on_cpu, policy if adaptive else None, observe)
+    return Placed(weights, bank, device, notes)
+
+
+def _slots(cold: ColdExperts, device: torch.device, resident: Sequence[Expert]) -> ExpertSlots:
+    """As many slots as there are residents, or fewer where the memory turns out to be less."""
     count = len(resident)
     while True:
         try:
-            slots = ExpertSlots(cold, count, device, resident)
-            break
+            return ExpertSlots(cold, count, device, resident)
         except torch.OutOfMemoryError:
             count = smaller(count)
-    return Placed(
-        weights, SplitBank(slots, ops.kernels, CpuBank(store, layers, experts), policy, observe), device, notes
-    )
 
 
 def smaller(count: int) -> int:
@@ -179,6 +181,11 @@ class GpuModel:
         return self.decoder.config
 
     @property
+    def replays(self) -> bool:
+        """Whether steps are replayed by now."""
+        return self._replayer is not None and self._replayer.ready
+
+    @property
     def notice(self) -> str:
         """What the user should know of how steps run; empty when all is as it should be."""
         return self._replayer.given_up if self._replayer is not None else ""
@@ -190,11 +197,12 @@ class GpuModel:
         return self.with_room(lambda: self.decoder.logits(hidden_TD))
 
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):
+        rows = cache.cache if isinstance(cache, WatchedCache) else cache
+        if self._replayer is None or len(token_T) > FEW or not isinstance(rows, RowCache):
             return self.decoder.forward(token_T, cache)
-        if cache.length + len(token_T) > cache.capacity:
+        if rows.length + len(token_T) > rows.capacity:
             return self.decoder.forward(token_T, cache)
-        return self._replayer.forward(token_T, cache, cache)
+        return self._replayer.forward(token_T, rows, cache)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -7,9 +7,10 @@ the step stands lies on the device.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
@@ -44,6 +45,9 @@ class HeldCache:
     def __init__(self, cache: RowCache, device: torch.device) -> None:
         self._cache = cache
         self.length = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def rows(self, layer: int, new: int) -> NDArray[Any]:
+        raise TypeError(f"layer {layer}'s rows lie on {self.length.device}, which only its own kernels can read")
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         rows_SW = self._cache.layer_rows(layer)
@@ -98,6 +102,11 @@ class Replayer:
             self._try(token_T, cache, hidden_TD)
         return hidden_TD
 
+    @property
+    def ready(self) -> bool:
+        """Whether a step of any number of tokens can be replayed."""
+        return bool(self._steps)
+
     def forget(self) -> None:
         """Drop all recordings and the memory they hold."""
         self._steps, self._seen, self._cache = {}, {}, None
@@ -121,7 +130,6 @@ class Replayer:
     def _recorded(self, token_T: Tensor, cache: RowCache) -> Step:
         held, tokens_T, recording = HeldCache(cache, self._device), token_T.to(self._device).clone(), self._record()
         held.length.fill_(cache.length)
-        self._decoder.forward(tokens_T, held)  # compiles and loads what no eager step has used: a recording must not
         if self._bank is not None:
             self._bank.cut = recording.cut
         try:

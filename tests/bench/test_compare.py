@@ -1,5 +1,7 @@
 """A/B of one option: what may be compared, the same tokens, and a verdict only where all rounds agree."""
 
+from dataclasses import replace
+
 import pytest
 
 from localr1.bench import measure, subject
@@ -38,7 +40,7 @@ def test_bad_comparisons_are_refused(text):
 
 def test_guessing_ahead_changes_no_token(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
-    nano = result_of(subject.open_model("nano", BASE))
+    nano = result_of(subject.open_model("nano", replace(BASE, draft_tokens=1)))
     options = BenchOptions(
         prompt_tokens=16, decode_tokens=4, repeats=1, depths="0", compare=("speculate=off,mtp", "threads=1,2")
     )

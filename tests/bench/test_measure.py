@@ -100,7 +100,7 @@ def test_operations_are_two_a_weight_and_row():
 def test_the_parts_add_up_to_the_step(report):
     parts = report.section("parts")
     labels = [row.label for row in parts.rows]
-    assert labels == ["attention", "router", "experts", "shared experts", "dense layers", "head", REST]
+    assert labels == ["attention", "experts", "dense layers", "head", REST]
     shares = [parts.figure(label, "share at 0").median for label in labels]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert all(share > 0 for share in shares)

@@ -31,6 +31,19 @@ def test_bytes_are_those_of_the_rows() -> None:
     assert cache.nbytes == 3 * 31_104
 
 
+@pytest.mark.parametrize(("latent", "width"), [(64, 80), (7, 10), (1, 3)])
+def test_int8_latents_keep_their_numbers_and_take_little_over_half(latent: int, width: int) -> None:
+    row_TW = torch.randn(5, width, generator=torch.Generator().manual_seed(latent))
+    row_TW[3, :latent] = 0
+    cache = RowCache(1, width, 8, torch.bfloat16, latent=latent)
+    back = cache.append(0, row_TW)
+    step_T1 = row_TW[:, :latent].abs().amax(dim=1, keepdim=True) / 127
+    assert ((back - row_TW)[:, :latent].abs() <= 0.501 * step_T1).all()
+    assert torch.equal(back[:, latent:], row_TW[:, latent:].bfloat16().float())
+    assert RowCache(27, 576, 8, torch.bfloat16, latent=512).token_nbytes == 27 * (512 + 2 * 64 + 4)
+    assert cache.rows(0, 2).shape == (2, cache.token_nbytes)
+
+
 def test_past_the_capacity_is_a_context_error_with_the_numbers() -> None:
     cache = RowCache(1, 1, 4, torch.float32)
     with pytest.raises(ContextError, match=r"4 tokens, 5"):

@@ -57,7 +57,7 @@ def test_a_forward_commits_nothing(case):
         first_TD = model.forward(token_T[:5], cache)
         assert cache.length == 0
         assert torch.equal(model.forward(token_T[:5], cache), first_TD)
-        assert sorted(cache.rows) == list(range(tiny.config.cache_layers))
+        assert sorted(cache.layers) == list(range(tiny.config.cache_layers))
 
 
 @pytest.mark.parametrize("case", [MLA, GQA])

@@ -8,6 +8,7 @@ import torch
 from localr1.decode.cache import RowCache
 from localr1.events import QuantizeProgress
 from localr1.model import registry
+from localr1.model.config import MlaConfig
 from localr1.placement.bank import CpuBank, FloatBank
 from localr1.placement.linear import FloatWeights, StoreWeights
 from localr1.weights.checkpoint import Checkpoint
@@ -83,3 +84,28 @@ def test_a_bfloat16_cache_stays_close(tmp_path: Path) -> None:
     assert 0 < tiny.difference(rounded, exact) < 3e-2
     cache = RowCache(config.cache_layers, config.cache_width, 16, torch.bfloat16)
     assert cache.token_nbytes == 2 * config.num_layers * (16 + 4)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["float32", "bf16", "int8"])
+def test_fused_layers_are_the_plain_ones(tmp_path: Path, model_type: str, kind: str) -> None:
+    _, store = stored(model_type, tmp_path)
+    config = registry.parse_config(tiny.make(model_type).raw)
+    mla = isinstance(config.attention, MlaConfig)
+    if kind == "int8" and not mla:
+        pytest.skip("int8 rows are of latent attention")
+    bank = CpuBank(store, config.moe.layers, config.moe.num_experts) if config.moe else None
+    tokens, results = tiny.tokens(14), []
+    for kernel_rows in (0, 8):
+        model = registry.build(config, StoreWeights(store), bank, kernel_rows=kernel_rows)
+        dtype = torch.float32 if kind == "float32" else torch.bfloat16
+        latent = config.attention.kv_lora_rank if kind == "int8" and isinstance(config.attention, MlaConfig) else None
+        cache = RowCache(config.cache_layers, config.cache_width, 16, dtype, latent=latent)
+        parts = []
+        with torch.inference_mode():
+            for size in (6, 1, 2, 5):
+                part = tokens[cache.length : cache.length + size]
+                parts.append(model.logits(model.forward(part, cache)))
+                cache.commit(part.tolist())
+        results.append(torch.cat(parts))
+    assert 0 < tiny.difference(results[1], results[0]) < (2e-3 if kind == "float32" else 3e-2)

@@ -1,0 +1,22 @@
+"""Room for what a job needs between its phases, carved out of one buffer that all calls share.
+
+Owns the views. A job carves the same room in the same order on every thread; where the buffer's address is 0 it carves
+nothing, and learns how many bytes it takes.
+"""
+
+from numba import types
+
+from localr1.kernels.jit import compiled, viewing
+
+LINE_BYTES = 64
+
+int64s_at, int16s_at, doubles_at = viewing(types.int64), viewing(types.int16), viewing(types.float64)
+rows_at, cube_at, block_at = viewing(types.float32, 2), viewing(types.float32, 3), viewing(types.float32, 4)
+line_at = viewing(types.float32)
+indices_at, cache_at = viewing(types.int64, 2), viewing(types.uint16, 2)
+
+
+@compiled(inline=True)
+def after(at, numbers, item_bytes):  # type: ignore[no-untyped-def]
+    """The address behind so many numbers, at the start of a cache line."""
+    return at + (numbers * item_bytes + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES

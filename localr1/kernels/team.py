@@ -1,0 +1,119 @@
+"""Threads that go through the phases of one call together, within one parallel region.
+
+Owns the sharing out of a phase's tasks and the waiting for its end. A thread takes the next task of a phase until none
+is left (`take`), tells when it has done one (`finish`), and waits until all that were taken are done (`settle`). It
+waits only for tasks that a running thread has taken, so a team of which some threads never come, or come late, still
+gets to the end. Waiting spins, since phases take microseconds; after a while it offers the core to others.
+"""
+
+import sys
+from typing import Any
+
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from localr1.kernels.features import BITS
+from localr1.kernels.jit import address_of, call_at, compiled, used
+
+COUNTER_STRIDE = 8
+"""int64 numbers: a cache line of its own for each counter."""
+
+TEAM_NUMBERS = 2 * COUNTER_STRIDE * 12
+"""The counters of the job with the most phases."""
+
+PATIENT_SPINS = 2000
+"""Pauses, some tens of microseconds, before a waiting thread offers its core to others."""
+
+I64 = ir.IntType(64)
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def fetch_and_add(typing_context: Any, counters: Any, index: Any) -> Any:
+    """Atomically add one to a number of an int64 array; returns what it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), I64(1), "acq_rel")
+
+    return types.int64(counters, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def fetch(typing_context: Any, counters: Any, index: Any) -> Any:
+    """Atomically read a number of an int64 array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+
+    return types.int64(counters, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def pause(typing_context: Any) -> Any:
+    """Tell the processor that this is a loop that waits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if BITS:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def offer_core(typing_context: Any) -> Any:
+    """Let the operating system run another thread on this core if one is waiting for it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@compiled(inline=True)
+def take(team, phase):  # type: ignore[no-untyped-def]
+    """The number of the next task of a phase; past the last one, there is none left."""
+    return fetch_and_add(team, 2 * COUNTER_STRIDE * phase)
+
+
+@compiled(inline=True)
+def finish(team, phase):  # type: ignore[no-untyped-def]
+    """The task taken is done, and what it wrote may be read after `settle`."""
+    fetch_and_add(team, 2 * COUNTER_STRIDE * phase + COUNTER_STRIDE)
+
+
+@compiled()
+def settle(team, phase, tasks):  # type: ignore[no-untyped-def]
+    """Wait until all tasks of a phase are done; called when none is left to take."""
+    at = 2 * COUNTER_STRIDE * phase + COUNTER_STRIDE
+    spins = 0
+    while fetch(team, at) < tasks:
+        if spins < PATIENT_SPINS:
+            spins += 1
+            pause()
+        else:
+            offer_core()
+
+
+@compiled(parallel=True)
+def launch(code, frame, team, threads):  # type: ignore[no-untyped-def]
+    """Run a job, the C function at `code`, on every thread of a new team. Jobs get the address of `frame`.
+
+    All jobs go through this one function, since a parallel region takes long to compile.
+    """
+    team[:] = 0
+    at = address_of(frame)
+    if threads == 1:
+        call_at(code, at)
+    else:
+        for _ in prange(threads):
+            call_at(code, at)
+    used(frame)
+    used(team)

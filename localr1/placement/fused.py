@@ -1,0 +1,138 @@
+"""Layers of a store as fused blocks: what steps of a few tokens run on the CPU.
+
+Owns the way from Hugging Face names to `kernels.blocks`. The numbers are those of the plain layers in `model`, within
+the kernels' tolerance; so whatever cannot be fused (experts that are not all in RAM) is left to those.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from localr1.kernels import blocks
+from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
+from localr1.model.linear import Cache, ExpertBank, Fused
+from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
+from localr1.model.rope import Rotation
+from localr1.placement.bank import CpuBank
+from localr1.placement.ops import as_numpy
+from localr1.placement.routing_history import CountingBank
+from localr1.weights.store import Store
+
+Array = NDArray[Any]
+
+
+class FusedLayers:
+    """The blocks of one model, which share their scratch memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._scratch = blocks.Scratch()
+
+    def layer(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
+        """The parts of a layer that can be fused here."""
+        if not blocks.MOST_ROWS:
+            return Fused()
+        return Fused(blocks.MOST_ROWS, self._attention(config, layer), self._feed_forward(config, layer, experts))
+
+    def _attention(self, config: ModelConfig, layer: int) -> Any:
+        prefix, norm_D = f"model.layers.{layer}.self_attn", self._norm(f"model.layers.{layer}.input_layernorm")
+        interleaved = config.rope.layout == "interleaved"
+        if isinstance(config.attention, MlaConfig):
+            mla = config.attention
+            block = blocks.mla_block(
+                self._mla(prefix, mla, norm_D),
+                mla.qk_nope_head_dim,
+                mla.qk_rope_head_dim,
+                interleaved,
+                config.norm_eps,
+                LATENT_NORM_EPS,
+                softmax_scale(config, mla),
+                self._scratch,
+            )
+        else:
+            gqa = config.attention
+            heads, scale = gqa.num_heads, gqa.head_dim**-0.5
+            weights = self._gqa(prefix, gqa, norm_D)
+            block = blocks.gqa_block(
+                weights, heads, gqa.num_kv_heads, interleaved, config.norm_eps, scale, self._scratch
+            )
+
+        def attend(x_TD: Tensor, rotation: Rotation, cache: Cache) -> None:
+            assert rotation.arrays is not None, "rotations of another device"
+            cos_TR, sin_TR = rotation.arrays
+            x = x_TD.numpy()
+            block(x, cos_TR, sin_TR, cache.rows(layer, len(x)))
+
+        return attend
+
+    def _mla(self, prefix: str, mla: MlaConfig, norm_D: Array) -> blocks.MlaWeights:
+        compressed = mla.q_lora_rank is not None
+        kv_b = self._store.tensor(f"{prefix}.kv_b_proj.weight")
+        kv_b = kv_b if kv_b.dtype in (torch.bfloat16, torch.float32) else kv_b.float()
+        return blocks.MlaWeights(
+            norm_D,
+            self._matrix(f"{prefix}.q_a_proj" if compressed else f"{prefix}.q_proj"),
+            self._norm(f"{prefix}.q_a_layernorm") if compressed else None,
+            self._matrix(f"{prefix}.q_b_proj") if compressed else None,
+            self._matrix(f"{prefix}.kv_a_proj_with_mqa"),
+            self._norm(f"{prefix}.kv_a_layernorm"),
+            as_numpy(kv_b.view(mla.num_heads, -1, mla.kv_lora_rank)),
+            self._matrix(f"{prefix}.o_proj"),
+        )
+
+    def _gqa(self, prefix: str, gqa: GqaConfig, norm_D: Array) -> blocks.GqaWeights:
+        return blocks.GqaWeights(
+            norm_D,
+            self._matrix(f"{prefix}.q_proj"),
+            self._matrix(f"{prefix}.k_proj"),
+            self._matrix(f"{prefix}.v_proj"),
+            self._norm(f"{prefix}.q_norm") if gqa.qk_norm else None,
+            self._norm(f"{prefix}.k_norm") if gqa.qk_norm else None,
+            self._matrix(f"{prefix}.o_proj"),
+        )
+
+    def _feed_forward(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Any:
+        prefix, norm_D = f"model.layers.{layer}.mlp", self._norm(f"model.layers.{layer}.post_attention_layernorm")
+        moe = config.moe
+        if moe is None or f"{prefix}.gate.weight" not in self._store:
+            block = blocks.FeedForwardBlock(norm_D, config.norm_eps, None, self._gated(prefix), self._scratch)
+            return lambda x_TD: block(x_TD.numpy())
+        bank, observe = (experts.bank, experts.observe) if isinstance(experts, CountingBank) else (experts, None)
+        if not isinstance(bank, CpuBank):
+            return None
+        biased = moe.topk_method == "noaux_tc"
+        routed = blocks.Routed(
+            *bank.arrays(layer),
+            self._float(f"{prefix}.gate.weight"),
+            self._float(f"{prefix}.gate.e_score_correction_bias") if biased else None,
+            moe.top_k,
+            moe.scoring == "sigmoid",
+            moe.num_groups,
+            moe.top_k_groups,
+            moe.normalize,
+            moe.scale,
+        )
+        shared = self._gated(f"{prefix}.shared_experts") if moe.shared_ff else None
+        block = blocks.FeedForwardBlock(norm_D, config.norm_eps, routed, shared, self._scratch)
+        if observe is None:
+            return lambda x_TD: block(x_TD.numpy())
+        return lambda x_TD: observe(layer, block(x_TD.numpy()))
+
+    def _matrix(self, prefix: str) -> blocks.Matrix:
+        rows = self._store.int8_rows(prefix)
+        bias = self._float(f"{prefix}.bias") if f"{prefix}.bias" in self._store else None
+        return blocks.Matrix(rows.weight.numpy(), rows.scb.numpy(), bias)
+
+    def _gated(self, prefix: str) -> tuple[Array, Array]:
+        rows = self._store.feed_forwards([prefix])
+        return rows.weight.numpy(), rows.scb.numpy()
+
+    def _norm(self, prefix: str) -> NDArray[np.float32]:
+        return self._float(f"{prefix}.weight")
+
+    def _float(self, name: str) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = self._store.tensor(name).to(torch.float32).contiguous().numpy()
+        return array

@@ -1,0 +1,101 @@
+"""On a real GPU: every kernel against the reference, and models placed, replayed and split as users run them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from localr1.decode.cache import RowCache
+from localr1.decode.generate import forward, logits, step
+from localr1.model import registry
+from localr1.model.decoder import Decoder
+from localr1.placement.bank import CpuBank
+from localr1.placement.linear import StoreWeights
+from localr1.session import engine, gpu
+from localr1.weights.store import Store
+from tests import tiny
+from tests.placement.test_cpu import stored
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device that torch can use"),
+]
+NANO = Path(engine.__file__).parent.parent / "nano"
+KERNEL_CHECKS = Path(__file__).parent.parent / "kernels" / "gpu_check.py"
+
+
+def test_every_kernel_equals_the_reference() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(KERNEL_CHECKS)]
+    done = subprocess.run(command, env=os.environ | {"LOCALR1_TEST_DEVICE": "cuda"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def placed(config: registry.ModelConfig, store: Store, slots: int) -> gpu.GpuModel:
+    assert config.moe is not None
+    order = [(layer, expert) for expert in range(config.moe.num_experts) for layer in config.moe.layers]
+    parts = gpu.place(config, store, False, torch.device("cuda"), order[:slots])
+    decoder = registry.build(config, parts.weights, parts.bank)
+    assert isinstance(decoder, Decoder)
+    return gpu.GpuModel(decoder, parts)
+
+
+def on_cpu(config: registry.ModelConfig, store: Store) -> registry.Model:
+    assert config.moe is not None
+    return registry.build(config, StoreWeights(store), CpuBank(store, config.moe.layers, config.moe.num_experts))
+
+
+def run(model: registry.Model, device: str, tokens: list[int]) -> Iterator[torch.Tensor]:
+    """Logits after a prefill of twelve tokens, eight single steps (later ones replayed), and three tokens at once."""
+    cache = RowCache(model.config.cache_layers, model.config.cache_width, 64, torch.bfloat16, 0, device)
+    yield logits(model, forward(model, cache, tokens[:12]))
+    for token in tokens[12:20]:
+        yield step(model, cache, token)
+    yield logits(model, forward(model, cache, tokens[20:23]))
+
+
+@pytest.mark.parametrize("slots", [1, 6, 16])
+def test_a_tiny_model_gives_the_cpus_logits(tmp_path: Path, slots: int) -> None:
+    model, store = stored("deepseek_v3", tmp_path)
+    tokens = tiny.tokens(23).tolist()
+    on_gpu = placed(model.config, store, slots)
+    ours = torch.stack(list(run(on_gpu, "cuda", tokens)))
+    theirs = torch.stack(list(run(on_cpu(model.config, store), "cpu", tokens)))
+    assert tiny.difference(ours, theirs) < 3e-2
+    assert on_gpu.replays and not on_gpu.notice
+
+
+@pytest.mark.parametrize("slots", [8, 40])
+def test_nano_decodes_the_same_tokens_while_experts_move(slots: int) -> None:
+    store, config = Store(NANO), registry.read_config(NANO)
+    prompt = engine.Tokenizer.open(NANO).encode_text("What is 17 + 25? Think, then answer.")
+    said = []
+    for model, device in ((on_cpu(config, store), "cpu"), (placed(config, store, slots), "cuda")):
+        cache = RowCache(config.cache_layers, config.cache_width, 200, torch.bfloat16, 0, device)
+        logits_V, tokens = logits(model, forward(model, cache, prompt)), []
+        for _ in range(60):
+            tokens.append(int(logits_V.argmax()))
+            logits_V = step(model, cache, tokens[-1])
+        said.append(tokens)
+    assert said[0] == said[1]
+
+
+def test_memory_that_runs_out_in_use_makes_experts_leave(tmp_path: Path) -> None:
+    model, store = stored("deepseek_v3", tmp_path)
+    on_gpu, left = placed(model.config, store, 12), [torch.OutOfMemoryError("full")]
+    forward_whole = on_gpu.decoder.forward
+
+    def fail_once(token_T: torch.Tensor, cache: object) -> torch.Tensor:
+        if left:
+            raise left.pop()
+        return forward_whole(token_T, cache)
+
+    on_gpu.decoder.forward = fail_once
+    tokens = tiny.tokens(23).tolist()
+    ours = torch.stack(list(run(on_gpu, "cuda", tokens)))
+    theirs = torch.stack(list(run(on_cpu(model.config, store), "cpu", tokens)))
+    assert tiny.difference(ours, theirs) < 3e-2
+    assert on_gpu.bank is not None and on_gpu.bank.slots.count == 9
