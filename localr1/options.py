@@ -103,6 +103,8 @@ class ConversationOptions:
     context_policy: Literal["stop", "slide"] = option(
         "stop", "When the context is full: stop with a message, or forget the oldest turns."
     )
+    json_schema: Path | None = option(None, "Hold answers to the JSON schema in this file; thoughts stay free.")
+    grammar: Path | None = option(None, "Hold answers to the Lark grammar in this file; thoughts stay free.")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,23 @@ class ConfigOptions:
 
 
 @dataclass(frozen=True)
+class DoctorOptions:
+    """`localr1 doctor`."""
+
+    fresh: bool = option(False, "Measure again.")
+    threads: int | None = option(None, "CPU threads (default: one a physical core).", min=1)
+    json: bool = option(False, "All of it as one JSON record.", flag="--json")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """`localr1 plan`."""
+
+    model: str | None = argument(None, "A short name, or a model that was downloaded.", "MODEL")
+    json: bool = option(False, "The plan as one JSON record.", flag="--json")
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """`localr1 bench`."""
 
@@ -144,6 +163,7 @@ class BenchOptions:
     compare: tuple[str, ...] = option((), "Two settings in turn, as KEY=A,B: speculate, kv, threads, vram, dtype ...")
     claims: bool = option(False, "Measure the four ideas against their baselines.")
     fidelity: bool = option(False, "How much the settings change what the model says.")
+    replay: bool = option(False, "Instead: how often each placement policy would have hit in your conversations.")
     cold: bool = option(False, "Also load the model once with nothing of it in memory.")
     json: Path | None = option(None, "Write all figures, every repeat included, to this file.")
     markdown: bool = option(False, "Print the tables as Markdown.")

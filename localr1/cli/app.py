@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from localr1 import __version__
-from localr1.cli import bench, chat, config, download, models, rm, verify
+from localr1.cli import bench, chat, config, doctor, download, models, plan, rm, verify
 from localr1.cli.parse import Invocation, command
 from localr1.errors import ExitStatus, LocalR1Error
 from localr1.options import (
@@ -21,8 +21,10 @@ from localr1.options import (
     ChatOptions,
     ConfigOptions,
     ConversationOptions,
+    DoctorOptions,
     DownloadOptions,
     EngineOptions,
+    PlanOptions,
     RemoveOptions,
     SamplingOptions,
     TerminalOptions,
@@ -101,6 +103,8 @@ def build(columns: int = 80) -> typer.Typer:
     talking = (ChatOptions, ConversationOptions, TerminalOptions, SamplingOptions, EngineOptions)
     app.command("chat")(command(chat.run, *talking))
     app.command("bench")(command(bench.run, BenchOptions, EngineOptions))
+    app.command("plan")(command(plan.run, PlanOptions, EngineOptions))
+    app.command("doctor")(command(doctor.run, DoctorOptions))
     app.command("models")(command(models.run))
     app.command("rm")(command(rm.run, RemoveOptions))
     app.command("verify")(command(verify.run, VerifyOptions))
@@ -126,4 +130,4 @@ def _globals(
     invocation.debug = debug
     if invoked.invoked_subcommand != "config":
         values = config.read_config(config.config_file(invocation.environment))
-        invoked.default_map = dict.fromkeys(("chat", "bench"), values)
+        invoked.default_map = dict.fromkeys(("chat", "bench", "plan"), values)

@@ -1,5 +1,6 @@
 """`localr1 bench`: measure a model on this computer and print the figures; `bench diff` compares two records."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from localr1.terminal.progress import follow
 from localr1.terminal.tables import show_table
 
 if TYPE_CHECKING:
+    from localr1.bench.replay import Comparison
     from localr1.bench.report import Report, Section
 
 
@@ -21,6 +23,8 @@ def run(environment: Environment, options: BenchOptions, engine: EngineOptions) 
     _check(options)
     if options.words[:1] == ("diff",):
         return _diff(environment, options.words[1:])
+    if options.replay:
+        return _replay(environment, options)
     report = follow(environment, _measure(options, engine))
     _print(environment, options, report)
     if options.json is not None:
@@ -28,6 +32,21 @@ def run(environment: Environment, options: BenchOptions, engine: EngineOptions) 
     if options.plot is not None:
         _plot(environment, options.plot, report)
     return ExitStatus.OK
+
+
+def _replay(environment: Environment, options: BenchOptions) -> ExitStatus:
+    comparison = follow(environment, _replayed(next(iter(options.words), None)))
+    _show(environment, [comparison.section()])
+    if options.json is not None:
+        _write(environment, options.json, json.dumps(comparison.record(), indent=1) + "\n")
+    return ExitStatus.OK
+
+
+def _replayed(model: str | None) -> "Progress[Comparison]":
+    yield STARTING
+    from localr1.bench.replay import replay_own
+
+    return (yield from replay_own(model))
 
 
 def _check(options: BenchOptions) -> None:
@@ -44,6 +63,8 @@ def _check(options: BenchOptions) -> None:
         raise UsageError(f"either a model ({options.words[0]}) or a shape ({options.shape})", "leave one of them out")
     if options.shape is not None and options.cold:
         raise UsageError("--cold is of models on the disk; a shape is made in memory", "leave --cold out")
+    if options.replay and options.shape is not None:
+        raise UsageError("--replay is of conversations, which a shape has none of", "leave out --shape")
     if options.markdown and options.csv:
         raise UsageError("--markdown and --csv both write to stdout", "choose one")
     if options.plot is not None and options.plot.suffix.lower() != ".svg":

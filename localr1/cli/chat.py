@@ -52,6 +52,7 @@ def run(
     - `localr1 chat`
     - `localr1 chat "What is 347 + 85?"`
     - `localr1 chat "Summarise this" < notes.txt > summary.txt`
+    - `localr1 chat --json-schema person.json "Who wrote Faust?" > author.json`
     - `localr1 chat --resume`
     """
     from localr1.terminal.repl import Repl, Settings, answer
@@ -66,13 +67,17 @@ def run(
     _check_encodable(question)
     if not question and (chat.json or not environment.interactive):
         raise UsageError("there is nothing to ask", 'give a question: localr1 chat "What is 347 + 85?"')
+    if options.json_schema is not None or options.grammar is not None:
+        from localr1.chat.structure import read_structure
+
+        read_structure(options.json_schema, options.grammar)  # a wrong one is told before anything slow begins
     if resumed is not None:
         model = model or resumed.model or None
         options = replace(options, system=resumed.system if options.system is None else options.system)
 
     background = Background()
     with unechoed(environment.stdin):
-        loaded = follow(environment, background.run(load(model, engine)))
+        loaded = follow(environment, background.run(load(model, engine, foretell=not question)))
     conversation = _converse(background, loaded, sampling, options)
     recorder = None
     if terminal.save and (resumed is not None or not question):

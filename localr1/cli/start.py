@@ -6,7 +6,7 @@ Invariant: importing this module imports nothing heavy.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localr1.events import LoadProgress, Progress
+from localr1.events import LoadProgress, Notice, Progress
 from localr1.options import DownloadOptions, EngineOptions
 
 if TYPE_CHECKING:
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 STARTING = LoadProgress("starting")
 
 
-def load(model: str | None, options: EngineOptions) -> "Progress[Engine]":
-    """`session.load`, announced before it is imported."""
+def load(model: str | None, options: EngineOptions, *, foretell: bool = False) -> "Progress[Engine]":
+    """`session.load`, announced before it is imported; with `foretell`, a line of what to expect of the model."""
     yield STARTING
     from localr1 import session
 
-    return (yield from session.load(model, options))
+    engine = yield from session.load(model, options)
+    if foretell:
+        yield Notice(session.expectation(engine.name, options))
+    return engine
 
 
 def download(options: DownloadOptions) -> Progress[Path]:

@@ -6,7 +6,7 @@ attention keys and values. The invariant: `tokens` are exactly those whose rows 
 loop changes them, after a whole forward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,24 @@ from localr1.errors import ContextError
 from localr1.model.latent_rows import pack_latents, row_bytes, unpack_latents
 
 
+class Stopped(Exception):
+    """A forward was given up between two layers; what the cache holds is as it was."""
+
+
+def never() -> bool:
+    """For whoever is not to be stopped."""
+    return False
+
+
 class RowCache:
     """Rows for `layers` x `capacity` tokens of `width` numbers, float32 or bfloat16. Memory is touched as it fills.
 
     With `latent`, the first so many numbers of a row are kept as int8 with one scale for the row, and the rest as
     bfloat16. `first_layer` is the number of its first layer: an MTP layer's cache holds that one layer alone.
+    `should_stop` is asked before every layer of a forward.
     """
+
+    should_stop: Callable[[], bool]
 
     def __init__(
         self,
@@ -43,6 +55,7 @@ class RowCache:
         bits = self._rows_LSW.view(torch.uint16) if stored == torch.bfloat16 else self._rows_LSW
         self._arrays: list[NDArray[Any]] = list(bits.numpy()) if bits.device.type == "cpu" else []
         self._tokens: list[int] = []
+        self.should_stop = never
 
     @property
     def length(self) -> int:
@@ -64,14 +77,13 @@ class RowCache:
         return self.length * self.token_nbytes
 
     def rows(self, layer: int, new: int) -> NDArray[Any]:
-        """That layer's rows with room for `new` ones at the end; bfloat16 as its bits. Raises ContextError past the
-        capacity."""
+        """That layer's rows with room for `new` ones at the end; bfloat16 as its bits. Raises as `append` does."""
         return self._arrays[layer - self._first_layer][: self._end(new)]
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         """Write T rows after the committed ones; that layer's rows [S, W], a copy in float32 where latents are int8.
 
-        Raises ContextError past the capacity.
+        Raises ContextError past the capacity, Stopped when told to stop.
         """
         layer_SW = self._rows_LSW[layer - self._first_layer, : self._end(row_TW.shape[0])]
         if self._latent is None:
@@ -81,6 +93,8 @@ class RowCache:
         return unpack_latents(layer_SW, self._latent, self._width)
 
     def _end(self, new: int) -> int:
+        if self.should_stop():
+            raise Stopped
         end = self.length + new
         if end > self.capacity:
             raise ContextError(

@@ -7,13 +7,11 @@ prefix of prompt + emitted tokens, whatever stopped the loop, so the next turn c
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from localr1.decode.cache import RowCache
+from localr1.decode.cache import RowCache, Stopped, never
 from localr1.decode.sampling import Sampler
 from localr1.decode.speculate import Counts, Speculation
 from localr1.events import PrefillProgress, StopReason
@@ -41,44 +39,10 @@ class Finished:
     counts: Counts
 
 
-class Stopped(Exception):
-    """A forward was given up between two layers; the cache is as it was."""
-
-
-class WatchedCache:
-    """The cache as a model sees it that may be stopped between its layers."""
-
-    def __init__(self, cache: RowCache, should_stop: Callable[[], bool]) -> None:
-        self.cache, self._should_stop = cache, should_stop
-
-    @property
-    def length(self) -> int:
-        return self.cache.length
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        return self.cache.tokens
-
-    def rows(self, layer: int, new: int) -> NDArray[Any]:
-        if self._should_stop():
-            raise Stopped
-        return self.cache.rows(layer, new)
-
-    def append(self, layer: int, row_TW: Tensor) -> Tensor:
-        if self._should_stop():
-            raise Stopped
-        return self.cache.append(layer, row_TW)
-
-
-def never() -> bool:
-    """For whoever cannot be stopped."""
-    return False
-
-
 @torch.inference_mode()
-def forward(model: Model, cache: RowCache, tokens: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
-    """Run tokens and commit them; their hidden states [T, D]. Stopped when told to, with nothing committed."""
-    hidden_TD = model.forward(torch.tensor(tokens), WatchedCache(cache, should_stop))
+def forward(model: Model, cache: RowCache, tokens: Sequence[int]) -> Tensor:
+    """Run tokens and commit them; their hidden states [T, D]. Raises Stopped, with nothing committed."""
+    hidden_TD = model.forward(torch.tensor(tokens), cache)
     cache.commit(tokens)
     return hidden_TD
 
@@ -90,24 +54,15 @@ def logits(model: Model, hidden_TD: Tensor) -> Tensor:
 
 
 def prefill(
-    model: Model,
-    cache: RowCache,
-    prompt: Sequence[int],
-    speculation: Speculation,
-    should_stop: Callable[[], bool] = never,
+    model: Model, cache: RowCache, prompt: Sequence[int], speculation: Speculation
 ) -> Iterator[PrefillProgress | Tensor]:
-    """Run what the cache lacks of `prompt`, in chunks; the last item is the logits [V] after it, unless stopped."""
+    """Run what the cache lacks of `prompt`, in chunks; the last item is the logits [V] after it."""
     total = len(prompt) - cache.length
     done = 0
     hidden_TD = None
     while done < total:
-        if should_stop():
-            return
         chunk = prompt[cache.length : cache.length + PREFILL_CHUNK_TOKENS]
-        try:
-            hidden_TD = forward(model, cache, chunk, should_stop)
-        except Stopped:
-            return
+        hidden_TD = forward(model, cache, chunk)
         speculation.observe(chunk, hidden_TD)
         done += len(chunk)
         yield PrefillProgress(done, total)
@@ -121,11 +76,9 @@ def step(model: Model, cache: RowCache, token: int) -> Tensor:
 
 
 @torch.inference_mode()
-def verify(
-    model: Model, cache: RowCache, tokens: Sequence[int], should_stop: Callable[[], bool]
-) -> tuple[Tensor, Tensor]:
+def verify(model: Model, cache: RowCache, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Hidden states [T, D] and logits [T, V] of tokens that are not committed yet."""
-    hidden_TD = model.forward(torch.tensor(tokens), WatchedCache(cache, should_stop))
+    hidden_TD = model.forward(torch.tensor(tokens), cache)
     return hidden_TD, model.logits(hidden_TD)
 
 
@@ -136,7 +89,6 @@ def decode(
     logits_V: Tensor,
     remaining_tokens: int,
     speculation: Speculation,
-    should_stop: Callable[[], bool] = never,
 ) -> Iterator[int]:
     """The tokens after `logits_V`, up to `remaining_tokens`; each is committed when the next one is asked for.
 
@@ -154,7 +106,7 @@ def decode(
         guesses = speculation.guess(token, remaining_tokens - 1)
         drafted_s = time.perf_counter()
         tokens = [token, *guesses]
-        hidden_TD, logits_TV = verify(model, cache, tokens, should_stop)
+        hidden_TD, logits_TV = verify(model, cache, tokens)
         verified_s = time.perf_counter()
         accepted = 0
         for row, guess in enumerate([*guesses, None]):
@@ -190,36 +142,36 @@ def generate(
     cached_tokens = keep_prefix(cache, prompt, speculation)
     limit = min(max_tokens or cache.capacity, cache.capacity - len(prompt))
     generated = 0
-    start_s = time.perf_counter()
-    logits_V = None
-    for item in prefill(model, cache, prompt, speculation, should_stop):
-        if isinstance(item, Tensor):
-            logits_V = item
-        else:
-            yield item
-    decode_start_s = time.perf_counter()
-    reason: StopReason = "interrupted"
-    if logits_V is not None:
-        reason = "max_tokens" if limit == max_tokens else "context"
-        try:
-            for token in decode(model, cache, sampler, logits_V, limit, speculation, should_stop):
-                if token in stop_ids:
-                    reason = "end"
-                    break
-                generated += 1
-                yield Token(token)
-                if should_stop():
-                    reason = "interrupted"
-                    break
-        except Stopped:
-            reason = "interrupted"
+    start_s, decode_start_s = time.perf_counter(), 0.0
+    reason: StopReason = "max_tokens" if limit == max_tokens else "context"
+    cache.should_stop = should_stop
+    try:
+        for item in prefill(model, cache, prompt, speculation):
+            if isinstance(item, Tensor):
+                logits_V = item
+            else:
+                yield item
+        decode_start_s = time.perf_counter()
+        for token in decode(model, cache, sampler, logits_V, limit, speculation):
+            if token in stop_ids:
+                reason = "end"
+                break
+            generated += 1
+            yield Token(token)
+            if should_stop():
+                reason = "interrupted"
+                break
+    except Stopped:
+        reason = "interrupted"
+    finally:
+        cache.should_stop = never
     end_s = time.perf_counter()
     yield Finished(
         reason,
         cached_tokens,
         generated,
-        decode_start_s - start_s,
-        end_s - decode_start_s,
+        (decode_start_s or end_s) - start_s,
+        end_s - (decode_start_s or end_s),
         speculation.counts - before,
     )
 

@@ -1,12 +1,16 @@
 """From logits to the next token: a ladder of small pure functions.
 
 Owns the order of the filters (temperature, top-k, top-p, min-p) and the random draw. `probabilities` is the
-distribution that is sampled from, so that speculative decoding can use the very same one.
+distribution that is sampled from, so that speculative decoding can use the very same one. A constraint says which
+tokens may come at all; it is asked before every draw and told what was drawn, so it sees each token that is emitted.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 NUCLEUS_GUESS = 256
@@ -52,8 +56,31 @@ def _chosen(probs_V: Tensor, indices: Tensor) -> Tensor:
     return torch.zeros_like(probs_V, dtype=torch.bool).index_fill_(0, indices, True)
 
 
+class Constraint(Protocol):
+    """What the tokens of one answer must keep to."""
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Which of the first tokens of the vocabulary may come next, the others may not; None for all."""
+        ...
+
+    def take(self, token: int) -> None:
+        """This token was drawn."""
+        ...
+
+
+def masked(logits_V: Tensor, allowed: NDArray[np.bool_]) -> Tensor:
+    """The logits [V] with minus infinity where a token is not allowed, or has no place in `allowed`."""
+    result_V = torch.full_like(logits_V, -torch.inf)
+    count = min(len(allowed), len(logits_V))
+    keep = torch.from_numpy(allowed[:count]).to(logits_V.device)
+    result_V[:count] = torch.where(keep, logits_V[:count], result_V[:count])
+    return result_V
+
+
 class Sampler:
-    """Draws tokens; a seed makes the draws repeat."""
+    """Draws tokens; a seed makes the draws repeat. `constraint` is that of the answer under way, if it has one."""
+
+    constraint: Constraint | None = None
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -64,6 +91,14 @@ class Sampler:
             self._generator.manual_seed(sampling.seed)
 
     def __call__(self, logits_V: Tensor) -> int:
+        if self.constraint is None:
+            return self._draw(logits_V)
+        allowed = self.constraint.allowed()
+        token = self._draw(logits_V if allowed is None else masked(logits_V, allowed))
+        self.constraint.take(token)
+        return token
+
+    def _draw(self, logits_V: Tensor) -> int:
         if self.sampling.temperature == 0:
             return int(logits_V.argmax())
         return int(torch.multinomial(probabilities(logits_V, self.sampling), 1, generator=self._generator))

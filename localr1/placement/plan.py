@@ -63,7 +63,9 @@ class PlacementPlan:
     workspace_bytes: int
     program_bytes: int
     ram_experts: int
-    """Experts that have room in RAM; the rest is read from disk when it is needed."""
+    """Experts whose place is in RAM; what is neither there nor on the GPU is read from disk when it is needed."""
+    ram_room: int
+    """Experts that RAM has room for."""
     shares: tuple[float, float, float]
     """Of the chosen experts, the shares expected in GPU memory, in RAM and on disk."""
     measured: bool
@@ -124,14 +126,20 @@ def plan(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) -> P
     return on_gpu if on_gpu is not None else plan_cpu(shape, budget, hotness)
 
 
-def plan_gpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) -> PlacementPlan | None:
-    """The placement with a GPU; None when all but the experts does not fit into its memory."""
+def plan_gpu(
+    shape: ModelShape, budget: Budget, hotness: Hotness | None = None, most: int | None = None
+) -> PlacementPlan | None:
+    """The placement with a GPU, of at most `most` experts; None when all else does not fit into its memory."""
     needs = _needs(shape, budget)
     left_bytes = budget.vram_bytes - needs.total - CUDA_BYTES - stream_bytes(shape)
     if left_bytes < 0 or budget.vram_bytes <= 0 or budget.ram_bytes < PROGRAM_BYTES:
         return None
     slots = min(left_bytes // shape.expert_bytes, shape.expert_count) if shape.expert_bytes else 0
-    return _plan("gpu", shape, budget, hotness, slots, needs.workspace + CUDA_BYTES + stream_bytes(shape))
+    notes: tuple[str, ...] = ()
+    if most is not None and most < slots:
+        notes = (f"{slots - most:,} more experts would fit, but the CPU is fast enough to take its part",)
+        slots = most
+    return _plan("gpu", shape, budget, hotness, slots, needs.workspace + CUDA_BYTES + stream_bytes(shape), notes)
 
 
 def plan_cpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) -> PlacementPlan:
@@ -171,6 +179,7 @@ def _plan(
         workspace_bytes=workspace_bytes,
         program_bytes=PROGRAM_BYTES,
         ram_experts=ram_experts,
+        ram_room=room,
         shares=(
             float(share[slots]),
             float(share[slots + ram_experts] - share[slots]),

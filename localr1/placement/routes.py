@@ -48,6 +48,14 @@ class Routes:
             start = int(ends[first] - self.tokens[first])
             yield Forward(int(self.tokens[first]), flat[start : int(ends[last - 1])].reshape(-1))
 
+    def of_layers(self, layers: tuple[int, ...]) -> "Routes":
+        """The calls of these layers only, which are the first of ours. ValueError where they are not."""
+        if layers != self.layers[: len(layers)]:
+            raise ValueError(f"routes of layers {self.layers} hold none of {layers}")
+        kept = self.rows < len(layers)
+        chosen = self.chosen[np.repeat(kept, self.tokens)]
+        return Routes(layers, self.experts, self.rows[kept], self.tokens[kept], chosen)
+
     def joined(self, later: "Routes") -> "Routes":
         """These and then the later ones. ValueError where they are not of one model."""
         if (self.layers, self.experts) != (later.layers, later.experts):

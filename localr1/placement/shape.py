@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
+from localr1.model.config import MlaConfig, ModelConfig
 
 KvType = Literal["bf16", "int8", "float32"]
 KV_TYPES: tuple[KvType, ...] = ("bf16", "int8", "float32")
@@ -66,10 +66,8 @@ class ModelShape:
     cache_float_values: int
     """Of a row in 8 bits: how many of its numbers stay in 16 bits (MLA's rotary key)."""
     cache_layers: int
-    kernel_calls: int
-    """Calls of compiled kernels that share their work among threads, a forward of the main model."""
-    small_ops: int
-    """Operations whose time is that of being called at all, a forward of the main model."""
+    dense_layer_bytes: int
+    """Of a layer without experts, what a token reads of it; 0 where there is none."""
 
     @property
     def expert_count(self) -> int:
@@ -85,6 +83,24 @@ class ModelShape:
         return sum(1 for layer in self.expert_layers if layer < self.layers)
 
     @property
+    def dense_layers(self) -> int:
+        return self.layers - self.main_expert_layers
+
+    @property
+    def expert_layer_bytes(self) -> int:
+        """Of a layer with experts, what a token reads of it, its chosen experts included."""
+        if not self.main_expert_layers:
+            return 0
+        dense_bytes = self.dense_layers * self.dense_layer_bytes
+        both = self.always_bytes - self.mtp_bytes - self.head_bytes - dense_bytes
+        return both // self.main_expert_layers + self.top_k * self.expert_bytes
+
+    @property
+    def last_bytes(self) -> int:
+        """What the head reads."""
+        return self.embedding_bytes if self.tied else self.head_bytes
+
+    @property
     def routed_bytes(self) -> int:
         """Experts' bytes that one token of the main model reads."""
         return self.top_k * self.main_expert_layers * self.expert_bytes
@@ -92,8 +108,7 @@ class ModelShape:
     @property
     def active_bytes(self) -> int:
         """All that one token of the main model reads."""
-        head_bytes = self.embedding_bytes if self.tied else 0
-        return self.always_bytes - self.mtp_bytes + head_bytes + self.routed_bytes
+        return self.always_bytes - self.mtp_bytes - self.head_bytes + self.last_bytes + self.routed_bytes
 
     def cache_bytes(self, tokens: int, kv: KvType) -> int:
         """The cache of a conversation of `tokens`."""
@@ -115,7 +130,6 @@ def shape_of(config: ModelConfig, tensors: Mapping[str, Spec], mtp: bool) -> Mod
     extra = range(config.num_layers, config.num_layers + config.num_mtp_layers) if mtp else range(0)
     expert_layers = (*moe.layers, *extra) if moe else ()
     expert_count = len(expert_layers) * moe.num_experts if moe else 0
-    kernel_calls, small_ops = _calls(config)
     score_width, cache_scales, cache_float_values = _attention(config)
     return ModelShape(
         layers=config.num_layers,
@@ -139,8 +153,7 @@ def shape_of(config: ModelConfig, tensors: Mapping[str, Spec], mtp: bool) -> Mod
         cache_float_values=cache_float_values,
         cache_values=config.cache_width,
         cache_layers=config.num_layers + len(extra),
-        kernel_calls=kernel_calls,
-        small_ops=small_ops,
+        dense_layer_bytes=_dense_layer_bytes(config, tensors),
     )
 
 
@@ -151,6 +164,13 @@ def _attention(config: ModelConfig) -> tuple[int, int, int]:
         width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
         return width, 1, attention.qk_rope_head_dim
     return 2 * attention.head_dim, 2 * attention.num_kv_heads, 0
+
+
+def _dense_layer_bytes(config: ModelConfig, tensors: Mapping[str, Spec]) -> int:
+    sparse = config.moe.layers if config.moe else ()
+    layer = next((layer for layer in range(config.num_layers) if layer not in sparse), None)
+    prefix = f"model.layers.{layer}."
+    return sum(_bytes_of(spec) for name, spec in tensors.items() if name.startswith(prefix))
 
 
 def _part_of(name: str, config: ModelConfig) -> str:
@@ -172,17 +192,3 @@ def _bytes_of(spec: Spec) -> int:
     if spec.storage == "int8":
         return math.prod(spec.shape) + SCALE_BYTES * spec.shape[0]
     return FLOAT_BYTES * math.prod(spec.shape)
-
-
-def _calls(config: ModelConfig) -> tuple[int, int]:
-    """Kernel calls and small operations of one forward, counted in the code of `model`."""
-    sparse = len(config.moe.layers) if config.moe else 0
-    shared = sparse if config.moe and config.moe.shared_ff else 0
-    if isinstance(config.attention, GqaConfig):
-        biases = 3 if config.attention.qkv_bias else 0
-        norms = 4 if config.attention.qk_norm else 2
-        kernels, small = 6, 16 + biases + 3 * norms
-    else:
-        compressed = config.attention.q_lora_rank is not None
-        kernels, small = (6 if compressed else 5), 34 + (6 if compressed else 0)
-    return config.num_layers * kernels + sparse + shared + 1, config.num_layers * small + 16 * sparse + 8

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from localr1.chat.tokenizer import Tokenizer
@@ -18,7 +19,8 @@ from localr1.hub.room import require
 from localr1.hub.source import HubRepo, LocalFolder, Snapshot
 from localr1.model import registry
 from localr1.model.linear import TensorSpec
-from localr1.options import DownloadOptions
+from localr1.options import DownloadOptions, EngineOptions
+from localr1.session.outlook import outlook
 from localr1.weights.checkpoint import Checkpoint, HeaderError
 from localr1.weights.conversion import Conversion, partial_folder, reserved_bytes, write_store
 from localr1.weights.safetensors_file import parse_header
@@ -98,6 +100,7 @@ def _from_hub(source: HubRepo, options: DownloadOptions, old: StoredModel | None
         scratch = None if options.keep_source else partial_folder(folder) / "headers"
         with closing(Download(source, found, scratch=scratch, connections=options.connections)) as arriving:
             plan = arriving.plan(folder, reserved_bytes(folder))
+            plan = replace(plan, outlook=tuple(outlook(source, plan.store_bytes, EngineOptions())))
             yield plan
             if options.dry_run:
                 return folder

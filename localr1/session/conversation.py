@@ -7,9 +7,11 @@ answered stays in the history, also when a turn is stopped or its consumer leave
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from localr1.chat.template import Prompt, encode_prompt
 from localr1.chat.thinking import CLOSING, Piece, ThinkBudget, ThoughtSplitter
+from localr1.chat.tokenizer import SHOWN_TAGS
 from localr1.chat.transcript import Transcript
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
@@ -17,6 +19,9 @@ from localr1.errors import ContextError, UsageError
 from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.session.engine import Engine
+
+if TYPE_CHECKING:
+    from localr1.chat.structure import Structure, Structures
 
 ANSWER_SHARE = 8
 """A sliding context drops turns until an eighth of it is free for the answer."""
@@ -36,6 +41,14 @@ class Turn:
     thinking_since_s: float | None = None
     thought_s: float = 0.0
     answer: list[str] = field(default_factory=list)
+    form: "Structure | None" = None
+
+    def push(self, text: str) -> list[Piece]:
+        """The text of one more token, or of some; where it ends a thought, the answer's form begins."""
+        pieces = self.splitter.push(text)
+        if self.form is not None:
+            self.form.thinking = self.splitter.thinking
+        return pieces
 
     def end_thought(self) -> ThoughtEnd:
         """The model has turned to its answer."""
@@ -58,10 +71,16 @@ class Conversation:
         self._speculation = engine.new_speculation()
         self._stopping = False
         self._last: Turn | None = None
+        self._structures: Structures | None = None
         self.configure(sampling, options)
 
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
-        """Other settings for the turns to come; what was said stays."""
+        """Other settings for the turns to come; what was said stays. Raises UsageError for a form that is none."""
+        self._form: str | None = None
+        if options.json_schema is not None or options.grammar is not None:
+            from localr1.chat.structure import read_structure
+
+            self._form = read_structure(options.json_schema, options.grammar)
         self.options = options
         self.transcript.set_system(options.system)
         self._max_tokens = sampling.max_tokens
@@ -106,6 +125,7 @@ class Conversation:
             tokens=list(prompt.tokens),
             splitter=ThoughtSplitter(prompt.opened_thought),
             budget=None if budget is None else ThinkBudget(budget),
+            form=self._new_form(prompt.opened_thought),
         )
         self.transcript.add_assistant("")
         yield from self._answer(turn)
@@ -122,7 +142,7 @@ class Conversation:
         if len(last.tokens) >= self._cache.capacity:
             raise ContextError(f"the context of {self._cache.capacity:,} tokens is full", "start anew with /clear")
         yield from self._answer(
-            Turn(len(last.tokens), list(last.tokens), last.splitter, budget=None, answer=last.answer)
+            Turn(len(last.tokens), list(last.tokens), last.splitter, budget=None, answer=last.answer, form=last.form)
         )
 
     def _reopened(self) -> Turn:
@@ -136,9 +156,28 @@ class Conversation:
         tokens = list(prompt.tokens)
         if prompt.opened_thought and answer:
             tokens += engine.tokenizer.encode_rendered(CLOSING)
-        tokens += engine.tokenizer.encode_text(answer)
+        answered = engine.tokenizer.encode_text(answer)
+        tokens += answered
         splitter = ThoughtSplitter(prompt.opened_thought and not answer)
-        return Turn(len(tokens), tokens, splitter, budget=None, answer=[answer])
+        form = self._new_form(splitter.thinking)
+        if form is not None:
+            for token in answered:
+                form.take(token)
+        return Turn(len(tokens), tokens, splitter, budget=None, answer=[answer], form=form)
+
+    def _new_form(self, thinking: bool) -> "Structure | None":
+        """What the next answer is held to; a thought may come before, where the model is free to think."""
+        if self._form is None:
+            return None
+        from localr1.chat.structure import Structures
+
+        engine = self.engine
+        self._structures = self._structures or Structures(engine.tokenizer, engine.config.eos_token_ids)
+        form = self._structures.start(self._form)
+        form.thinking = thinking
+        if self.options.think is not False and not thinking:
+            form.opening = engine.tokenizer.token_id(SHOWN_TAGS[0])
+        return form
 
     def _answer(self, turn: Turn) -> Iterator[Event]:
         """Run the turn and keep what it answers, however it ends."""
@@ -179,7 +218,7 @@ class Conversation:
             closing = self.engine.tokenizer.encode_rendered(CLOSING)
             if len(turn.tokens) + len(closing) < self._cache.capacity:
                 turn.tokens += closing
-                yield from _texts(turn.splitter.push(CLOSING))
+                yield from _texts(turn.push(CLOSING))
                 turn.budget, turn.closing_thought = None, False
                 yield from self._leg(turn)
             else:
@@ -190,6 +229,7 @@ class Conversation:
     def _leg(self, turn: Turn) -> Iterator[Event]:
         stream = self.engine.tokenizer.stream()
         first = not turn.legs
+        self._sampler.constraint = turn.form
         for item in generate(
             self.engine.model,
             self._cache,
@@ -203,7 +243,7 @@ class Conversation:
             if isinstance(item, Token):
                 turn.tokens.append(item.id)
                 text = stream.push(item.id)
-                pieces = turn.splitter.push(text)
+                pieces = turn.push(text)
                 if turn.splitter.thinking:
                     turn.reasoning_tokens += 1
                     turn.thinking_since_s = turn.thinking_since_s or time.monotonic()
@@ -212,7 +252,7 @@ class Conversation:
                     yield turn.end_thought()
                 yield from _texts(pieces)
             elif isinstance(item, Finished):
-                yield from _texts(turn.splitter.push(stream.flush()))
+                yield from _texts(turn.push(stream.flush()))
                 turn.legs.append(item)
             elif first or not isinstance(item, PrefillProgress):
                 yield item

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
-from localr1.decode.generate import WatchedCache
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.model import registry
@@ -26,7 +25,9 @@ from localr1.placement.bank import CpuBank
 from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.graphs import Tape
 from localr1.placement.plan import Budget, Expert, Hotness, PlacementPlan, plan_gpu
-from localr1.placement.policy import Decayed, Policy, Slots
+from localr1.placement.policy import Policy, Slots
+from localr1.placement.replay import DEFAULT, choose_policy, make_policy
+from localr1.placement.routes import Routes
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
 from localr1.placement.sizes import parse_size
@@ -103,7 +104,8 @@ def place_on_gpu(
     if plan is None:
         return None, ("the GPU's memory has no room for what every token needs, so this model runs on the CPU",)
     observe = history.observe if history is not None else None
-    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe))
+    routes = history.recent() if history is not None else None
+    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe, routes))
     return placed, placed.notes
 
 
@@ -115,6 +117,7 @@ def place(
     resident: Sequence[Expert],
     hotness: Hotness | None = None,
     observe: Observe | None = None,
+    routes: Routes | None = None,
     *,
     adaptive: bool = True,
 ) -> Placed:
@@ -135,7 +138,9 @@ def place(
 
     def policy(slots: ExpertSlots) -> Policy:
         moves = max(1, MOVED_BYTES_A_STEP // cold.expert_bytes)
-        return Decayed(Slots(layers, experts, slots.count, moves), slots.resident, prior=hotness)
+        ruled = Slots(layers, experts, slots.count, moves)
+        name = choose_policy(routes, ruled) if routes is not None else DEFAULT
+        return make_policy(name, ruled, slots.resident, hotness)
 
     slots = _slots(cold, device, resident)
     on_cpu = CpuBank(store, layers, experts)
@@ -197,12 +202,11 @@ class GpuModel:
         return self.with_room(lambda: self.decoder.logits(hidden_TD))
 
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        rows = cache.cache if isinstance(cache, WatchedCache) else cache
-        if self._replayer is None or len(token_T) > FEW or not isinstance(rows, RowCache):
+        if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):
             return self.decoder.forward(token_T, cache)
-        if rows.length + len(token_T) > rows.capacity:
+        if cache.length + len(token_T) > cache.capacity:
             return self.decoder.forward(token_T, cache)
-        return self._replayer.forward(token_T, rows, cache)
+        return self._replayer.forward(token_T, cache, cache)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -130,6 +130,7 @@ class Replayer:
     def _recorded(self, token_T: Tensor, cache: RowCache) -> Step:
         held, tokens_T, recording = HeldCache(cache, self._device), token_T.to(self._device).clone(), self._record()
         held.length.fill_(cache.length)
+        self._decoder.forward(tokens_T, held)  # compiles and loads what no eager step has used: a recording must not
         if self._bank is not None:
             self._bank.cut = recording.cut
         try:

@@ -45,6 +45,9 @@ class FakeSession(types.ModuleType):
             raise self.error
         return types.SimpleNamespace(name="nano", context_limit=4096, converse=self.converse)
 
+    def expectation(self, model, engine):
+        return f"{model} in RAM; about 20 tokens/s expected"
+
     def converse(self, sampling, options):
         self.calls.append(("converse", sampling, options))
         return self.conversation

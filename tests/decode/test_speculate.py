@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -249,3 +250,42 @@ def test_lookup_proposes_what_followed_and_nothing_new() -> None:
     drafter.keep(3)
     drafter.observe([8], torch.zeros(1, 1))
     assert drafter.draft(4, 2) == []
+
+
+class Cycle:
+    """Allows a third of the tokens, another third after each one; forgets nothing that it is told."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def allowed(self) -> np.ndarray:
+        return np.arange(90) % 3 == len(self.taken) % 3
+
+    def take(self, token: int) -> None:
+        self.taken.append(token)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_constraint_holds_for_every_row_that_is_verified(family: str, temperature: float) -> None:
+    prompt, said = [5, 6, 7, 5, 6], []
+    for drafter in (None, mtp_drafter(family), LookupDrafter()):
+        sampler, cycle = Sampler(Sampling(temperature, seed=3)), Cycle()
+        sampler.constraint = cycle
+        speculation = Speculation(drafter, FixedDepth(3)) if drafter else None
+        items = list(
+            generate(
+                MODELS[family][0],
+                new_cache(family),
+                prompt,
+                sampler,
+                stop_ids=(),
+                max_tokens=24,
+                speculation=speculation,
+            )
+        )
+        tokens = [item.id for item in items if isinstance(item, Token)]
+        assert tokens == cycle.taken and len(tokens) == 24
+        assert all(token < 90 and token % 3 == at % 3 for at, token in enumerate(tokens))
+        said.append(tokens)
+    assert said[0] == said[1] == said[2]

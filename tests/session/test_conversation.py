@@ -204,3 +204,31 @@ def test_the_switch_reaches_the_template(model: Scripted, tokenizer: Tokenizer) 
         say(model, tokenizer, "Hello")
         list(conversation.ask("Hi"))
         assert ("<think>\n\n</think>" not in tokenizer.decode(model.heard)) == opened
+
+
+def test_the_answer_keeps_to_the_schema_and_the_thought_is_free(
+    model: Scripted, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "schema.json").write_text(
+        '{"type": "object", "properties": {"a": {"enum": ["red", "blue"]}}, "required": ["a"],'
+        ' "additionalProperties": false}'
+    )
+    conversation = converse(model, tokenizer, json_schema=tmp_path / "schema.json")
+    say(model, tokenizer, "Blue, as {ever}.\n</think>\n\nIt is blue, of course, or perhaps green.")
+    events = list(conversation.ask("Which?"))
+    assert texts(events, ReasoningText) == "Blue, as {ever}."
+    assert texts(events, AnswerText) in ('{"a": "red"}', '{"a": "blue"}')
+    assert isinstance(events[-1], TurnEnd) and events[-1].reason == "end"
+
+
+def test_an_answer_that_was_cut_goes_on_in_its_form(model: Scripted, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "form.lark").write_text('start: "one two three four five six"')
+    conversation = converse(model, tokenizer, grammar=tmp_path / "form.lark", max_tokens=6)
+    say(model, tokenizer, "hm\n</think>\n\n")
+    first = texts(list(conversation.ask("Count.")), AnswerText)
+    assert "one two three four five six".startswith(first) and len(first) < 20
+    conversation.configure(SamplingOptions(), conversation.options)
+    assert first + texts(list(conversation.go_on()), AnswerText) == "one two three four five six"
+    again = converse(model, tokenizer, grammar=tmp_path / "form.lark")
+    again.resume([("Count.", "one two")])
+    assert texts(list(again.go_on()), AnswerText).strip() == "three four five six"

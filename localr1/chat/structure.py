@@ -1,0 +1,127 @@
+"""Answers of a given form: a JSON schema or a grammar, as what may come next.
+
+Owns the reading and checking of the file, and the matcher (the llguidance library's) that follows one answer token by
+token. Knows no logits. Invariants: of the tokens that `allowed` marks every one goes on with the form, and an end is
+marked only where the form is complete; thoughts are not held to it, they come before a matcher is asked.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from localr1.chat.tokenizer import Tokenizer
+from localr1.errors import AccessError, LocalR1Error, NotFoundError, UnsupportedError, UsageError
+
+LARGEST_BYTES = 1_000_000
+
+
+def read_structure(schema: Path | None, grammar: Path | None) -> str | None:
+    """The checked form in llguidance's own terms, None without a file.
+
+    Raises UsageError, saying what is wrong and where, NotFoundError or AccessError.
+    """
+    if schema is not None and grammar is not None:
+        raise UsageError("either --json-schema or --grammar", "leave one of them out")
+    path = schema or grammar
+    if path is None:
+        return None
+    text = _read(path)
+    if schema is not None:
+        try:
+            if not isinstance(json.loads(text), dict | bool):
+                raise ValueError("a schema is an object")
+            # A model that has nothing to say would fill its context with the white space that JSON allows.
+            form = LLMatcher.grammar_from_json_schema(
+                text, defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+            )
+        except ValueError as error:
+            raise UsageError(f"{path} is not a JSON schema: {error}", "see json-schema.org for what one is") from None
+    else:
+        form = LLMatcher.grammar_from_lark(text)
+    wrong, messages = LLMatcher.validate_grammar_with_warnings(form)
+    if wrong:
+        kind, hint = (
+            ("a JSON schema", "not all of JSON Schema can be followed; leave that part out")
+            if schema is not None
+            else ("a grammar", "it is a Lark grammar with a rule called start; see llguidance's documentation")
+        )
+        raise UsageError(f"{path} cannot be used as {kind}: {_first_line(messages[0])}", hint)
+    return form
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.expanduser().read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no file {path}", "check the name") from None
+    except OSError as error:
+        raise AccessError(f"cannot read {path}: {error.strerror}", "name a file that you may read") from error
+    if len(data) > LARGEST_BYTES:
+        raise UsageError(f"{path} has {len(data):,} bytes", f"the largest form has {LARGEST_BYTES:,}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", "convert it") from None
+
+
+class Structures:
+    """Makes matchers for one model's tokens; the first takes about a second for a large vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> None:
+        try:
+            self._tokenizer = LLTokenizer(tokenizer.to_json(), eos_token=list(eos_token_ids))
+        except Exception as error:
+            raise UnsupportedError(
+                f"this model's tokenizer cannot be held to a form: {_first_line(str(error))}",
+                "leave --json-schema and --grammar out",
+            ) from error
+
+    def start(self, form: str) -> "Structure":
+        """A matcher at the beginning of an answer."""
+        matcher = LLMatcher(self._tokenizer, form, log_level=0)
+        if matcher.is_error():
+            raise UsageError(f"the form cannot be used: {_first_line(matcher.get_error())}", "simplify it")
+        return Structure(matcher, self._tokenizer.vocab_size)
+
+
+class Structure:
+    """Follows one answer; what it is asked while `thinking` is free, as long as the thought is no part of the form."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self._bits = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
+        self.thinking = False
+        self.opening: int | None = None
+        """A token that opens a thought, allowed once, instead of the form's beginning."""
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Which of the tokenizer's tokens [V] may come next; None for all."""
+        if self.thinking:
+            return None
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
+        bits = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")
+        allowed: NDArray[np.bool_] = bits[: self._vocabulary].astype(bool)
+        if self.opening is not None:
+            allowed[self.opening] = True
+        return allowed
+
+    def take(self, token: int) -> None:
+        """This token came. LocalR1Error when it does not go on with the form."""
+        if self.thinking:
+            return
+        opening, self.opening = self.opening, None
+        if token == opening:
+            self.thinking = True
+        elif not self._matcher.consume_token(token):
+            reason = _first_line(self._matcher.get_error()) or "nothing may follow"
+            raise LocalR1Error(f"the answer does not keep to its form: {reason}", "simplify the schema or grammar")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

@@ -1,0 +1,234 @@
+"""Will it run here, and how fast: joins a model's shape, this computer and the options into a plan and its forecast.
+
+Owns the joining and the reserves that are left to other programs. Invariant: nothing of the model need be here, and
+nothing is loaded of it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from localr1.errors import LocalR1Error, NotFoundError, UsageError
+from localr1.events import Progress
+from localr1.hub import cache as hub_cache
+from localr1.hub import catalog
+from localr1.hub.shapes import NOT_VERIFIED, SHAPES
+from localr1.hub.source import HubRepo, LocalFolder
+from localr1.kernels.threads import set_threads
+from localr1.model import registry
+from localr1.model.config import ModelConfig
+from localr1.options import EngineOptions
+from localr1.placement.forecast import Forecast, choose, reasons
+from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, diagnose, glance, survey, to_record
+from localr1.placement.plan import Budget, DoesNotFitError, Hotness, gigabytes, table
+from localr1.placement.probe import ROUGH_GPU, System
+from localr1.placement.shape import KvType, ModelShape, shape_of
+from localr1.placement.sizes import parse_size
+from localr1.session.routing import open_routing
+from localr1.weights.store import Store
+
+__all__ = ["Finding", "Forecast", "Hardware", "diagnose", "reasons", "table", "to_record"]
+
+DEFAULT_CONTEXT_TOKENS = 32_768
+RESERVED_RAM_BYTES = 1 << 30
+RESERVED_VRAM_BYTES = 512 << 20
+TRUSTED_TOKENS = 256
+"""A history of fewer tokens says nothing about which experts are hot."""
+
+MeasureLayers = Callable[[], Progress[tuple[LayerTime, ...]]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model in question."""
+
+    name: str
+    shape: ModelShape
+    hotness: Hotness | None
+    is_here: bool
+    notes: tuple[str, ...] = ()
+
+
+def survey_computer(
+    options: EngineOptions, measure_layers: MeasureLayers, *, fresh: bool = False
+) -> Progress[Hardware]:
+    """This computer, measured if it was not yet."""
+    torch.set_num_threads(set_threads(options.threads))
+    return (yield from survey(System(hub_cache.home(), measure_layers), _rates_file(), fresh=fresh))
+
+
+def glance_at_computer(options: EngineOptions) -> Hardware:
+    """This computer, with rough rates where it was not measured yet; in about a tenth of a second."""
+    torch.set_num_threads(set_threads(options.threads))
+    return glance(System(hub_cache.home()), _rates_file())
+
+
+def _rates_file() -> Path:
+    return hub_cache.home() / "hardware.json"
+
+
+def find_subject(model: str | None, options: EngineOptions) -> Subject:
+    """The model that is here, else what the catalog or its folder's config.json says. Raises NotFoundError."""
+    last = hub_cache.last_used() if model is None else None
+    name = model or (last.name if last else "nano")
+    source = catalog.resolve(name)
+    store = last or hub_cache.find_store(source)
+    wants_mtp = options.speculate in ("auto", "mtp")
+    if store is not None:
+        config = registry.read_config(store.folder)
+        shape = _shape(config, wants_mtp and registry.has_mtp(config, Store(store.folder)))
+        return Subject(name, shape, _hotness(store.folder, config, shape), True)
+    if isinstance(source, LocalFolder):
+        config = registry.read_config(source.path)
+    else:
+        config = registry.parse_config(_known_shape(name, source))
+    notes = ("parts of its shape are inferred, not read from its config",) if name in NOT_VERIFIED else ()
+    return Subject(name, _shape(config, wants_mtp and config.num_mtp_layers > 0), None, False, notes)
+
+
+def _known_shape(name: str, source: HubRepo) -> dict[str, object]:
+    raw = SHAPES.get(source.entry.name) if source.entry else None
+    if raw is None:
+        raise NotFoundError(
+            f"{name} is not here, and nothing is known of its shape",
+            f"`localr1 download {name} --dry-run` says how large it is",
+        )
+    return dict(raw)
+
+
+def _shape(config: ModelConfig, mtp: bool) -> ModelShape:
+    return shape_of(config, registry.expected_tensors(config, mtp), mtp)
+
+
+def _hotness(folder: Path, config: ModelConfig, shape: ModelShape) -> Hotness | None:
+    routing = open_routing(folder, config)
+    if routing is None or routing.history.tokens < TRUSTED_TOKENS:
+        return None
+    return routing.history.hotness(shape.expert_layers)
+
+
+def budget_of(options: EngineOptions, facts: Facts, shape: ModelShape, *, what_if: bool = False) -> Budget:
+    """What may be used: what was asked for, else what is free but a reserve for other programs.
+
+    Raises UsageError for an amount that makes no sense here; with `what_if` it need not be here.
+    """
+    context = options.context or min(shape.max_position, DEFAULT_CONTEXT_TOKENS)
+    kv: KvType = "float32" if options.dtype == "float32" else "bf16"
+    if context > shape.max_position:
+        raise UsageError(
+            f"--context {context:,} is beyond what the model was made for",
+            f"its longest context is {shape.max_position:,}",
+        )
+    return Budget(_vram(options, facts, what_if), _ram(options, facts, what_if), context, kv)
+
+
+def _ram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
+    if options.ram is None:
+        return max(0, facts.ram_free_bytes - RESERVED_RAM_BYTES)
+    size = parse_size(options.ram, "--ram")
+    if size > facts.ram_bytes and not what_if:
+        raise UsageError(
+            f"--ram {options.ram} is more than there is", f"this computer has {gigabytes(facts.ram_bytes)}"
+        )
+    return size
+
+
+def _vram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
+    if options.vram is None:
+        return max(0, facts.gpu.free_bytes - RESERVED_VRAM_BYTES) if facts.gpu else 0
+    size = parse_size(options.vram, "--vram")
+    if size and facts.gpu is None and not what_if:
+        raise UsageError(f"--vram {options.vram}: there is no GPU that could be used", "see `localr1 doctor`")
+    if facts.gpu is not None and size > facts.gpu.total_bytes and not what_if:
+        raise UsageError(
+            f"--vram {options.vram} is more than there is", f"the GPU has {gigabytes(facts.gpu.total_bytes)}"
+        )
+    return size
+
+
+def assume_gpu(options: EngineOptions, hardware: Hardware) -> tuple[Hardware, tuple[str, ...]]:
+    """Where GPU memory is asked for and there is no GPU, a common one, and a line that says so."""
+    if hardware.rates.gpu is not None or options.vram is None or not parse_size(options.vram, "--vram"):
+        return hardware, ()
+    note = (
+        f"assuming a GPU that reads {ROUGH_GPU.read_bytes_per_s / 1e9:.0f} GB/s and gets "
+        f"{ROUGH_GPU.pinned_bytes_per_s / 1e9:.0f} GB/s from RAM: there is none here"
+    )
+    return replace(hardware, rates=replace(hardware.rates, gpu=ROUGH_GPU)), (note,)
+
+
+def foresee(subject: Subject, budget: Budget, hardware: Hardware) -> Forecast:
+    """The plan and its speeds. Raises DoesNotFitError, naming a setting or the nearest model that would fit."""
+    try:
+        return choose(subject.shape, budget, subject.hotness, hardware.rates)
+    except DoesNotFitError as error:
+        other = _nearest_fitting(subject, budget, hardware)
+        hint = f"{error.hint}; {other} would fit" if other else error.hint
+        raise DoesNotFitError(f"{subject.name}: {error.message}", hint, error.longest_context) from None
+
+
+def _nearest_fitting(subject: Subject, budget: Budget, hardware: Hardware) -> str | None:
+    """The largest model of the catalog that is smaller and has room with this context, or all that it can hold."""
+    sizes = {name: catalog.CATALOG[name].store_bytes for name in SHAPES if name in catalog.CATALOG}
+    smaller = [name for name, size in sizes.items() if size < subject.shape.weight_bytes and size < budget.ram_bytes]
+    for name in sorted(smaller, key=lambda name: -sizes[name]):
+        shape = _shape(registry.parse_config(SHAPES[name]), mtp=False)
+        context = min(budget.context_tokens, shape.max_position)
+        try:
+            choose(shape, Budget(budget.vram_bytes, budget.ram_bytes, context, budget.kv), None, hardware.rates)
+        except DoesNotFitError:
+            continue
+        return name
+    return None
+
+
+def summary(foretold: Forecast) -> str:
+    """One line: where the model lies and how fast it is expected to be."""
+    chosen = foretold.plan
+    places = []
+    if chosen.device == "gpu":
+        places.append(f"{gigabytes(chosen.gpu_bytes)} on the GPU")
+        if chosen.shape.experts:
+            places[-1] += f" with {chosen.slots:,} of {chosen.shape.expert_count:,} experts"
+    in_ram = chosen.ram_bytes - chosen.program_bytes
+    if in_ram:
+        places.append(f"{gigabytes(in_ram)} in RAM")
+    if chosen.disk_bytes:
+        places.append(f"{gigabytes(chosen.disk_bytes)} read from disk when needed")
+    about = "roughly" if foretold.rough else "about"
+    return f"{', '.join(places)}; {about} {_rate(foretold.decode_tokens_per_s)} tokens/s expected"
+
+
+def _rate(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.0f}" if tokens_per_s >= 20 else f"{tokens_per_s:.2g}"
+
+
+def expectation(model: str, options: EngineOptions) -> str:
+    """The line that `chat` begins with: where the model lies and how fast it should be, or why it will be slow."""
+    try:
+        hardware, subject = glance_at_computer(options), find_subject(model, options)
+        return summary(foresee(subject, budget_of(options, hardware.facts, subject.shape, what_if=True), hardware))
+    except LocalR1Error as error:
+        return f"this may be slow or fail: {error.message}; {error.hint}"
+
+
+def outlook(source: HubRepo, store_bytes: int, options: EngineOptions) -> Iterator[str]:
+    """What can be said before anything is downloaded, a line each; what cannot be told is not."""
+    hardware = glance_at_computer(options)
+    name = source.entry.name if source.entry else source.repo_id
+    if source.entry is None or name not in SHAPES:
+        ram_bytes = max(0, hardware.facts.ram_free_bytes - RESERVED_RAM_BYTES)
+        fits = "fits in" if store_bytes < ram_bytes else "is more than"
+        yield f"Here: its {gigabytes(store_bytes)} of weights {fits} the {gigabytes(ram_bytes)} of RAM that are free"
+        return
+    try:
+        subject = find_subject(name, options)
+        foretold = foresee(subject, budget_of(options, hardware.facts, subject.shape), hardware)
+    except LocalR1Error as error:
+        yield f"Here: it will not run well. {error.message}; {error.hint}"
+        return
+    yield f"Here: {summary(foretold)}"
+    if foretold.rough:
+        yield "(`localr1 doctor` measures this computer for a better guess)"

@@ -1,0 +1,126 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from localr1 import nano
+from localr1.chat.structure import Structures, read_structure
+from localr1.chat.tokenizer import Tokenizer
+from localr1.errors import AccessError, LocalR1Error, NotFoundError, UsageError
+
+NANO = Path(nano.__path__[0])
+EOS = json.loads((NANO / "config.json").read_text())["eos_token_id"]
+SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 999}, "word": {"enum": ["red", "blue"]}},
+    "required": ["sum", "word"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.open(NANO)
+
+
+@pytest.fixture(scope="module")
+def structures(tokenizer: Tokenizer) -> Structures:
+    return Structures(tokenizer, (EOS,))
+
+
+def schema(folder: Path, content: object) -> Path:
+    path = folder / "schema.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def drawn(structure, tokenizer: Tokenizer, chance: random.Random) -> str:
+    """An answer of tokens taken at random from those that may come."""
+    tokens: list[int] = []
+    while (token := chance.choice(structure.allowed().nonzero()[0].tolist())) != EOS:
+        structure.take(token)
+        tokens.append(token)
+        assert len(tokens) < 100
+    return tokenizer.decode(tokens)
+
+
+def test_whatever_is_drawn_keeps_to_the_schema(tmp_path, structures, tokenizer):
+    form = read_structure(schema(tmp_path, SCHEMA), None)
+    chance, seen = random.Random(5), set()
+    for _ in range(40):
+        answer = drawn(structures.start(form), tokenizer, chance)
+        record = json.loads(answer)
+        assert record.keys() == {"sum", "word"} and 0 <= record["sum"] <= 999
+        seen.add(record["word"])
+        assert answer == json.dumps(record)
+    assert seen == {"red", "blue"}
+
+
+def test_whatever_is_drawn_keeps_to_the_grammar(tmp_path, structures, tokenizer):
+    path = tmp_path / "form.lark"
+    path.write_text('start: "yes" | "no, " /[0-9]{2}/')
+    chance, form = random.Random(5), read_structure(None, path)
+    answers = {drawn(structures.start(form), tokenizer, chance) for _ in range(30)}
+    assert "yes" in answers and all(answer == "yes" or answer.removeprefix("no, ").isdecimal() for answer in answers)
+
+
+def test_a_thought_is_free_and_may_come_before_the_form_but_not_within(tmp_path, structures, tokenizer):
+    structure = structures.start(read_structure(schema(tmp_path, SCHEMA), None))
+    structure.thinking = True
+    assert structure.allowed() is None
+    structure.take(7)
+    structure.thinking = False
+    structure.opening = tokenizer.token_id("<think>")
+    assert structure.allowed()[structure.opening] and structure.allowed().sum() < 4
+    structure.take(structure.opening)
+    assert structure.thinking
+    structure.thinking = False
+    structure.take(int(structure.allowed().nonzero()[0][0]))
+    assert not structure.allowed()[structure.opening]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not a JSON schema"),
+        ("[1]", "is not a JSON schema"),
+        ({"type": "nonsense"}, "nonsense"),
+        ({"$ref": "#/nowhere"}, "cannot be used"),
+        ({"not": {"type": "string"}}, "cannot be used"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused(tmp_path, content, words):
+    path = schema(tmp_path, content)
+    with pytest.raises(UsageError, match=words) as caught:
+        read_structure(path, None)
+    assert str(path) in caught.value.message and caught.value.hint
+
+
+def test_a_grammar_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "form.lark"
+    path.write_text('start: "unclosed')
+    with pytest.raises(UsageError, match="cannot be used as a grammar"):
+        read_structure(None, path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert read_structure(None, None) is None
+    with pytest.raises(NotFoundError, match="no file"):
+        read_structure(tmp_path / "none.json", None)
+    with pytest.raises(AccessError):
+        read_structure(tmp_path, None)
+    with pytest.raises(UsageError, match="either"):
+        read_structure(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="UTF-8"):
+        read_structure(tmp_path / "binary", None)
+    (tmp_path / "large").write_bytes(b" " * 1_000_001)
+    with pytest.raises(UsageError, match="1,000,001 bytes"):
+        read_structure(tmp_path / "large", None)
+
+
+def test_a_token_that_may_not_come_ends_in_an_error_not_in_silence(tmp_path, structures):
+    structure = structures.start(read_structure(schema(tmp_path, SCHEMA), None))
+    with pytest.raises(LocalR1Error, match="does not keep to its form"):
+        structure.take(int((~structure.allowed()).nonzero()[0][0]))

@@ -1,0 +1,137 @@
+"""`localr1 doctor` and `localr1 plan` on computers that are described, not measured."""
+
+import json
+
+import pytest
+
+from localr1.session import outlook
+from tests.placement.computers import FACTS, GB, RATES, WITH_GPU, Computer
+
+
+@pytest.fixture
+def computer(monkeypatch) -> Computer:
+    """Stands for this computer; change `told` to make it another."""
+    pretended = Computer()
+    monkeypatch.setattr(outlook, "System", lambda *_: pretended)
+    return pretended
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_doctor_shows_what_is_there_and_remembers_it(computer, localr1_command) -> None:
+    outcome = localr1_command("doctor")
+    assert outcome.status == 0
+    shown = words(outcome.out)
+    assert "Some Processor, 8 physical cores" in shown and "32.0 GB, 28.0 GB free" in shown
+    assert "streaming 40.0 GB/s" in shown and "none that can be used" in shown
+    assert "Nothing is wrong." in outcome.err
+    localr1_command("doctor")
+    assert computer.measured == 1
+    localr1_command("doctor", "--fresh")
+    assert computer.measured == 2
+
+
+def test_doctor_says_what_is_wrong_and_how_to_mend_it(computer, localr1_command) -> None:
+    computer.told = FACTS.__class__(**{**vars(WITH_GPU), "gpu": None, "torch_cuda": None, "swap_used_bytes": 3 * GB})
+    outcome = localr1_command("doctor")
+    assert "wrong: torch 2.13.0+cu130 was built without CUDA, so Some Card stays idle" in outcome.err
+    assert outcome.err.index("wrong:") < outcome.err.index("mind: 3.0 GB of swap")
+    assert outcome.err.count("mend:") == 2
+    record = json.loads(localr1_command("doctor", "--json").out)
+    assert [finding["weight"] for finding in record["findings"]] == ["wrong", "mind"]
+
+
+def test_doctor_shows_a_gpu(computer, localr1_command) -> None:
+    computer.told = WITH_GPU
+    shown = words(localr1_command("doctor").out)
+    assert "Some Card, compute capability 8.9" in shown and "25.0 GB/s pinned, 10.0 GB/s not" in shown
+
+
+def test_plan_of_a_model_that_is_not_here(computer, localr1_command) -> None:
+    outcome = localr1_command("plan", "v2-lite")
+    assert outcome.status == 0
+    shown = words(outcome.out)
+    assert "non-expert weights" in shown and "1,664 of 1,664 experts, 100% of the choices 14.4 GB RAM" in shown
+    assert "localr1 download v2-lite" in outcome.err
+    record = json.loads(localr1_command("plan", "v2-lite", "--json").out)
+    assert record["device"] == "cpu" and record["experts"]["ram"] == 1664 and not record["is_here"]
+    assert f"{record['decode_tokens_per_s']:,.1f} tokens/s" in shown
+
+
+def test_plan_of_another_computer(computer, localr1_command) -> None:
+    half = json.loads(localr1_command("plan", "v2-lite", "--vram", "8GiB", "--json").out)
+    assert half["device"] == "gpu" and half["gpu_bytes"] <= 8 << 30 and 0 < half["experts"]["gpu"] < 1664
+    assert "assuming a GPU" in half["notes"][0]
+    more = json.loads(localr1_command("plan", "v2-lite", "--vram", "12GiB", "--ram", "64GiB", "--json").out)
+    assert more["experts"]["gpu"] > half["experts"]["gpu"]
+    assert more["decode_tokens_per_s"] > half["decode_tokens_per_s"]
+    computer.told = WITH_GPU
+    assert json.loads(localr1_command("plan", "v2-lite", "--json").out)["notes"] == []
+
+
+def test_plan_of_the_built_in_model(computer, localr1_command) -> None:
+    record = json.loads(localr1_command("plan", "--json").out)
+    assert record["model"] == "nano" and record["is_here"] and record["disk_bytes"] == 0
+
+
+def test_plan_refuses_with_the_numbers_and_what_would_do(computer, localr1_command) -> None:
+    outcome = localr1_command("plan", "r1-distill-llama-70b")
+    assert outcome.status == 10
+    assert "r1-distill-llama-70b: this needs" in outcome.err and "may be used" in outcome.err
+    assert "moonlight would fit" in outcome.err
+    outcome = localr1_command("plan", "r1-0528-qwen3-8b", "--ram", "11GB", "--context", "100000")
+    assert outcome.status == 10 and "--context" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("r1x",), 3, "there is no model called"),
+        (("some/repository",), 3, "--dry-run"),
+        (("v2-lite", "--vram", "8X"), 2, "is not an amount of memory"),
+        (("v2-lite", "--ram", "24"), 2, "did you mean --ram 24GiB?"),
+        (("v2-lite", "--context", "999999"), 2, "163,840"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(computer, localr1_command, arguments, status, said) -> None:
+    outcome = localr1_command("plan", *arguments)
+    assert outcome.status == status and said in outcome.err
+    assert outcome.out == "" and "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("command", [("plan", "v2-lite", "--vram", "8GiB"), ("doctor",)])
+def test_a_narrow_terminal_shows_it_all(computer, localr1_command, command, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    outcome = localr1_command(*command, tty="oe")
+    assert outcome.status == 0
+    assert "tokens/s" in outcome.out or "GB/s" in outcome.out
+
+
+def test_the_line_that_chat_begins_with(computer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    line = outlook.expectation("nano", outlook.EngineOptions())
+    assert "in RAM; roughly" in line and line.endswith("tokens/s expected")
+    computer.told = FACTS.__class__(**{**vars(FACTS), "ram_free_bytes": GB})
+    assert outlook.expectation("nano", outlook.EngineOptions()).startswith("this may be slow or fail: nano")
+
+
+def test_what_is_said_before_a_download(computer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    from localr1.hub.catalog import resolve
+
+    def said(name: str) -> str:
+        return " ".join(outlook.outlook(resolve(name), 20 * GB, outlook.EngineOptions()))
+
+    assert "in RAM; roughly" in said("v2-lite") and "`localr1 doctor`" in said("v2-lite")
+    assert "will not run well" in said("r1-distill-llama-70b") and "would fit" in said("r1-distill-llama-70b")
+    assert "read from disk when needed" in said("r1")
+    assert "20.0 GB of weights fits in the 26.9 GB of RAM" in said("some/repository")
+    assert RATES.gpu is None
+
+
+def test_a_replay_needs_conversations_with_experts(localr1_command) -> None:
+    outcome = localr1_command("bench", "nano", "--replay")
+    assert outcome.status == 2 and "talk with the model first" in outcome.err
+    assert localr1_command("bench", "--replay", "--shape", "v2-lite").status == 2

@@ -1,0 +1,84 @@
+"""Forecasts: more is never slower, the parts add up, and the sums are those of the bytes."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localr1.placement.forecast import Forecast, choose, forecast, layer_s
+from localr1.placement.hardware import GpuRates
+from localr1.placement.plan import Budget, plan_cpu
+from tests.placement.computers import GPU_RATES, RATES
+from tests.placement.test_plan import DENSE, GB, GLM, SHAPES, V2_LITE
+
+WITH_GPU = replace(RATES, gpu=GPU_RATES)
+speeds = st.floats(1e9, 3e12)
+
+
+def decode(foretold: Forecast) -> float:
+    return foretold.decode_tokens_per_s
+
+
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.lists(st.integers(0, 40 * GB), min_size=2, max_size=2),
+    st.integers(20 * GB, 80 * GB),
+    st.tuples(speeds, speeds, speeds),
+)
+@settings(max_examples=100, deadline=None)
+def test_more_gpu_memory_is_never_forecast_slower(
+    name: str, vram: list[int], ram: int, gpu: tuple[float, float, float]
+) -> None:
+    """Whatever the GPU, a very slow one too."""
+    rates = replace(RATES, gpu=GpuRates(*gpu, 1e13))
+    less, more = (choose(SHAPES[name], Budget(size, ram, 4096), None, rates) for size in sorted(vram))
+    assert decode(more) >= decode(less) * (1 - 1e-9)
+    assert more.plan.gpu_bytes <= max(vram) and less.plan.gpu_bytes <= min(vram)
+
+
+@given(st.sampled_from(sorted(SHAPES)), st.lists(st.integers(10 * GB, 60 * GB), min_size=2, max_size=2))
+@settings(max_examples=50, deadline=None)
+def test_more_ram_is_never_forecast_slower(name: str, ram: list[int]) -> None:
+    less, more = (choose(SHAPES[name], Budget(0, size, 2048), None, RATES) for size in sorted(ram))
+    assert decode(more) >= decode(less) * (1 - 1e-9)
+
+
+def test_the_parts_add_up_and_stay_below_the_floor() -> None:
+    for shape in SHAPES.values():
+        for vram in (0, 8 * GB, 40 * GB):
+            foretold = choose(shape, Budget(vram, 64 * GB, 4096), None, WITH_GPU)
+            assert 1 / decode(foretold) == pytest.approx(sum(seconds for _, seconds in foretold.parts))
+            assert decode(foretold) < foretold.floor_tokens_per_s
+            assert foretold.prefill_tokens_per_s > decode(foretold)
+
+
+def test_on_the_cpu_a_large_model_costs_its_bytes() -> None:
+    foretold = forecast(plan_cpu(V2_LITE, Budget(0, 64 * GB, 4096)), RATES)
+    assert 1 / decode(foretold) == pytest.approx(V2_LITE.active_bytes / 30e9 + 27 * 1e-4, rel=0.01)
+    assert foretold.floor_tokens_per_s == pytest.approx(40e9 / V2_LITE.active_bytes)
+
+
+def test_a_small_model_costs_its_layers() -> None:
+    assert layer_s(DENSE, RATES, 1000) == pytest.approx(1e-4 + 1e5 / 30e9)
+    assert layer_s(DENSE, RATES, 5 * 10**6) == pytest.approx(1e-4 + 5e6 / 30e9)
+    assert layer_s(DENSE, RATES, 10**9) == pytest.approx(1e-4 + 1e9 / 30e9)
+
+
+def test_too_little_ram_reads_from_disk() -> None:
+    enough, little = (choose(GLM, Budget(0, ram * GB, 2048), None, RATES) for ram in (64, 20))
+    missing = little.plan.shares[2] * GLM.routed_bytes
+    assert little.plan.disk_experts > 0 and enough.plan.disk_experts == 0
+    assert 1 / decode(little) - 1 / decode(enough) == pytest.approx(missing / 3e9)
+
+
+def test_a_gpu_that_only_slows_things_down_is_left_alone() -> None:
+    slow = replace(RATES, gpu=GpuRates(5e9, 1e9, 1e9, 1e12))
+    assert choose(V2_LITE, Budget(8 * GB, 64 * GB, 4096), None, slow).plan.device == "cpu"
+    assert choose(V2_LITE, Budget(8 * GB, 64 * GB, 4096), None, WITH_GPU).plan.device == "gpu"
+
+
+def test_all_in_gpu_memory_is_bound_by_it() -> None:
+    foretold = choose(DENSE, Budget(16 * GB, 64 * GB, 4096), None, WITH_GPU)
+    assert foretold.plan.device == "gpu" and foretold.plan.ram_experts == 0
+    assert foretold.floor_tokens_per_s == pytest.approx(500e9 / DENSE.active_bytes)

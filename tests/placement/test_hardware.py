@@ -1,0 +1,140 @@
+"""What is wrong is named with its cure, and rates are remembered for the very hardware only."""
+
+import json
+import re
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localr1.placement.hardware import Facts, diagnose, glance, read_rates, survey, to_record
+from localr1.placement.probe import System, disk_rate, parse_driver
+from tests.placement.computers import CARD, FACTS, GB, GPU_RATES, RATES, WITH_GPU, Computer
+
+
+def result_of(operation: Generator[Any, None, Any]) -> Any:
+    while True:
+        try:
+            next(operation)
+        except StopIteration as end:
+            return end.value
+
+
+def test_a_healthy_computer_has_nothing_wrong_with_or_without_a_gpu() -> None:
+    assert diagnose(FACTS) == diagnose(WITH_GPU) == ()
+
+
+IDLE = replace(WITH_GPU, gpu=None)
+WRONGS: dict[str, tuple[Facts, str, str]] = {
+    "torch without CUDA": (replace(IDLE, torch_cuda=None), "built without CUDA, so Some Card stays idle", "CUDA build"),
+    "driver too old": (
+        replace(IDLE, driver="535.1"),
+        "needs driver 580, 535.1 is installed",
+        "update the NVIDIA driver",
+    ),
+    "driver broken": (IDLE, "driver 581.2 disagree", "update the NVIDIA driver"),
+    "no Triton": (replace(WITH_GPU, triton=None), "Triton is missing", "pip install triton"),
+    "no Triton on Windows": (replace(WITH_GPU, triton=None, system="Windows"), "missing", "pip install triton-windows"),
+    "old card": (replace(WITH_GPU, gpu=replace(CARD, capability=(6, 1))), "capability 6.1, .* need 7.5", "--vram 0"),
+    "card in use": (replace(WITH_GPU, gpu=replace(CARD, free_bytes=5 * GB)), "hold 7.0 GB of GPU memory", "close"),
+    "little RAM": (replace(FACTS, ram_bytes=4 * GB, ram_free_bytes=GB), "4.0 GB of RAM is little", "smallest models"),
+    "RAM in use": (replace(FACTS, ram_free_bytes=2 * GB), "2.0 GB of 32.0 GB RAM are free", "close other programs"),
+    "swap in use": (replace(FACTS, swap_used_bytes=2 * GB), "2.0 GB of swap", "close other programs"),
+    "no vectors": (replace(FACTS, vector_bits=0), "AVX2", "nothing to install"),
+    "full disk": (replace(FACTS, disk_free_bytes=GB), "1.0 GB are free on the disk of /home/me", "LOCALR1_HOME"),
+}
+
+
+@pytest.mark.parametrize("case", WRONGS)
+def test_what_is_wrong_is_said_with_its_cure(case: str) -> None:
+    facts, what, mend = WRONGS[case]
+    (finding,) = diagnose(facts)
+    assert re.search(what, finding.what), finding
+    assert mend in finding.mend
+
+
+def test_the_worst_comes_first() -> None:
+    both = replace(IDLE, torch_cuda=None, swap_used_bytes=2 * GB, disk_free_bytes=0)
+    assert [finding.weight for finding in diagnose(both)] == ["wrong", "mind", "mind"]
+
+
+def test_rates_are_measured_once_and_again_when_asked_or_when_the_hardware_changes(tmp_path: Path) -> None:
+    computer, cache = Computer(), tmp_path / "home" / "hardware.json"
+    first = result_of(survey(computer, cache))
+    assert result_of(survey(computer, cache)) == first and computer.measured == 1
+    result_of(survey(computer, cache, fresh=True))
+    assert computer.measured == 2
+    busier = Computer(replace(FACTS, ram_free_bytes=GB, disk_free_bytes=GB, swap_used_bytes=GB))
+    assert result_of(survey(busier, cache)).facts.ram_free_bytes == GB and busier.measured == 0
+    other = Computer(WITH_GPU)
+    assert result_of(survey(other, cache)).rates.gpu == GPU_RATES and other.measured == 1
+    assert read_rates(cache, FACTS) is None
+    assert read_rates(cache, WITH_GPU) == replace(RATES, gpu=GPU_RATES)
+
+
+@pytest.mark.parametrize("harm", ["", "{", "[]", '{"key": 1}', "null"])
+def test_a_damaged_cache_is_measured_anew(tmp_path: Path, harm: str) -> None:
+    computer, cache = Computer(), tmp_path / "hardware.json"
+    cache.write_text(harm)
+    result_of(survey(computer, cache))
+    assert computer.measured == 1 and read_rates(cache, FACTS) == RATES
+
+
+@pytest.mark.parametrize("change", [{"read_bytes_per_s": 0}, {"row_bytes_per_s": "fast"}, {"layers": []}, {"new": 1}])
+def test_senseless_rates_are_not_believed(tmp_path: Path, change: dict[str, Any]) -> None:
+    cache = tmp_path / "hardware.json"
+    result_of(survey(Computer(), cache))
+    record = json.loads(cache.read_text())
+    record["rates"] |= change
+    cache.write_text(json.dumps(record))
+    assert read_rates(cache, FACTS) is None
+
+
+def test_a_glance_measures_little_and_keeps_nothing(tmp_path: Path) -> None:
+    cache = tmp_path / "hardware.json"
+    assert glance(Computer(), cache).rates.rough
+    assert not cache.exists()
+    result_of(survey(Computer(), cache))
+    assert not glance(Computer(), cache).rates.rough
+
+
+def test_where_nothing_can_be_kept_it_is_measured_each_time(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    computer = Computer()
+    for _ in range(2):
+        result_of(survey(computer, tmp_path / "home" / "hardware.json"))
+    assert computer.measured == 2
+
+
+def test_the_record_is_json() -> None:
+    record = json.loads(json.dumps(to_record(glance(Computer(WITH_GPU), Path("/none/hardware.json")))))
+    assert record["gpu"]["name"] == "Some Card" and record["rates"]["gpu"]["read_bytes_per_s"] == 500e9
+    assert record["findings"] == []
+
+
+def test_this_very_computer_can_be_looked_at(tmp_path: Path) -> None:
+    system = System(tmp_path / "not" / "there")
+    facts = system.facts()
+    assert facts.ram_bytes > facts.ram_free_bytes > 0 and facts.physical_cores >= 1
+    assert facts.disk_folder == str(tmp_path) and facts.processor
+    rough = system.rough_rates(facts)
+    assert 1e8 < rough.read_bytes_per_s < 1e13
+    assert json.dumps(to_record(glance(system, tmp_path / "none.json")))
+
+
+def test_the_drivers_words() -> None:
+    assert parse_driver("550.54.15, NVIDIA GeForce RTX 4070\n550.54.15, NVIDIA T4\n") == (
+        "550.54.15",
+        ("NVIDIA GeForce RTX 4070", "NVIDIA T4"),
+    )
+    assert parse_driver("") == parse_driver("No devices were found\n") == (None, ())
+
+
+def test_the_disk_is_measured_or_not_and_left_clean(tmp_path: Path) -> None:
+    rate = disk_rate(tmp_path)
+    assert rate is None or rate > 1e6
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert disk_rate(tmp_path / "file") is None
