@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 LARGE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".model"}
 CHUNK_BYTES = 64 << 10
+SEND_BUFFER_BYTES = 64 << 10
 API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<rev>[^/]+))?")
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 CDN = re.compile(r"/cdn/(?P<repo>[^/]+/[^/]+)/(?P<path>.+)")
@@ -191,6 +193,11 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        """Little is under way, so that `sent_bytes` is about what the client received, however it is starved."""
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        super().setup()
 
     def log_message(self, *_: object) -> None:
         pass

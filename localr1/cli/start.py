@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.events import LoadProgress, Notice, Progress
+from localr1.hub.cache import up_to_date
+from localr1.hub.catalog import resolve
 from localr1.options import DownloadOptions, EngineOptions
 
 if TYPE_CHECKING:
@@ -27,8 +29,12 @@ def load(model: str | None, options: EngineOptions, *, foretell: bool = False) -
 
 
 def download(options: DownloadOptions) -> Progress[Path]:
-    """`session.download`, announced before it is imported."""
+    """`session.download`, announced before it is imported; a model that is here in its newest version needs none."""
     yield STARTING
+    here = None if options.force else up_to_date(resolve(options.model))
+    if here is not None:
+        yield Notice(f"{options.model} is already here: {here.folder}")
+        return here.folder
     from localr1 import session
 
     return (yield from session.download(options))

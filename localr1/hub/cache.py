@@ -72,6 +72,19 @@ def find_store(source: Source) -> StoredModel | None:
     return max(candidates, key=lambda store: store.created, default=None)
 
 
+def up_to_date(source: Source) -> StoredModel | None:
+    """The store of `source` if the hub has no newer commit of it, as far as it says; None also where an unfinished
+    conversion lies beside it."""
+    here = find_store(source)
+    if here is None or here.folder.with_name(here.folder.name + ".partial").exists():
+        return None
+    if isinstance(source, HubRepo):
+        from localr1.hub.lookup import newer_commit
+
+        return here if newer_commit(source, here.revision) is None else None
+    return here
+
+
 def record_revision(source: HubRepo, commit: str) -> None:
     """Remember which commit a branch or tag meant, so that its store is found without the hub."""
     if source.revision is not None:

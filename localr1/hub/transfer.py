@@ -183,7 +183,7 @@ def _answer(part: Unfinished, url: str, headers: dict[str, str], until: int) -> 
                     f"asked for bytes from {part.done_bytes}, the hub sends {response.headers.get('Content-Range')!r}",
                     "a proxy may be in the way; try another network",
                 )
-        yield response.iter_bytes(CHUNK_BYTES)
+        yield response.iter_bytes()
 
 
 def _wait(trouble: Exception, failures: int) -> float:

@@ -71,13 +71,12 @@ def test_a_thought_is_free_and_may_come_before_the_form_but_not_within(tmp_path,
     assert structure.allowed() is None
     structure.take(7)
     structure.thinking = False
-    structure.opening = tokenizer.token_id("<think>")
-    assert structure.allowed()[structure.opening] and structure.allowed().sum() < 4
-    structure.take(structure.opening)
+    opening = structure.opening = tokenizer.token_id("<think>")
+    assert structure.allowed()[opening] and structure.allowed().sum() < 4
+    structure.take(opening)
     assert structure.thinking
     structure.thinking = False
-    structure.take(int(structure.allowed().nonzero()[0][0]))
-    assert not structure.allowed()[structure.opening]
+    assert not structure.allowed()[opening]
 
 
 @pytest.mark.parametrize(

@@ -236,9 +236,8 @@ def test_a_few_random_kills(tmp_path: Path) -> None:
 
 
 def test_one_cut_costs_less_than_a_hundredth(tmp_path: Path) -> None:
-    """The better of two: what the hub had sent and a starved client not yet read is lost too, whatever the client."""
     shares = fetched_twice(tmp_path, cuts=2)
-    assert -0.01 < min(shares) <= 0.01
+    assert -0.01 < min(shares) <= max(shares) <= 0.01
 
 
 @pytest.fixture
