@@ -17,7 +17,6 @@ from localr1.kernels import feed_forward_block as feed_forward
 from localr1.kernels.compilation import compile_kernel, run_job
 from localr1.kernels.cpu import cache_words, latent_row_bytes
 from localr1.kernels.features import BITS
-from localr1.kernels.linear import SMALL_WORK
 from localr1.kernels.packing import FEW
 from localr1.kernels.team import TEAM_NUMBERS
 
@@ -26,6 +25,10 @@ Array = NDArray[Any]
 
 MOST_ROWS = FEW if BITS else 0
 """Tokens that a block takes at a time; 0 where the processor has no integer vector path."""
+
+
+SMALL_WORK = 1 << 20
+"""Weights times rows of a block below which waking the other threads costs more than it saves."""
 
 
 class Matrix(NamedTuple):

@@ -10,6 +10,8 @@ import sys
 import numba
 import psutil
 
+SHORT_SPIN = "2000"
+
 
 def physical_cores() -> int:
     """Physical cores that this process may run on; at least 1."""
@@ -22,9 +24,12 @@ def unify_openmp() -> None:
 
     Call it before the first `import torch`; later it is harmless and too late. Without an OpenMP runtime on the machine
     numba chooses another layer by itself. Threads sleep while they wait for each other, unless the user said otherwise:
-    where other programs want the cores too, threads that spin instead were a hundred times slower.
+    where other programs want the cores too, threads that spin instead were a hundred times slower. GNU's runtime may
+    let them spin for some tens of microseconds first, which is about what waking one costs.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", SHORT_SPIN)
     try:
         import numba.np.ufunc.omppool
     except ImportError:

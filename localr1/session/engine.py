@@ -1,7 +1,7 @@
 """A loaded model: the store's parts, the maths built from them, the tokenizer and the settings in force."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,8 @@ class Engine:
     """Its parts on a GPU; None where it runs on the CPU alone."""
     notes: tuple[str, ...] = ()
     """What the user should hear of how it was loaded."""
+    depth: AutoDepth = field(default_factory=lambda: AutoDepth(DEEPEST))
+    """What guessing costs and gains on this machine; conversations share it, so that only the first tries things."""
 
     def new_cache(self) -> RowCache:
         """A cache for one conversation: rows as `--kv` says, or float32 ones under `--dtype float32`."""
@@ -78,7 +80,7 @@ class Engine:
         else:
             drafter = LookupDrafter()
         fixed = self.options.draft_tokens
-        return Speculation(drafter, FixedDepth(fixed) if fixed else AutoDepth(DEEPEST))
+        return Speculation(drafter, FixedDepth(fixed) if fixed else self.depth)
 
     def _cache(self, layers: int, first_layer: int) -> RowCache:
         dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16

@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from localr1.decode.cache import RowCache
+from localr1.decode.draft import MtpDrafter
+from localr1.decode.generate import Token, generate
+from localr1.decode.sampling import Sampler, Sampling
+from localr1.decode.speculate import FixedDepth, Speculation
 from localr1.model import registry
 from localr1.model.mtp import MtpLayer
 from tests import tiny
@@ -77,3 +82,23 @@ def test_step_by_step_is_all_at_once(family: str) -> None:
             parts.append(mtp.forward(token_T[at + 1 : at + 2], hidden_TD[at : at + 1], cache)[0])
             cache.length += 1
     assert tiny.difference(torch.cat(parts), whole) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_guessing_says_what_the_references_guessing_says(family: str, depth: int, tmp_path: Path) -> None:
+    model = tiny.with_mtp(family)
+    theirs, _ = reference(model, tmp_path)
+    prompt, count = tiny.tokens(11, seed=9), 24
+    with torch.inference_mode():
+        said = theirs.generate(prompt[None], use_mtp=True, do_sample=False, max_new_tokens=count, eos_token_id=None)
+    main, mtp = ours(model)
+    config = main.config
+    cache = RowCache(config.cache_layers, config.cache_width, 64, torch.float32)
+    drafter = MtpDrafter(mtp, RowCache(1, config.cache_width, 64, torch.float32, config.num_layers))
+    speculation = Speculation(drafter, FixedDepth(depth))
+    sampler = Sampler(Sampling(temperature=0))
+    items = generate(main, cache, prompt.tolist(), sampler, stop_ids=(), max_tokens=count, speculation=speculation)
+    tokens = [item.id for item in items if isinstance(item, Token)]
+    assert tokens == said[0, len(prompt) :].tolist()
+    assert speculation.counts.drafted > 0
