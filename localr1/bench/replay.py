@@ -37,6 +37,8 @@ class Budgeted:
     share: float
     slots: int
     policies: dict[str, Hits]
+    late: dict[str, Hits]
+    """The same where an expert that is moved in arrives a forward later."""
     static_optimum: Hits
     clairvoyant: Hits
     chosen: str
@@ -71,7 +73,7 @@ class Comparison:
             f"are the history; at most {self.moves_a_step} moves a forward",
             "clairvoyant: knows the future, starts with any residents, takes an expert in only just after a use, moves "
             "as many as it likes; in brackets, the share of its hits",
-            "chosen here: " + ", ".join(f"{one.chosen} at {one.share:.0%}" for one in self.budgets),
+            "* chosen here, where an expert arrives a forward after it was called for",
         )
 
     def record(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class Comparison:
                         name: {
                             "rate": hits.rate,
                             "of_clairvoyant": one.of_optimum(name),
+                            "rate_when_late": one.late[name].rate,
                             "moves_a_forward": hits.moves_a_forward,
                         }
                         for name, hits in one.policies.items()
@@ -120,6 +123,7 @@ def compare(routes: Routes, moves_a_step: int = MOVES_A_STEP) -> Progress[Compar
                 share,
                 slots.count,
                 trial(routes, slots),
+                trial(routes, slots, late=True),
                 static_optimum(after, numbers, slots.count),
                 clairvoyant(after, numbers, slots.count),
                 choose_policy(routes, slots),

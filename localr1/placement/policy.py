@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from localr1.placement.plan import Expert
 
 PROMOTE_AT = 1.3
-STAY_STEPS = 16
+STAY_STEPS = 2
 MOVES_A_STEP = 4
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from localr1.placement.learned import MOST_EXPERTS, Learned, fit
 from localr1.placement.plan import Expert
 from localr1.placement.policy import Decayed, Recency, ScorePolicy, Slots, Static
 from localr1.placement.routes import Forward, Routes
@@ -21,16 +22,26 @@ DECODE_TOKENS = 8
 DECAYS = (0.8, 0.9, 0.95, 0.99, 0.999)
 """From following the last five tokens to a histogram of the last thousand."""
 DEFAULT = "decayed 0.99"
-TRIED_VALUES = 1 << 18
+TRIED_VALUES = 1 << 17
 """Expert numbers of the newest routes that choose the policy: the time of a trial is some tenths of a second."""
 LEAST_TOKENS = 512
+LEAST_FORWARDS = 128
+"""Forwards that can teach a policy something."""
 """Routes of fewer tokens choose no policy."""
 CLEARLY_BETTER = 0.01
 """What another policy must gain in hit rate before the default gives way."""
 
-Prior = NDArray[np.floating]
-Maker = Callable[[Slots, Sequence[Expert], Prior | None], ScorePolicy]
-"""(slots, the residents to begin with, counts of a history or None) -> a policy"""
+
+@dataclass(frozen=True)
+class Past:
+    """What a policy may know of earlier conversations: counts [layers, experts], or None, and their last forwards."""
+
+    counts: NDArray[np.floating] | None = None
+    forwards: Sequence[Forward] = ()
+
+
+Maker = Callable[[Slots, Sequence[Expert], Past], ScorePolicy]
+"""(slots, the residents to begin with, what is known) -> a policy"""
 
 
 @dataclass(frozen=True)
@@ -51,14 +62,21 @@ class Hits:
         return self.moves / self.forwards if self.forwards else 0.0
 
 
-def replay(policy: ScorePolicy, forwards: Iterable[Forward]) -> Hits:
-    """What a policy achieves, told each forward's choices after it was counted."""
+def replay(policy: ScorePolicy, forwards: Iterable[Forward], *, late: bool = False) -> Hits:
+    """What a policy achieves, told each forward's choices after it was counted.
+
+    With `late` an expert that is moved in arrives a forward later, as it does where copying goes on beside the next
+    forward; its slot is of no use meanwhile.
+    """
     hits = accesses = moves = count = 0
+    before = policy.inside.copy()
     for forward in forwards:
         if forward.tokens <= DECODE_TOKENS:
             distinct = forward.distinct
-            hits += int(policy.inside[distinct].sum())
+            there = policy.inside & before if late else policy.inside
+            hits += int(there[distinct].sum())
             accesses += len(distinct)
+        before = policy.inside.copy()
         policy.observe_forward(forward.tokens, forward.chosen)
         moves += len(policy.step())
         count += 1
@@ -121,17 +139,25 @@ def static_optimum(forwards: Iterable[Forward], numbers: int, slots: int) -> Hit
 
 
 def _decayed(decay: float) -> Maker:
-    return lambda slots, resident, prior: Decayed(slots, resident, decay=decay, prior=prior)
+    return lambda slots, resident, past: Decayed(slots, resident, decay=decay, prior=past.counts)
+
+
+def _learned(slots: Slots, resident: Sequence[Expert], past: Past) -> ScorePolicy:
+    """A histogram until there is enough to learn from, and for layers too wide to learn."""
+    if len(past.forwards) < LEAST_FORWARDS or slots.experts > MOST_EXPERTS:
+        return POLICIES[DEFAULT](slots, resident, past)
+    return Learned(slots, resident, fit(past.forwards, len(slots.layers), slots.experts))
 
 
 POLICIES: dict[str, Maker] = {
-    "static": lambda slots, resident, prior: Static(slots, resident),
+    "static": lambda slots, resident, past: Static(slots, resident),
     **{f"decayed {decay:g}": _decayed(decay) for decay in DECAYS},
-    "recency": lambda slots, resident, prior: Recency(slots, resident),
+    "recency": lambda slots, resident, past: Recency(slots, resident),
+    "learned": _learned,
 }
 
 
-def hottest(slots: Slots, prior: Prior) -> list[Expert]:
+def hottest(slots: Slots, prior: NDArray[np.floating]) -> list[Expert]:
     """The residents to begin with: those of most counts."""
     order = np.argsort(-np.asarray(prior, np.float64).reshape(-1), kind="stable")[: slots.count]
     return [slots.expert(int(number)) for number in order]
@@ -143,7 +169,7 @@ def halves(routes: Routes) -> tuple[list[Forward], list[Forward]]:
     return forwards[: len(forwards) // 2], forwards[len(forwards) // 2 :]
 
 
-def counted(forwards: Iterable[Forward], layers: int, experts: int) -> Prior:
+def counted(forwards: Iterable[Forward], layers: int, experts: int) -> NDArray[np.float64]:
     """How often each expert was chosen, [layers, experts]."""
     counts = np.zeros(layers * experts)
     for forward in forwards:
@@ -151,12 +177,13 @@ def counted(forwards: Iterable[Forward], layers: int, experts: int) -> Prior:
     return counts.reshape(layers, experts)
 
 
-def trial(routes: Routes, slots: Slots, names: Iterable[str] = tuple(POLICIES)) -> dict[str, Hits]:
-    """What each policy achieves on the second half of these routes, knowing the counts of the first."""
+def trial(routes: Routes, slots: Slots, *, late: bool = False) -> dict[str, Hits]:
+    """What each policy achieves on the second half of these routes, knowing the first."""
     before, after = halves(routes)
-    prior = counted(before, len(routes.layers), routes.experts)
-    resident = hottest(slots, prior)
-    return {name: replay(POLICIES[name](slots, resident, prior), after) for name in names}
+    past = Past(counted(before, len(routes.layers), routes.experts), before)
+    assert past.counts is not None
+    resident = hottest(slots, past.counts)
+    return {name: replay(make(slots, resident, past), after, late=late) for name, make in POLICIES.items()}
 
 
 def choose_policy(routes: Routes, slots: Slots) -> str:
@@ -167,11 +194,21 @@ def choose_policy(routes: Routes, slots: Slots) -> str:
     routes = routes.of_layers(slots.layers).newest(TRIED_VALUES)
     if int(routes.tokens[routes.rows == 0].sum()) < LEAST_TOKENS or not 0 < slots.count < slots.numbers:
         return DEFAULT
-    rates = {name: hits.rate for name, hits in trial(routes, slots).items()}
+    rates = {name: hits.rate for name, hits in trial(routes, slots, late=True).items()}
     best = max(rates, key=lambda name: rates[name])
     return best if rates[best] >= rates[DEFAULT] + CLEARLY_BETTER else DEFAULT
 
 
-def make_policy(name: str, slots: Slots, resident: Sequence[Expert], prior: Prior | None) -> ScorePolicy:
+def make_policy(name: str, slots: Slots, resident: Sequence[Expert], past: Past) -> ScorePolicy:
     """The policy of that name over these slots, `resident` in them to begin with."""
-    return POLICIES[name](slots, resident, prior)
+    return POLICIES[name](slots, resident, past)
+
+
+def adapted_policy(
+    slots: Slots, resident: Sequence[Expert], counts: NDArray[np.floating] | None, routes: Routes | None
+) -> ScorePolicy:
+    """The policy that suits a user's newest routes, knowing them."""
+    if routes is None or not len(routes):
+        return make_policy(DEFAULT, slots, resident, Past(counts))
+    newest = routes.of_layers(slots.layers).newest(TRIED_VALUES)
+    return make_policy(choose_policy(routes, slots), slots, resident, Past(counts, list(newest.forwards())))

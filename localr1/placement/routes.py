@@ -39,10 +39,14 @@ class Routes:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def numbers(self) -> NDArray[np.int64]:
+        """The chosen experts as `row * experts + expert`, [sum of tokens, top-k]."""
+        rows = np.repeat(self.rows.astype(np.int64), self.tokens)
+        return self.chosen.astype(np.int64) + rows[:, None] * self.experts
+
     def forwards(self) -> Iterator["Forward"]:
         """The calls of each forward together, as flat numbers `row * experts + expert`."""
-        ends = np.cumsum(self.tokens, dtype=np.int64)
-        flat = self.chosen.astype(np.int64) + np.repeat(self.rows.astype(np.int64), self.tokens)[:, None] * self.experts
+        ends, flat = np.cumsum(self.tokens, dtype=np.int64), self.numbers()
         begins = np.flatnonzero(self.rows == 0) if len(self) else np.zeros(0, np.int64)
         for first, last in zip(begins, np.append(begins[1:], len(self)), strict=False):
             start = int(ends[first] - self.tokens[first])
@@ -56,17 +60,6 @@ class Routes:
         chosen = self.chosen[np.repeat(kept, self.tokens)]
         return Routes(layers, self.experts, self.rows[kept], self.tokens[kept], chosen)
 
-    def joined(self, later: "Routes") -> "Routes":
-        """These and then the later ones. ValueError where they are not of one model."""
-        if (self.layers, self.experts) != (later.layers, later.experts):
-            raise ValueError("routes of two models cannot be joined")
-        if not len(self):
-            return later
-        if not len(later):
-            return self
-        parts = ((getattr(self, name), getattr(later, name)) for name in ("rows", "tokens", "chosen"))
-        return Routes(self.layers, self.experts, *(np.concatenate(part) for part in parts))
-
     def newest(self, values: int) -> "Routes":
         """The last whole forwards that hold at most `values` expert numbers together."""
         width = self.chosen.shape[1]
@@ -75,6 +68,15 @@ class Routes:
         first = int(begins[0]) if len(begins) else len(self)
         start = int(self.tokens[:first].sum(dtype=np.int64))
         return Routes(self.layers, self.experts, self.rows[first:], self.tokens[first:], self.chosen[start:])
+
+
+def joined(parts: Sequence[Routes]) -> Routes:
+    """One after another; at least one, all of one model."""
+    some = [part for part in parts if len(part)] or parts[:1]
+    if len(some) == 1:
+        return some[0]
+    rows, tokens, chosen = ([getattr(part, name) for part in some] for name in ("rows", "tokens", "chosen"))
+    return Routes(some[0].layers, some[0].experts, np.concatenate(rows), np.concatenate(tokens), np.concatenate(chosen))
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localr1.errors import CorruptError
-from localr1.placement.routes import Routes
+from localr1.placement.routes import Routes, joined
 
 MAGIC = b"localr1 routing history 1\n"
 HALF_LIFE_TOKENS = 20_000
 """A choice made this many tokens ago counts half."""
 KEPT_VALUES = 1 << 20
 """Expert numbers of the newest routes that are kept: some 6,500 tokens of V2-Lite."""
-PENDING_CALLS = 4096
+PENDING_CALLS = 1024
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RoutingHistory:
     routes: Routes
     _pending: list[tuple[int, Any]] = field(default_factory=list)
     _new_counts: NDArray[np.float64] = field(init=False)
-    _new_calls: list[tuple[int, NDArray[np.uint16]]] = field(default_factory=list)
+    _new: list[Routes] = field(default_factory=list)
     _new_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class RoutingHistory:
         return cls(identity, counts, 0, Routes.of(identity.layers, identity.experts, ()))
 
     def observe(self, layer: int, expert_TK: Any) -> None:
-        """Note a call's choices: a tensor or array [T, K] that will not change any more. Under a microsecond."""
+        """Note a call's choices: a tensor or array [T, K] that will not change any more."""
         self._pending.append((layer, expert_TK))
         if len(self._pending) >= PENDING_CALLS:
             self._count()
@@ -78,7 +78,7 @@ class RoutingHistory:
     def recent(self) -> Routes:
         """The newest routes, what is not saved yet included."""
         self._count()
-        return self.routes.joined(self._new_routes()).newest(KEPT_VALUES)
+        return joined([self.routes, self._new_routes()]).newest(KEPT_VALUES)
 
     @property
     def unsaved_tokens(self) -> int:
@@ -97,23 +97,25 @@ class RoutingHistory:
         _write(path, merged)
         self.counts, self.tokens, self.routes = merged.counts, merged.tokens, merged.routes
         self._new_counts[:] = 0
-        self._new_calls, self._new_tokens = [], 0
+        self._new, self._new_tokens = [], 0
 
     def _new_routes(self) -> Routes:
-        return Routes.of(self.identity.layers, self.identity.experts, self._new_calls)
+        identity = self.identity
+        return Routes.of(identity.layers, identity.experts, ()) if not self._new else joined(self._new)
 
     def _count(self) -> None:
+        if not self._pending:
+            return
         pending, self._pending = self._pending, []
-        for layer, expert_TK in pending:
-            row = self._row_of[layer]
-            chosen = np.asarray(expert_TK.cpu() if hasattr(expert_TK, "cpu") else expert_TK).astype(np.uint16)
-            self._new_counts[row] += np.bincount(chosen.reshape(-1), minlength=self.identity.experts)
-            self._new_calls.append((row, chosen))
-            if row == 0:
-                self._new_tokens += len(chosen)
-        if len(self._new_calls) > 8 * PENDING_CALLS:
-            kept = self._new_routes().newest(KEPT_VALUES)
-            self._new_calls = list(_calls(kept))
+        identity = self.identity
+        calls = [(self._row_of[layer], _array(expert_TK)) for layer, expert_TK in pending]
+        routes = Routes.of(identity.layers, identity.experts, calls)
+        chosen = np.bincount(routes.numbers().reshape(-1), minlength=self._new_counts.size)
+        self._new_counts += chosen.reshape(self._new_counts.shape)
+        self._new_tokens += int(routes.tokens[routes.rows == 0].sum(dtype=np.int64))
+        self._new.append(routes)
+        if sum(part.chosen.size for part in self._new) > 2 * KEPT_VALUES:
+            self._new = [joined(self._new).newest(KEPT_VALUES)]
 
 
 class CountingBank:
@@ -195,9 +197,5 @@ def _fading(tokens: int) -> float:
     return float(0.5 ** (tokens / HALF_LIFE_TOKENS))
 
 
-def _calls(routes: Routes) -> "Sequence[tuple[int, NDArray[np.uint16]]]":
-    ends = np.cumsum(routes.tokens, dtype=np.int64)
-    return [
-        (int(row), routes.chosen[int(end) - int(tokens) : int(end)])
-        for row, tokens, end in zip(routes.rows, routes.tokens, ends, strict=True)
-    ]
+def _array(expert_TK: Any) -> NDArray[np.integer]:
+    return np.asarray(expert_TK.cpu() if hasattr(expert_TK, "cpu") else expert_TK)

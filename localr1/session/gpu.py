@@ -26,7 +26,7 @@ from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.graphs import Tape
 from localr1.placement.plan import Budget, Expert, Hotness, PlacementPlan, plan_gpu
 from localr1.placement.policy import Policy, Slots
-from localr1.placement.replay import DEFAULT, choose_policy, make_policy
+from localr1.placement.replay import adapted_policy
 from localr1.placement.routes import Routes
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
@@ -139,8 +139,7 @@ def place(
     def policy(slots: ExpertSlots) -> Policy:
         moves = max(1, MOVED_BYTES_A_STEP // cold.expert_bytes)
         ruled = Slots(layers, experts, slots.count, moves)
-        name = choose_policy(routes, ruled) if routes is not None else DEFAULT
-        return make_policy(name, ruled, slots.resident, hotness)
+        return adapted_policy(ruled, slots.resident, hotness, routes)
 
     slots = _slots(cold, device, resident)
     on_cpu = CpuBank(store, layers, experts)

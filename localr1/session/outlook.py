@@ -115,7 +115,9 @@ def budget_of(options: EngineOptions, facts: Facts, shape: ModelShape, *, what_i
     Raises UsageError for an amount that makes no sense here; with `what_if` it need not be here.
     """
     context = options.context or min(shape.max_position, DEFAULT_CONTEXT_TOKENS)
-    kv: KvType = "float32" if options.dtype == "float32" else "bf16"
+    kv: KvType = "float32" if options.dtype == "float32" else options.kv
+    if kv == "int8" and not shape.latent:
+        raise UsageError("--kv int8 is made for latent attention, which this model does not have", "use --kv bf16")
     if context > shape.max_position:
         raise UsageError(
             f"--context {context:,} is beyond what the model was made for",

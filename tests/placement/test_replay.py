@@ -7,16 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localr1.placement.learned import Learned
 from localr1.placement.policy import Decayed, Slots
 from localr1.placement.replay import (
     DEFAULT,
     POLICIES,
     Hits,
+    Past,
+    adapted_policy,
     choose_policy,
     clairvoyant,
     make_policy,
     replay,
     static_optimum,
+    trial,
 )
 from localr1.placement.routes import Forward, Routes
 
@@ -65,7 +69,7 @@ def test_hindsight_is_the_best_that_never_moves(trace: list[Forward], slots: int
 @settings(max_examples=100, deadline=None)
 def test_no_policy_beats_clairvoyance(trace: list[Forward], slots: int, name: str) -> None:
     """With as many moves as it likes, so that every promotion follows a use."""
-    policy = make_policy(name, Slots((0,), NUMBERS, slots, moves_a_step=NUMBERS), [], None)
+    policy = make_policy(name, Slots((0,), NUMBERS, slots, moves_a_step=NUMBERS), [], Past())
     found, bound = replay(policy, trace), clairvoyant(trace, NUMBERS, slots)
     assert found.accesses == bound.accesses
     if name == "recency":
@@ -92,7 +96,7 @@ def routes(choices: list[int], experts: int = 8) -> Routes:
 def test_the_policy_that_fits_the_routes_is_chosen() -> None:
     slots = Slots((0,), 8, 2)
     runs = [number for start in range(200) for number in [start * 5 % 8] * 12]
-    assert choose_policy(routes(runs), slots) == "recency" or "0.8" in choose_policy(routes(runs), slots)
+    assert choose_policy(routes(runs), slots) in ("recency", "decayed 0.8", "learned")
     random = np.random.default_rng(0)
     flat = random.choice(8, 3000, p=[0.3, 0.25, *[0.075] * 6]).tolist()
     assert choose_policy(routes(flat), slots) in ("static", "decayed 0.999", DEFAULT)
@@ -110,3 +114,26 @@ def test_an_mtp_layer_that_is_not_run_is_left_out() -> None:
     assert main.rows.tolist() == [0, 0] and main.chosen.tolist() == [[1, 2], [0, 1]]
     with pytest.raises(ValueError, match="hold none"):
         both.of_layers((2,))
+
+
+def test_what_is_moved_late_is_not_there_at_once() -> None:
+    trace = [Forward(1, np.array([0])) for _ in range(4)]
+    policies = [Decayed(Slots((0,), 2, 1), stay_steps=0) for _ in range(2)]
+    assert replay(policies[0], trace).hits == 3
+    assert replay(policies[1], trace, late=True).hits == 2
+
+
+def test_a_cycle_is_learned_and_no_counting_can_follow_it() -> None:
+    cycle = Routes.of((0, 1), 16, [(row, np.array([[(at + 8 * row) % 16]])) for at in range(600) for row in (0, 1)])
+    slots = Slots((0, 1), 16, 4, moves_a_step=2)
+    found = trial(cycle, slots)
+    assert found["learned"].rate > 0.95
+    assert max(hits.rate for name, hits in found.items() if name != "learned") < 0.4
+    policy = adapted_policy(slots, [], None, cycle)
+    assert isinstance(policy, Learned)
+    assert isinstance(adapted_policy(slots, [], None, None), Decayed)
+
+
+def test_there_is_nothing_to_learn_from_little() -> None:
+    few = [Forward(1, np.array([0]))] * 5
+    assert isinstance(make_policy("learned", Slots((0,), 4, 2), [], Past(None, few)), Decayed)

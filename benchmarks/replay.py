@@ -1,0 +1,85 @@
+"""Which placement policy fits how nano really routes: records conversations, then replays them at several budgets.
+
+`python -m benchmarks.replay [--questions N] [--json FILE]` asks nano held-out questions of every kind it knows, several
+to a conversation, as a person would with the default settings (it guesses ahead with its MTP layer, samples and
+thinks). The routes of the first half of the conversations are the history, the second half judges. Prints what
+`localr1 bench --replay` prints of a user's own routes. Rerun it when nano was trained anew.
+"""
+
+import argparse
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from localr1.bench.machine import machine
+from localr1.bench.replay import compare
+from localr1.events import Progress, TurnEnd
+from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
+from localr1.placement.routes import Routes
+from localr1.session import Engine, load
+from localr1.terminal.environment import Environment
+from localr1.terminal.tables import show_table
+from tools.nano.tasks import FAMILIES, Item, held_out_stream
+from tools.nano.tokenizer import known_words
+
+TURNS = 4
+SEED = 7
+
+
+def result_of(operation: Progress[Any]) -> Any:
+    """What a generator of events returns."""
+    while True:
+        try:
+            next(operation)
+        except StopIteration as end:
+            return end.value
+
+
+def record(questions: int) -> tuple[Routes, int]:
+    """The routes of conversations of four questions each, and the tokens that were generated."""
+    engine: Engine = result_of(load("nano", EngineOptions(threads=1)))
+    assert engine.routing is not None
+    asked, generated = _questions(engine, questions), 0
+    for first in range(0, len(asked), TURNS):
+        conversation = engine.converse(SamplingOptions(seed=first, max_tokens=256), ConversationOptions())
+        for item in asked[first : first + TURNS]:
+            if item.history:
+                conversation.resume(item.history)
+            for event in conversation.ask(item.question):
+                generated += event.generated_tokens if isinstance(event, TurnEnd) else 0
+    return engine.routing.history.recent(), generated
+
+
+def _questions(engine: Engine, count: int) -> list[Item]:
+    """Held-out questions, as many of every family, in a random order."""
+    known = known_words(Tokenizer.from_file(str(engine.folder / "tokenizer.json")))
+    streams = [held_out_stream(SEED, family, known) for family in FAMILIES]
+    found = [next(stream) for _ in range(-(-count // len(FAMILIES))) for stream in streams]
+    random.Random(SEED).shuffle(found)
+    return found[:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["LOCALR1_HOME"] = home
+        routes, generated = record(options.questions)
+    comparison = result_of(compare(routes))
+    section = comparison.section()
+    rows = [(row.label, *map(str, row.cells)) for row in section.rows]
+    show_table(Environment.current(), section.title, section.columns, rows, section.notes)
+    found = {"machine": machine(), "questions": options.questions, "generated_tokens": generated}
+    if options.json:
+        options.json.write_text(json.dumps({**found, **comparison.record()}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
