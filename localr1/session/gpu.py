@@ -92,6 +92,8 @@ def place_on_gpu(
 
     Raises UsageError when GPU memory is asked for and there is none to use, OutOfMemoryError when it does not suffice.
     """
+    if options.ram is not None:
+        parse_size(options.ram, "--ram")  # refused also where it decides nothing
     device = usable_device(options)
     if device is None:
         if options.vram is not None and parse_size(options.vram, "--vram") and options.dtype != "float32":

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localr1.errors import UsageError
 from localr1.events import Notice, TurnEnd
 from localr1.hub import cache
 from localr1.hub.catalog import resolve
@@ -93,3 +94,9 @@ def test_the_same_weights_have_one_name(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(f'{{"created": "{created}", "files": {files}}}')
         names.append(cache.weights_id(tmp_path))
     assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize("options", [{"ram": "8X"}, {"vram": "8"}, {"vram": "much"}])
+def test_amounts_that_are_none_are_refused_by_loading_too(file: Path, options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(options))}"):
+        list(load("nano", EngineOptions(threads=1, **options)))  # type: ignore[arg-type]
