@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,15 @@ from localr1.errors import ExitStatus, NotFoundError, UsageError
 from localr1.events import TurnEnd
 from localr1.hub.cache import home, stores
 from localr1.hub.catalog import CATALOG, resolve
-from localr1.options import ChatOptions, ConversationOptions, EngineOptions, SamplingOptions, TerminalOptions
+from localr1.options import (
+    BenchOptions,
+    ChatOptions,
+    ConversationOptions,
+    EngineOptions,
+    PlanOptions,
+    SamplingOptions,
+    TerminalOptions,
+)
 from localr1.terminal.background import Background, BackgroundConversation
 from localr1.terminal.environment import Environment
 from localr1.terminal.keyboard import unechoed
@@ -122,7 +130,31 @@ def _host(
         built_in = [name for name, entry in CATALOG.items() if entry.repo_id is None]
         return [*built_in, *(store.name for store in stores())]
 
-    return Host(loaded.name, models, open_model, folder, folder.parent / "history")
+    def plan(name: str) -> None:
+        from localr1.cli import plan as command
+
+        command.run(environment, PlanOptions(name), engine)
+
+    def bench(name: str) -> None:
+        from localr1.cli import bench as command
+
+        command.run(environment, BenchOptions((name,)), engine)
+
+    def alone(tool: Callable[[str], None]) -> Callable[[str], None]:
+        """With nothing else at work; Ctrl-C brings the prompt back."""
+
+        def run_tool(name: str) -> None:
+            background.call(lambda: None)
+            with unechoed(environment.stdin):
+                tool(name)
+
+        return run_tool
+
+    from localr1 import session
+
+    tools = {"plan": alone(plan), "bench": alone(bench)}
+    history_file = folder.parent / "history"
+    return Host(loaded.name, models, open_model, folder, history_file, tools, session.gpu_bytes)
 
 
 def _answer_json(environment: Environment, talk: Talk, question: str, model: str) -> ExitStatus:

@@ -56,12 +56,29 @@ def command(run: Callable[..., ExitStatus], *records: type) -> Callable[..., Non
     return parsed
 
 
+def complete_model(incomplete: str) -> list[str]:
+    """What a shell completes a model's name to: those that are here, then the short names."""
+    from localr1.errors import LocalR1Error
+    from localr1.hub.cache import stores
+    from localr1.hub.catalog import CATALOG
+
+    try:
+        here = [store.name for store in stores()]
+    except LocalR1Error:
+        here = []
+    return [name for name in dict.fromkeys([*here, *CATALOG]) if name.startswith(incomplete)]
+
+
 def _parameter(record: type, field: "dataclasses.Field[Any]") -> inspect.Parameter:
     annotation = typing.get_type_hints(record)[field.name]
     if field.metadata.get("argument"):
         # An argument with an empty text as default has no useful default: it must be given.
         default = inspect.Parameter.empty if field.default == "" else field.default
-        shown: Any = typer.Argument(help=field.metadata["help"], metavar=field.metadata["metavar"], show_default=False)
+        metavar = field.metadata["metavar"]
+        completion = complete_model if metavar == "MODEL" else None
+        shown: Any = typer.Argument(
+            help=field.metadata["help"], metavar=metavar, show_default=False, autocompletion=completion
+        )
     else:
         default = field.default
         flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")

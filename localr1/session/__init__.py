@@ -13,6 +13,7 @@ preload_torch()
 from localr1.session.acquire import convert, download  # noqa: E402
 from localr1.session.conversation import Conversation  # noqa: E402
 from localr1.session.engine import Engine, load  # noqa: E402
+from localr1.session.gpu import gpu_bytes  # noqa: E402
 from localr1.session.outlook import expectation  # noqa: E402
 
-__all__ = ["Conversation", "Engine", "convert", "download", "expectation", "load"]
+__all__ = ["Conversation", "Engine", "convert", "download", "expectation", "gpu_bytes", "load"]

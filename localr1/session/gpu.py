@@ -268,3 +268,11 @@ def device_error(error: RuntimeError) -> LocalR1Error | None:
         f"the GPU failed: {str(error).splitlines()[0]}",
         "start localr1 again; if it happens again, update the driver, or run on the CPU with --vram 0",
     )
+
+
+def gpu_bytes() -> tuple[int, int] | None:
+    """What of the first GPU's memory is in use, by whatever program, and all of it; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info(0)
+    return total - free, total

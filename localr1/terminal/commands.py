@@ -8,19 +8,14 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from localr1.chat.history import Recorder, find, listing
-from localr1.errors import DiskError, UnsupportedError, UsageError
+from localr1.chat.history import Recorder, listing
+from localr1.errors import UnsupportedError, UsageError
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
-from localr1.terminal.blocks import code_blocks
-from localr1.terminal.clipboard import copy
-from localr1.terminal.files import read_attachment
+from localr1.terminal import archive
 from localr1.terminal.quantities import count_text, rate_text, seconds_text
 from localr1.terminal.repl import Repl
 from localr1.terminal.settings import read_value
-from localr1.terminal.talk import as_json, as_markdown
-from localr1.terminal.visible import visible
 
 _SETTABLE: Mapping[str, type] = {
     **{field.name: SamplingOptions for field in dataclasses.fields(SamplingOptions)},
@@ -28,7 +23,6 @@ _SETTABLE: Mapping[str, type] = {
     "context_policy": ConversationOptions,
 }
 _THOUGHTS = ("show", "fold", "hide")
-_MOST_LISTED = 20
 _SHORTEST_MEANING = 40
 
 
@@ -59,7 +53,7 @@ def find_command(name: str) -> Command:
 
 def arguments_of(repl: Repl, name: str) -> Iterable[str]:
     """What may follow a command, for completion."""
-    if name == "model":
+    if name in ("model", "plan", "bench"):
         return repl.host.models()
     if name == "set":
         return _SETTABLE
@@ -68,7 +62,7 @@ def arguments_of(repl: Repl, name: str) -> Iterable[str]:
     if name == "thoughts":
         return _THOUGHTS
     if name == "load" and repl.host.folder is not None:
-        return [saved.id for saved in listing(repl.host.folder)[:_MOST_LISTED]]
+        return [saved.id for saved in listing(repl.host.folder)[: archive.MOST_LISTED]]
     return ()
 
 
@@ -195,111 +189,6 @@ def _clear(repl: Repl, text: str) -> None:
     repl.say(f"The conversation is forgotten.{kept}")
 
 
-def _read(repl: Repl, text: str) -> None:
-    if not text:
-        raise UsageError("/read needs a file", "for example /read notes.txt What is missing?")
-    name, question = _file_and_question(text)
-    attachment = read_attachment(Path(name))
-    for note in attachment.notes:
-        repl.say(f"{attachment.name}: {note}.")
-    repl.attachments.append(attachment)
-    if question:
-        repl.ask(question)
-    else:
-        repl.say(f"{attachment.name}, {len(attachment.text):,} characters, goes with the next message.")
-
-
-def _file_and_question(text: str) -> tuple[str, str]:
-    """A file's name may hold spaces if it is all there is, or stands within quotation marks."""
-    if Path(text).expanduser().exists():
-        return text, ""
-    if text[0] in "\"'":
-        name, _, question = text[1:].partition(text[0])
-        return name, question.strip()
-    name, _, question = text.partition(" ")
-    return name, question.strip()
-
-
-def _copy(repl: Repl, text: str) -> None:
-    answer = repl.talk.last.answer.strip()
-    if text:
-        blocks = code_blocks(answer)
-        if not text.isdecimal() or not 1 <= int(text) <= len(blocks):
-            raise UsageError(
-                f"there is no code block {text} in the last answer",
-                f"it has {count_text(len(blocks), 'block')} of code; /copy alone copies the whole answer",
-            )
-        answer = blocks[int(text) - 1]
-    way = copy(repl.environment, answer)
-    if way is None:
-        raise UnsupportedError("there is no way to the clipboard here", "/export FILE.md writes a file instead")
-    repl.say(f"Copied {count_text(len(answer), 'character')} {way}.")
-
-
-def _save(repl: Repl, text: str) -> None:
-    talk = repl.talk
-    if talk.recorder is None:
-        if repl.host.folder is None:
-            raise UnsupportedError("conversations are not saved here")
-        talk.recorder = Recorder(repl.host.folder, repl.host.model, repl.settings.conversation.system)
-        for turn in talk.turns:
-            talk.recorder.question(turn.question)
-            talk.recorder.piece("thought", turn.thought)
-            talk.recorder.piece("answer", turn.answer)
-            talk.recorder.end(turn.reason, turn.tokens)
-    if not talk.recorder.id:
-        repl.say("It is saved as soon as something is said.")
-        return
-    repl.say(f"Saved as it goes: {talk.recorder.path}")
-    repl.say(f"Later: localr1 chat --resume {talk.recorder.id}")
-
-
-def _load(repl: Repl, text: str) -> None:
-    if repl.host.folder is None:
-        raise UnsupportedError("conversations are not saved here")
-    if not text:
-        _history(repl, "")
-        return
-    saved = find(repl.host.folder, text)
-    talk = repl.talk
-    talk.close()
-    talk.turns[:] = saved.turns
-    repl.settings.conversation = dataclasses.replace(repl.settings.conversation, system=saved.system)
-    repl.configure()
-    talk.move_to(talk.conversation)
-    talk.last_end = None
-    saving = repl.settings.terminal.save
-    talk.recorder = Recorder(repl.host.folder, repl.host.model, saved.system, saved) if saving else None
-    repl.say(f"Loaded {saved.id}, {count_text(len(saved.turns), 'turn')}: {saved.title}")
-
-
-def _export(repl: Repl, text: str) -> None:
-    path = Path(text).expanduser()
-    writers = {".md": as_markdown, ".json": as_json}
-    if path.suffix.lower() not in writers:
-        raise UsageError("/export needs a file that ends in .md or .json", "for example /export talk.md")
-    if path.exists():
-        raise UsageError(f"{path} is there already", "choose another name")
-    shown = writers[path.suffix.lower()](repl.talk.turns, repl.host.model, repl.settings.conversation.system)
-    try:
-        path.write_text(shown, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}", "choose another file") from error
-    repl.say(f"Written: {path}")
-
-
-def _history(repl: Repl, text: str) -> None:
-    if repl.host.folder is None:
-        raise UnsupportedError("conversations are not saved here")
-    found = listing(repl.host.folder, text)
-    if not found:
-        repl.say("No saved conversation" + (f" holds {text!r}." if text else " yet."))
-    for saved in found[:_MOST_LISTED]:
-        repl.environment.status(f"  {saved.id}  {saved.created[:10]}  {visible(saved.title)[:60]}")
-    if found:
-        repl.say("/load ID goes on with one; /history WORDS searches.")
-
-
 def _stats(repl: Repl, text: str) -> None:
     ends = repl.talk.ends
     if not ends:
@@ -321,6 +210,20 @@ def _stats(repl: Repl, text: str) -> None:
         repl.environment.status(f"  {name:<9} {value}")
 
 
+def _plan(repl: Repl, text: str) -> None:
+    _tool(repl, "plan", text)
+
+
+def _bench(repl: Repl, text: str) -> None:
+    _tool(repl, "bench", text)
+
+
+def _tool(repl: Repl, name: str, text: str) -> None:
+    if name not in repl.host.tools:
+        raise UnsupportedError(f"/{name} cannot be done here", f"in a shell: localr1 {name} MODEL")
+    repl.host.tools[name](text or repl.host.model)
+
+
 def _exit(repl: Repl, text: str) -> bool:
     return True
 
@@ -338,13 +241,15 @@ COMMANDS: Mapping[str, Command] = {
     "undo": Command("Take the last turn back.", _undo),
     "continue": Command("Go on with an answer that was stopped.", _continue),
     "clear": Command("Forget the conversation and start anew.", _clear),
-    "read": Command("Put a text file into the next message.", _read, "FILE [MESSAGE]"),
-    "copy": Command("Copy the last answer, or its N-th piece of code.", _copy, "[N]"),
-    "save": Command("Say where the conversation is saved.", _save),
-    "load": Command("Go on with a saved conversation.", _load, "[ID]"),
-    "export": Command("Write the conversation to a .md or .json file.", _export, "FILE"),
-    "history": Command("List or search the saved conversations.", _history, "[WORDS]"),
+    "read": Command("Put a text file into the next message.", archive.read, "FILE [MESSAGE]"),
+    "copy": Command("Copy the last answer, or its N-th piece of code.", archive.copy, "[N]"),
+    "save": Command("Say where the conversation is saved.", archive.save),
+    "load": Command("Go on with a saved conversation.", archive.load, "[ID]"),
+    "export": Command("Write the conversation to a .md or .json file.", archive.export, "FILE"),
+    "history": Command("List or search the saved conversations.", archive.history, "[WORDS]"),
     "stats": Command("Show this session's figures.", _stats),
+    "plan": Command("Where a model's parts would go here, and how fast it would be.", _plan, "[MODEL]"),
+    "bench": Command("Measure a model on this computer.", _bench, "[MODEL]"),
     "exit": Command("Leave.", _exit),
 }
 

@@ -44,7 +44,8 @@ class Host:
     """What the program around the conversation offers: its models, and where things are kept.
 
     `open_model` loads a model, showing how far it is, and gives a new conversation with it under its full name.
-    `history_file` None keeps no typed messages, `folder` is that of saved conversations.
+    `history_file` None keeps no typed messages, `folder` is that of saved conversations. `tools` show something of a
+    model (`plan`, `bench`); `gpu_bytes` tells what of the GPU's memory is in use, and all of it, None without a GPU.
     """
 
     model: str = ""
@@ -52,6 +53,8 @@ class Host:
     open_model: Callable[[str, Settings], tuple[str, Conversation]] | None = None
     folder: Path | None = None
     history_file: Path | None = None
+    tools: Mapping[str, Callable[[str], None]] = field(default_factory=dict)
+    gpu_bytes: Callable[[], tuple[int, int] | None] = lambda: None
 
 
 def answer(
@@ -148,6 +151,8 @@ class Repl:
                 parts.append(rate_text(end.decode_tokens_per_s))
             if end.tokens_per_step >= WORTH_SAYING:
                 parts.append(f"{end.tokens_per_step:.1f} tokens a step")
+        if (gpu := self.host.gpu_bytes()) is not None:
+            parts.append(f"GPU {bytes_text(gpu[0])} of {bytes_text(gpu[1])}")
         parts.append(f"RAM {bytes_text(_memory_bytes())}")
         if self.attachments:
             parts.append("with " + ", ".join(visible(attachment.name) for attachment in self.attachments))

@@ -48,6 +48,9 @@ class FakeSession(types.ModuleType):
     def expectation(self, model, engine):
         return f"{model} in RAM; about 20 tokens/s expected"
 
+    def gpu_bytes(self):
+        return None
+
     def converse(self, sampling, options):
         self.calls.append(("converse", sampling, options))
         return self.conversation

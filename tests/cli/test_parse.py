@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ from typer.testing import CliRunner
 
 from localr1 import options as option_records
 from localr1.cli.app import build
-from localr1.cli.parse import Invocation, command
+from localr1.cli.parse import Invocation, command, complete_model
 from localr1.errors import ExitStatus
 from localr1.options import (
     BenchOptions,
@@ -124,3 +127,21 @@ def test_every_declared_option_is_on_some_command():
     }
     commands = typer.main.get_command(build()).commands.values()
     assert declared <= {parameter.name for each in commands for parameter in each.params}
+
+
+def test_a_shell_completes_models_that_are_here_and_short_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    store = tmp_path / "models" / "org--mine" / "1234567"
+    store.mkdir(parents=True)
+    (store / "manifest.json").write_text('{"source": "org/mine", "files": {}}')
+    assert complete_model("org") == ["org/mine"]
+    assert complete_model("r1-distill-qwen-1") == ["r1-distill-qwen-1.5b", "r1-distill-qwen-14b"]
+    assert {"nano", "org/mine", "v2-lite"} <= set(complete_model("")) and complete_model("no-such") == []
+
+
+def test_the_shell_is_given_the_models():
+    """As the script that `--install-completion` writes asks for them."""
+    asked = {"_LOCALR1_COMPLETE": "complete_bash", "COMP_WORDS": "localr1 bench nan", "COMP_CWORD": "2"}
+    code = "from localr1.__main__ import main; import sys; sys.argv[0] = 'localr1'; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked)
+    assert result.stdout.split() == ["nano"]

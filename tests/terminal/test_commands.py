@@ -110,7 +110,7 @@ def test_thoughts_are_shown_again_and_the_mode_can_change(repl):
 
 def test_copy_takes_the_answer_or_a_piece_of_code(repl, monkeypatch):
     copied = []
-    monkeypatch.setattr("localr1.terminal.commands.copy", lambda shown, text: copied.append(text) or "by magic")
+    monkeypatch.setattr("localr1.terminal.archive.copy_text", lambda shown, text: copied.append(text) or "by magic")
     do(repl, "code")
     for line in ("/copy", "/copy 1", "/copy 2"):
         do(repl, line)
@@ -218,3 +218,29 @@ def test_the_bar_names_model_context_speed_and_memory(repl):
     do(repl, "hello")
     bar = repl.bar()
     assert "nano · context 41/4,096 · 20.0 tokens/s · RAM " in bar
+    repl.host.gpu_bytes = lambda: (5_100_000_000, 8_000_000_000)
+    assert "GPU 5.1 GB of 8.0 GB · RAM " in repl.bar()
+
+
+def test_plan_and_bench_are_of_this_model_or_another(repl):
+    asked = []
+    repl.host.tools = {
+        "plan": lambda name: asked.append(("plan", name)),
+        "bench": lambda name: asked.append(("bench", name)),
+    }
+    do(repl, "/plan")
+    do(repl, "/bench other")
+    assert asked == [("plan", "nano"), ("bench", "other")]
+    assert list(arguments_of(repl, "plan")) == ["nano", "other"]
+    repl.host.tools = {}
+    with pytest.raises(LocalR1Error, match="cannot be done here"):
+        do(repl, "/plan")
+
+
+def test_ctrl_c_while_another_model_loads_keeps_this_one(repl):
+    def stopped(name, settings):
+        raise KeyboardInterrupt
+
+    repl.host.open_model = stopped
+    do(repl, "/model other")
+    assert repl.host.model == "nano" and "this is still nano" in err(repl.environment)
