@@ -125,8 +125,8 @@ def place(
 ) -> Placed:
     """The parts on the device, and as many of the `resident` experts as find room, hottest first.
 
-    With `adaptive` others replace them as the conversation turns. Raises OutOfMemoryError when not even the parts that
-    every token needs find room.
+    With `adaptive` others replace them as the text goes, by the policy that `routes` choose. Raises OutOfMemoryError
+    when not even the parts that every token needs find room.
     """
     ops = GpuOps(device)
     notes: tuple[str, ...] = ()
@@ -207,7 +207,7 @@ class GpuModel:
             return self.decoder.forward(token_T, cache)
         if cache.length + len(token_T) > cache.capacity:
             return self.decoder.forward(token_T, cache)
-        return self._replayer.forward(token_T, cache, cache)
+        return self._replayer.forward(token_T, cache)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from localr1.decode.cache import RowCache
+from localr1.decode.cache import RowCache, Stopped
 from localr1.model.decoder import Decoder
-from localr1.model.linear import Cache
 from localr1.placement.split import SplitBank, call
 
 EAGER_STEPS = 2
@@ -87,16 +86,18 @@ class Replayer:
         self.given_up = ""
         """Why nothing is recorded any more; empty while recordings may be used."""
 
-    def forward(self, token_T: Tensor, cache: RowCache, watched: Cache) -> Tensor:
-        """As `Decoder.forward`; a step that is not replayed sees the cache as `watched`, which may stop it."""
+    def forward(self, token_T: Tensor, cache: RowCache) -> Tensor:
+        """As `Decoder.forward`; raises Stopped when the cache says so."""
         rows = len(token_T)
         if cache is not self._cache:
             self.forget()
             self._cache = cache
         step = self._steps.get(rows)
         if step is not None:
+            if cache.should_stop():
+                raise Stopped
             return step.replay(token_T, cache.length)
-        hidden_TD = self._decoder.forward(token_T, watched)
+        hidden_TD = self._decoder.forward(token_T, cache)
         self._seen[rows] = self._seen.get(rows, 0) + 1
         if self._seen[rows] > EAGER_STEPS and not self.given_up:
             self._try(token_T, cache, hidden_TD)
