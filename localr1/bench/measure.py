@@ -48,10 +48,10 @@ def bench(subject: Subject, options: BenchOptions) -> Progress[Report]:
         sections += speed.sections()
     subject.use_threads(subject.engine)
     return Report(
-        subject.engine.name,
+        subject.label,
         subject.shape is not None,
         machine(),
-        (overview(subject), *sections),
+        (overview(subject, options.claims or options.fidelity), *sections),
         settings(options, subject.engine.options),
     )
 
@@ -63,7 +63,7 @@ def settings(options: BenchOptions, engine: EngineOptions) -> dict[str, object]:
     return {**chosen, **asdict(engine), "threads": torch.get_num_threads()}
 
 
-def overview(subject: Subject) -> Section:
+def overview(subject: Subject, baselines: bool) -> Section:
     """The model's sizes, and what loading and running it took."""
     engine, sizes = subject.engine, subject.sizes
     rows = [
@@ -77,9 +77,12 @@ def overview(subject: Subject) -> Section:
             Row(f"first token, {start.state}", (Figure((start.first_token_s,), "s", "less"),))
             for start in subject.starts
         ),
-        Row("peak memory", (Figure((float(peak_rss_bytes()),), "B", "less"),)),
+        Row(
+            "peak memory" + (", baselines included" if baselines else ""),
+            (Figure((float(peak_rss_bytes()),), "B", "less"),),
+        ),
     ]
-    return Section("model", f"{engine.name}, {engine.options.dtype}", ("", ""), tuple(rows), subject.notes)
+    return Section("model", f"{subject.label}, {engine.options.dtype}", ("", ""), tuple(rows), subject.notes)
 
 
 def needed_context(options: BenchOptions) -> int:

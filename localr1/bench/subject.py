@@ -49,6 +49,12 @@ class Subject:
     starts: tuple[Start, ...]
 
     @property
+    def label(self) -> str:
+        """The model's name; of a folder, its last part, so that a record does not tell where it lies."""
+        name = Path(self.engine.name)
+        return name.name if name.is_absolute() else self.engine.name
+
+    @property
     def sizes(self) -> ModelShape:
         """Bytes by part, of the main model."""
         return shape_of(self.engine.config, expected_tensors(self.engine.config), mtp=False)

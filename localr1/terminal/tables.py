@@ -25,7 +25,8 @@ def show_table(
     for row in rows:
         table.add_row(*(visible(cell) for cell in row))
     console.print(Text(visible(title), style="bold"))
-    console.print(table)
+    if rows:
+        console.print(table)
     for note in notes:
         console.print(Text(f"  {visible(note)}", style="dim"))
     console.print()

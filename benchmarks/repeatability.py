@@ -1,0 +1,80 @@
+"""Can `localr1 bench` be trusted: do two runs back to back agree within the spread that they print?
+
+    python -m benchmarks.repeatability [--tries 10] [--threads N] [--json FILE] [-- MODEL or --shape NAME ...]
+
+Runs the same bench `tries` + 1 times, each in a process of its own, and compares every run with the one before: two
+runs agree on a figure when their medians lie no further apart than the wider of the two printed ranges is wide.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from localr1.bench.machine import machine
+from localr1.bench.report import Figure, Report, parse_report
+
+FIGURES = (("speed", 1), ("speed", 3), ("floor", 3), ("floor", 6))
+"""Sections and columns: prefill and decode speed, and how near either is to the machine's own."""
+
+
+def measure(arguments: list[str], file: Path) -> Report:
+    """One run in a process of its own."""
+    command = [sys.executable, "-m", "localr1", "bench", *arguments, "--json", str(file)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return parse_report(file.read_text(encoding="utf-8"), file.name)
+
+
+def agree(a: Figure, b: Figure) -> bool:
+    """Whether two runs' medians differ by less than the printed spread."""
+    return abs(a.median - b.median) <= max(a.high - a.low, b.high - b.low)
+
+
+def figures(report: Report) -> dict[str, Figure]:
+    """The speeds of a run and their shares of the floor, by a name a person can read."""
+    found = {}
+    for key, at in FIGURES:
+        section = report.section(key)
+        for row in section.rows:
+            cell = row.cells[at - 1]
+            assert isinstance(cell, Figure)
+            found[f"{section.columns[at]} at {row.label}"] = cell
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("bench", nargs="*", default=["nano"], help="what to measure, after --")
+    options = parser.parse_args()
+    arguments = [*options.bench, "--threads", str(options.threads)]
+    with tempfile.TemporaryDirectory() as folder:
+        reports = []
+        for run in range(options.tries + 1):
+            reports.append(measure(arguments, Path(folder) / "run.json"))
+            medians = "   ".join(f"{name} {figure}" for name, figure in figures(reports[-1]).items())
+            print(f"run {run}: {medians}", flush=True)
+    runs = [figures(report) for report in reports]
+    pairs = list(itertools.pairwise(runs))
+    agreed = {name: sum(agree(a[name], b[name]) for a, b in pairs) for name in runs[0]}
+    for name, count in agreed.items():
+        print(f"{name:28} agree in {count} of {len(pairs)}")
+    if options.json:
+        record = {
+            "bench": arguments,
+            "tries": len(pairs),
+            "agreed": agreed,
+            "runs": [{name: figure.values for name, figure in run.items()} for run in runs],
+            "load_average": [report.machine.get("load_average") for report in reports],
+            "machine": machine(),
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
