@@ -64,13 +64,17 @@ def main() -> None:
     agreed = {name: sum(agree(a[name], b[name]) for a, b in pairs) for name in runs[0]}
     for name, count in agreed.items():
         print(f"{name:28} agree in {count} of {len(pairs)}")
+    others = [report.section("model").figure("other programs took", "").median for report in reports]
+    noisy = [any("too noisy" in note for note in report.section("model").notes) for report in reports]
+    print(f"{sum(noisy)} of {len(noisy)} runs said that the machine was too noisy for absolute speeds")
     if options.json:
         record = {
             "bench": arguments,
             "tries": len(pairs),
             "agreed": agreed,
             "runs": [{name: figure.values for name, figure in run.items()} for run in runs],
-            "load_average": [report.machine.get("load_average") for report in reports],
+            "other_programs_percent": others,
+            "said_too_noisy": noisy,
             "machine": machine(),
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from localr1.bench.claims import claims
 from localr1.bench.compare import compare, parse_comparison
 from localr1.bench.fidelity import fidelity
-from localr1.bench.machine import machine, peak_rss_bytes
+from localr1.bench.machine import BUSY_SHARE, OtherPrograms, machine, peak_rss_bytes
 from localr1.bench.report import Figure, Report, Row, Section
 from localr1.bench.speed import SpeedBench, parse_depths
 from localr1.bench.subject import Subject
@@ -34,6 +34,7 @@ def check(options: BenchOptions, engine: EngineOptions) -> None:
 def bench(subject: Subject, options: BenchOptions) -> Progress[Report]:
     """What the options ask for: comparisons, claims or fidelity where they are named, else the speed."""
     sections: list[Section] = []
+    others = OtherPrograms()
     for text in options.compare:
         section = yield from compare(subject, options, parse_comparison(text, subject.engine.options))
         sections.append(section)
@@ -51,7 +52,7 @@ def bench(subject: Subject, options: BenchOptions) -> Progress[Report]:
         subject.label,
         subject.shape is not None,
         machine(),
-        (overview(subject, options.claims or options.fidelity), *sections),
+        (overview(subject, options.claims or options.fidelity, others.share()), *sections),
         settings(options, subject.engine.options),
     )
 
@@ -63,7 +64,7 @@ def settings(options: BenchOptions, engine: EngineOptions) -> dict[str, object]:
     return {**chosen, **asdict(engine), "threads": torch.get_num_threads()}
 
 
-def overview(subject: Subject, baselines: bool) -> Section:
+def overview(subject: Subject, baselines: bool, others: float) -> Section:
     """The model's sizes, and what loading and running it took."""
     engine, sizes = subject.engine, subject.sizes
     rows = [
@@ -82,7 +83,13 @@ def overview(subject: Subject, baselines: bool) -> Section:
             (Figure((float(peak_rss_bytes()),), "B", "less"),),
         ),
     ]
-    return Section("model", f"{subject.label}, {engine.options.dtype}", ("", ""), tuple(rows), subject.notes)
+    rows.append(Row("other programs took", (Figure((round(100 * others, 1),), "% of the processors"),)))
+    notes = list(subject.notes)
+    if others > BUSY_SHARE:
+        notes.append(
+            "too noisy to tell absolute speeds: other programs wanted the processors; ratios are more reliable"
+        )
+    return Section("model", f"{subject.label}, {engine.options.dtype}", ("", ""), tuple(rows), tuple(notes))
 
 
 def needed_context(options: BenchOptions) -> int:

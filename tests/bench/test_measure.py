@@ -7,6 +7,7 @@ import torch
 
 from localr1.bench import measure, subject
 from localr1.bench.floor import operations
+from localr1.bench.machine import OtherPrograms
 from localr1.bench.parts import REST, Stopwatch, timed_twin
 from localr1.bench.report import Report, parse_report
 from localr1.bench.speed import parse_depths, visit
@@ -73,6 +74,16 @@ def test_there_is_a_figure_for_every_repeat_and_depth_that_fits(report):
     assert any("9,999 do not fit" in note for note in speed.notes)
     prefill, first = speed.figure("40", "prefill 24"), speed.figure("40", "first token after")
     assert prefill.values == pytest.approx([24 / seconds for seconds in first.values])
+
+
+def test_work_of_other_programs_is_told_from_our_own():
+    others = OtherPrograms()
+    sum(range(300_000))
+    assert 0 <= others.share() <= 1
+    busy = [(0.0, 0.0, 0.0), (9.0, 20.0, 4.0)]
+    others._now = lambda: busy.pop(0)
+    others._begin = others._now()
+    assert others.share() == 0.25
 
 
 def test_the_floor_counts_the_active_weights_and_the_cache(nano, report):
