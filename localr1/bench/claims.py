@@ -229,9 +229,7 @@ def claim_guessing(subject: Subject, options: BenchOptions) -> Progress[Section]
 
 def _guessing_row(name: str, speeds: Sequence[float], off: Sequence[float], said: Answers, plain: Answers) -> Row:
     ratio = paired_ratio(off, speeds)
-    verdict = (
-        {"A is faster": "slower", "B is faster": "faster"}.get(judge(ratio), judge(ratio)) if name != "off" else ""
-    )
+    verdict = judge(ratio) if name != "off" else ""
     same = f"the same {len(said.tokens)}" if said.tokens == plain.tokens else "DIFFERENT"
     step = Figure((said.tokens_per_step,), "", "more")
     return Row(name, (Figure(tuple(speeds), "tokens/s", "more"), step, ratio, verdict, same))

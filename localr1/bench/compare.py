@@ -1,6 +1,6 @@
-"""Two settings of one option, measured in turn in one run: `--compare KEY=A,B`.
+"""Settings of one option, measured in turn in one run: `--compare KEY=A,B`.
 
-Owns the parsing of such a request and the A/B. Every round runs both settings, in the order A B, then B A, and so on;
+Owns the parsing of such a request and the A/B. Every round runs all settings, in the order A B, then B A, and so on;
 the ratio is taken round by round, so a machine whose speed drifts does not matter. Invariant: a verdict other than "no
 difference" is given only where every round agrees on the side.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from localr1.bench.answers import Answers, answer, prompts
-from localr1.bench.report import Figure, Row, Section
+from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
 from localr1.decode.generate import prefill
 from localr1.decode.speculate import Speculation
@@ -28,30 +28,29 @@ EXAMPLE = "for example --compare speculate=off,auto"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One option and its two values, as typed and as options."""
+    """One option and its values, as typed and as options; the first is what the others are compared with."""
 
     key: str
-    words: tuple[str, str]
-    options: tuple[EngineOptions, EngineOptions]
+    words: tuple[str, ...]
+    options: tuple[EngineOptions, ...]
 
 
 def parse_comparison(text: str, base: EngineOptions) -> Comparison:
-    """`speculate=off,auto`. Raises UsageError for an unknown option, a value it cannot have, or other than two."""
+    """`speculate=off,auto`. Raises UsageError for an unknown option, a value it cannot have, or only one."""
     key, _, values = text.partition("=")
     name = key.strip().lstrip("-").replace("-", "_")
     kinds = typing.get_type_hints(EngineOptions)
     if name not in kinds:
         raise UsageError(f"--compare {text}: there is no engine option {key!r}", f"it can be: {', '.join(kinds)}")
     words = tuple(value.strip() for value in values.split(","))
-    if len(words) != 2 or not all(words) or words[0] == words[1]:
-        raise UsageError(f"--compare {text}: two different values are compared", EXAMPLE)
+    if len(words) < 2 or not all(words) or len(set(words)) < len(words):
+        raise UsageError(f"--compare {text}: two or more different values are compared", EXAMPLE)
     converted = [_convert(word, kinds[name], text) for word in words]
     limits = next(field.metadata["limits"] for field in dataclasses.fields(EngineOptions) if field.name == name)
     for value in converted:
         if isinstance(value, int) and not limits.get("min", value) <= value <= limits.get("max", value):
             raise UsageError(f"--compare {text}: {value} is out of range", f"{name} is {limits}")
-    first, second = (replace(base, **{name: value}) for value in converted)
-    return Comparison(name, (words[0], words[1]), (first, second))
+    return Comparison(name, words, tuple(replace(base, **{name: value}) for value in converted))
 
 
 def _convert(word: str, kind: Any, text: str) -> Any:
@@ -83,9 +82,13 @@ class Side:
     decode: list[float]
     answers: list[Answers]
 
+    def speeds(self) -> tuple[list[float], list[float], list[float]]:
+        """Tokens a second of prefill, of plain decoding and of answers, round by round."""
+        return self.prefill, self.decode, [one.tokens_per_s for one in self.answers]
+
 
 def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> Progress[Section]:
-    """Measure both settings `options.repeats` times after a warm-up."""
+    """Measure all settings `options.repeats` times after a warm-up."""
     sides = []
     for wanted in comparison.options:
         engine = yield from subject.variant(wanted)
@@ -101,8 +104,8 @@ def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> 
     asked = prompts(subject, _answer_tokens(subject, options))
     for repeat in range(options.repeats + 1):
         yield LoadProgress(f"comparing {comparison.key}", repeat, options.repeats + 1)
-        order = (0, 1) if repeat % 2 else (1, 0)
-        for number in order:
+        order = list(range(len(sides)))
+        for number in order if repeat % 2 else order[::-1]:
             _round(subject, options, sides[number], caches[number], asked, keep=repeat > 0)
     return _section(comparison, sides, context, options)
 
@@ -143,31 +146,31 @@ def _round(
 
 
 def _section(comparison: Comparison, sides: list[Side], context: int, options: BenchOptions) -> Section:
-    a, b = sides
-    rows = [
-        _row(f"prefill {options.prompt_tokens} at {context:,}", a.prefill, b.prefill),
-        _row(f"decode {options.decode_tokens} at {context:,}, no guessing", a.decode, b.decode),
-        _row("answers", *([one.tokens_per_s for one in side.answers] for side in sides)),
-    ]
-    per_step = [Figure((side.answers[0].tokens_per_step,), "tokens", "more") for side in sides]
-    rows.append(Row("tokens a step", (*per_step, "", "")))
-    same = all(one.tokens == a.answers[0].tokens for side in sides for one in side.answers)
-    notes = ["the answers are the same tokens" if same else _first_difference(a.answers[0], b.answers[0])]
-    notes.append("ratio: B over A round by round; a side wins only where every round agrees")
-    first, second = (f"{comparison.key}={word}" for word in comparison.words)
-    columns = ("tokens/s", first, second, "B / A", "verdict")
+    first = sides[0]
+    names = (f"prefill {options.prompt_tokens}", f"decode {options.decode_tokens}", "answers")
+    base = comparison.words[0]
+    rows, notes = [], []
+    for word, side in zip(comparison.words, sides, strict=True):
+        cells: list[Cell] = []
+        verdicts = []
+        for name, ours, theirs in zip(names, side.speeds(), first.speeds(), strict=True):
+            ratio = paired_ratio(theirs, ours)
+            cells += [Figure(tuple(ours), "tokens/s", "more"), ratio]
+            verdicts.append(f"{name.split()[0]}: {judge(ratio)}")
+        per_step = Figure((side.answers[0].tokens_per_step,), "", "more")
+        rows.append(Row(word, (*cells, per_step, "" if side is first else "; ".join(verdicts))))
+        same = all(one.tokens == first.answers[0].tokens for one in side.answers)
+        words = "the answers are the same tokens" if same else _first_difference(first.answers[0], side.answers[0])
+        notes += [] if side is first else [f"{word} and {base}: {words}"]
+    notes.append(f"prefill and decode at a context of {context:,} tokens, without guessing; answers with it")
+    notes.append(f"ratios over {base} round by round; a verdict only where every round agrees")
+    columns = [comparison.key]
+    for name in names:
+        columns += [name, f"{name.split()[0]} / {base}"]
+    title = f"{comparison.key}: {' against '.join(comparison.words)}, in turn"
     return Section(
-        f"compare {comparison.key}={','.join(comparison.words)}",
-        f"{first} against {second}",
-        columns,
-        tuple(rows),
-        tuple(notes),
+        f"compare {comparison.key}", title, (*columns, "tokens a step", "verdict"), tuple(rows), tuple(notes)
     )
-
-
-def _row(label: str, a: Sequence[float], b: Sequence[float]) -> Row:
-    ratio = paired_ratio(a, b)
-    return Row(label, (Figure(tuple(a), "tokens/s", "more"), Figure(tuple(b), "tokens/s", "more"), ratio, judge(ratio)))
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Figure:
@@ -176,13 +179,13 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Figure:
 
 
 def judge(ratio: Figure) -> str:
-    """Which side is faster; only where all rounds agree, and there are enough of them to mean something."""
+    """Whether it is faster than 1; only where all rounds agree, and there are enough of them to mean something."""
     if len(ratio.values) < 3:
         return "too few rounds to tell"
     if ratio.low > 1:
-        return "B is faster"
+        return "faster"
     if ratio.high < 1:
-        return "A is faster"
+        return "slower"
     return "too noisy to tell" if ratio.noisy else "no difference"
 
 

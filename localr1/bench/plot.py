@@ -1,4 +1,4 @@
-"""A report's speeds by context as an SVG picture.
+"""A report's speeds by context, or by the settings compared, as an SVG picture.
 
 Owns a small line chart: one panel a kind of speed, a line with the repeats' range as a band. Plain SVG text, no
 library. Invariant: whatever the names in a report, the picture is well-formed XML.
@@ -44,14 +44,14 @@ def to_svg(report: Report) -> str:
 
 def _curves(report: Report) -> Iterator[Curve]:
     for section in report.sections:
-        if section.key in ("speed", "vram"):
+        if section.key == "speed" or section.key.startswith("compare "):
             yield from _section_curves(section)
 
 
 def _section_curves(section: Section) -> Iterator[Curve]:
     for column in section.columns[1:]:
         points = [(label, figure) for label, name, figure in section.figures() if name == column]
-        if points and points[0][1].unit == "tokens/s":
+        if points and points[0][1].unit == "tokens/s" and points[0][1].better:
             yield Curve(f"{column}, tokens/s", section.columns[0], tuple(points))
 
 

@@ -127,7 +127,7 @@ def _plot(environment: Environment, path: Path, report: "Report") -> None:
     try:
         picture = to_svg(report)
     except ValueError as error:
-        raise UsageError("there are no speeds by context to draw", "leave out --compare and --claims") from error
+        raise UsageError("there are no speeds to draw", "leave out --claims and --fidelity") from error
     _write(environment, path, picture)
 
 

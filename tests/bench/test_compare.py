@@ -6,6 +6,7 @@ import pytest
 
 from localr1.bench import measure, subject
 from localr1.bench.compare import judge, paired_ratio, parse_comparison
+from localr1.bench.plot import to_svg
 from localr1.bench.report import Figure
 from localr1.errors import UsageError
 from localr1.options import BenchOptions, EngineOptions
@@ -22,6 +23,7 @@ BASE = EngineOptions(threads=1)
         ("--threads=1,2", (1, 2)),
         ("vram=0,8GiB", ("0", "8GiB")),
         ("draft_tokens=none,2", (None, 2)),
+        ("vram=0,4GiB,8GiB", ("0", "4GiB", "8GiB")),
     ],
 )
 def test_any_engine_option_can_be_compared(text, expected):
@@ -30,7 +32,7 @@ def test_any_engine_option_can_be_compared(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["speculate", "speculate=off", "speculate=off,off", "x=1,2", "threads=a,2", "a=b,c,d", ""]
+    "text", ["speculate", "speculate=off", "speculate=off,off", "x=1,2", "threads=a,2", "threads=1,2,1", ""]
 )
 def test_bad_comparisons_are_refused(text):
     with pytest.raises(UsageError) as caught:
@@ -45,19 +47,21 @@ def test_guessing_ahead_changes_no_token(tmp_path, monkeypatch):
         prompt_tokens=16, decode_tokens=4, repeats=1, depths="0", compare=("speculate=off,mtp", "threads=1,2")
     )
     report = result_of(measure.bench(nano, options))
-    section = report.section("compare speculate=off,mtp")
-    assert section.notes[0] == "the answers are the same tokens"
-    assert section.figure("tokens a step", "speculate=off").median == 1
-    assert section.figure("tokens a step", "speculate=mtp").median > 1.2
-    assert section.rows[0].cells[-1] == "too few rounds to tell"
-    assert report.section("compare threads=1,2").rows
+    section = report.section("compare speculate")
+    assert section.notes[0] == "mtp and off: the answers are the same tokens"
+    assert section.figure("off", "tokens a step").median == 1
+    assert section.figure("mtp", "tokens a step").median > 1.2
+    assert section.figure("off", "decode / off").values == (1,)
+    assert section.rows[1].cells[-1].startswith("prefill: too few rounds to tell; decode: too few")
+    assert [row.label for row in report.section("compare threads").rows] == ["1", "2"]
+    assert to_svg(report).count("<circle") == 3 * 4
     assert len(report.sections) == 3
 
 
 def test_a_side_wins_only_where_every_round_agrees():
     faster = paired_ratio((10, 20, 30), (11, 24, 33))
-    assert faster.values == pytest.approx((1.1, 1.2, 1.1)) and judge(faster) == "B is faster"
-    assert judge(paired_ratio((11, 24, 33), (10, 20, 30))) == "A is faster"
+    assert faster.values == pytest.approx((1.1, 1.2, 1.1)) and judge(faster) == "faster"
+    assert judge(paired_ratio((11, 24, 33), (10, 20, 30))) == "slower"
     assert judge(Figure((0.97, 1.0, 1.02), "x")) == "no difference"
     assert judge(Figure((0.7, 1.0, 1.3), "x")) == "too noisy to tell"
     assert judge(Figure((1.1, 1.2), "x")) == "too few rounds to tell"

@@ -119,7 +119,7 @@ def test_bench_prints_markdown_or_csv(bench, localr1_command):
         (["--markdown", "--csv"], 2, "both write to stdout"),
         (["--plot", "speed.png"], 2, "only .svg"),
         (["--depths", "0,x"], 2, "'x' is no number of tokens"),
-        (["--compare", "speculate=off"], 2, "two different values"),
+        (["--compare", "speculate=off"], 2, "two or more different values"),
         (["--compare", "speed=1,2"], 2, "no engine option 'speed'"),
         (["--compare", "threads=0,2"], 2, "0 is out of range"),
         (["--compare", "speculate=on,off"], 2, "'on' is not possible"),
