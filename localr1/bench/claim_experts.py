@@ -21,7 +21,7 @@ from localr1.bench.subject import Subject, fill_cache
 from localr1.events import Progress
 from localr1.model.config import MoeConfig
 from localr1.model.decoder import Decoder
-from localr1.model.linear import ExpertBank, FeedForward
+from localr1.model.linear import ExpertBank, FeedForward, Fused
 from localr1.model.moe import MixtureOfExperts
 from localr1.options import BenchOptions
 
@@ -110,7 +110,7 @@ def record_routes(subject: Subject, tokens: int) -> Progress[Routes]:
     for layer, part in parts.items():
         recording = copy.copy(part)
         recording.experts = _RecordingBank(part.experts, seen[layer])
-        twin.layers[layer] = replace(model.layers[layer], feed_forward=recording)
+        twin.layers[layer] = replace(model.layers[layer], feed_forward=recording, fused=Fused())
     engine = replace(subject.engine, model=twin)
     yield from fill_cache(engine, engine.new_cache(), subject.tokens(tokens), False)
     return {layer: torch.cat(calls).numpy() for layer, calls in seen.items()}

@@ -14,7 +14,7 @@ import torch
 from localr1.bench.answers import Answers, answer, prompts
 from localr1.bench.claim_experts import claim_experts
 from localr1.bench.compare import judge, paired_ratio
-from localr1.bench.expanded import cache_width, expanded_twin
+from localr1.bench.expanded import cache_width, expanded_twin, unfused_twin
 from localr1.bench.fidelity import Divergence, Speaker, compared_tokens, dequantized, divergence, float_source
 from localr1.bench.floor import expanded_values
 from localr1.bench.report import Cell, Figure, Row, Section
@@ -123,7 +123,7 @@ def claim_cache(subject: Subject, options: BenchOptions) -> Progress[Section]:
         theirs = float(size * expanded_values(engine.config, mla))
         baseline = f"keys and values of all {mla.num_heads} heads in {kind}"
         rows.append(Row(f"bytes a token, {kind}", (_bytes(ours), _bytes(theirs), _x(theirs / ours), baseline)))
-    notes: list[str] = []
+    notes = ["decoding: both with the attention in parts, so that only the cache differs"]
     baseline, padding = "all heads' keys and values kept expanded", _padding(engine.config.num_layers, mla)
     if padding > 1:
         notes.append(f"decoding reads {padding:.2f}x the expanded cache's bytes: values are padded to the keys' width")
@@ -163,7 +163,7 @@ def _cache_speeds(
     tokens = subject.tokens(depth + count)
     sides = []
     layers = engine.config.num_layers
-    for model, width in ((engine.model, engine.config.cache_width), (twin, cache_width(mla))):
+    for model, width in ((unfused_twin(engine.model), engine.config.cache_width), (twin, cache_width(mla))):
         cache = RowCache(layers, width, depth + count, torch.bfloat16)
         random_rows(cache, layers, width, tokens[:depth])
         sides.append(lambda model=model, cache=cache: decode_speed(model, cache, tokens, depth, count))

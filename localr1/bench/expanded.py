@@ -7,6 +7,7 @@ one head size; `streamed_values` says what is really read.
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,10 +85,16 @@ def cache_width(mla: MlaConfig) -> int:
     return 2 * mla.num_heads * head_size(mla)
 
 
+def unfused_twin(model: Model) -> Decoder:
+    """The same model with its attention in parts, as the expanded one runs: only the cache then differs."""
+    assert isinstance(model, Decoder), "a model of another kind needs its own twin"
+    twin = copy.copy(model)
+    twin.layers = [replace(layer, fused=layer.fused._replace(attention=None)) for layer in model.layers]
+    return twin
+
+
 def expanded_twin(model: Model, config: ModelConfig, mla: MlaConfig, weights: Weights) -> Decoder:
     """The same model with expanded attention; its cache rows are `cache_width` wide."""
-    from dataclasses import replace
-
     assert isinstance(model, Decoder), "a model of another kind needs its own twin"
     twin = copy.copy(model)
     twin.layers = [
