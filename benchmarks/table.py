@@ -60,7 +60,7 @@ def speed_row(report: Report) -> tuple[str, ...]:
         str(model.figure("read a token", "")),
         middle(speed.figure(first, prefill)),
         middle(speed.figure(first, decode)),
-        f"{100 * floor.figure(first, share).median:.0f} %",
+        percent(floor.figure(first, share)),
         f"{middle(speed.figure(last, decode))} at {last}" if last != first else "",
     )
 
@@ -86,8 +86,13 @@ def _figure(cell: Cell) -> Figure:
 
 
 def middle(figure: Figure) -> str:
-    """The median alone."""
-    return str(Figure((figure.median,), figure.unit))
+    """The median alone, marked where the repeats lay far apart."""
+    return str(Figure((figure.median,), figure.unit)) + (" (noisy)" if figure.noisy else "")
+
+
+def percent(share: Figure) -> str:
+    """A share of the floor."""
+    return f"{100 * share.median:.0f} %" + (" (noisy)" if share.noisy else "")
 
 
 def written(text: str, body: str) -> str:
