@@ -3,7 +3,8 @@
 Owns the sharing out of a phase's tasks and the waiting for its end. A thread takes the next task of a phase until none
 is left (`take`), tells when it has done one (`finish`), and waits until all that were taken are done (`settle`). It
 waits only for tasks that a running thread has taken, so a team of which some threads never come, or come late, still
-gets to the end. Waiting spins, since phases take microseconds; after a while it offers the core to others.
+gets to the end. Waiting spins, since phases take microseconds; after a while it sleeps in short naps, for the thread
+it waits for may be in need of this very core.
 """
 
 import sys
@@ -24,7 +25,10 @@ TEAM_NUMBERS = 2 * COUNTER_STRIDE * 12
 """The counters of the job with the most phases."""
 
 PATIENT_SPINS = 2000
-"""Pauses, some tens of microseconds, before a waiting thread offers its core to others."""
+"""Pauses, some tens of microseconds, before a waiting thread sleeps."""
+
+NAP_US = 20
+"""Of sleep at a time; the system's timer adds some tens."""
 
 I64 = ir.IntType(64)
 
@@ -65,13 +69,17 @@ def pause(typing_context: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def offer_core(typing_context: Any) -> Any:
-    """Let the operating system run another thread on this core if one is waiting for it."""
+def nap(typing_context: Any) -> Any:
+    """Sleep for a moment. To yield is not enough: Linux then goes on with the same group of processes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        kind = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        word = ir.IntType(32)
+        if sys.platform == "win32":
+            kind = ir.FunctionType(word, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "SwitchToThread"), [])
+        else:
+            kind = ir.FunctionType(word, [word])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "usleep"), [word(NAP_US)])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -99,7 +107,7 @@ def settle(team, phase, tasks):  # type: ignore[no-untyped-def]
             spins += 1
             pause()
         else:
-            offer_core()
+            nap()
 
 
 @compiled(parallel=True)
