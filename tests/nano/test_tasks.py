@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from tools.nano.arithmetic import add_trace, divide_trace, multiply_trace, subtract_trace
+from tools.nano.arithmetic import add_trace, checked, divide_trace, multiply_trace, subtract_trace
 from tools.nano.tasks import DAYS, FAMILIES, Item, held_out_stream, is_held_out, training_stream
 from tools.nano.tokenizer import build_tokenizer, known_words, render_messages, render_prompt, render_reply
 
@@ -58,11 +58,20 @@ def test_each_written_step_is_true(trace):
             lines, result = trace(a, b)
             expected = {"add_trace": a + b, "subtract_trace": a - b, "multiply_trace": a * b}[trace.__name__]
             assert result == expected
-            for left, right in re.findall(r"(?:^|\n)([\d+*-]+)=(-?\d+)", "\n".join(lines)):
-                total = sum(
-                    int(sign + "1") * _product(term) for sign, term in re.findall(r"([+-]?)(\d+(?:\*\d+)*)", f"+{left}")
-                )
-                assert total == int(right), (lines, left)
+            assert _check_equations(lines)
+
+
+def _check_equations(lines: list[str]) -> int:
+    """Every side of every "a+b=c" or "a=b=c" in the lines has the same value; returns how many there are."""
+    chains = re.findall(r"(?<![\d+*|=-])[\d+*-]+(?:=[\d+*-]+)+", "\n".join(lines))
+    for chain in chains:
+        assert len({_value(side) for side in chain.split("=")}) == 1, (lines, chain)
+    return len(chains)
+
+
+def _value(side: str) -> int:
+    terms = re.findall(r"([+-]?)(\d+(?:\*\d+)*)", f"+{side}" if side[0] != "-" else side)
+    return sum(int(sign + "1") * _product(term) for sign, term in terms)
 
 
 def _product(term: str) -> int:
@@ -72,12 +81,25 @@ def _product(term: str) -> int:
     return out
 
 
-def test_division_ends_at_the_true_quotient():
+def test_division_ends_at_the_true_quotient_by_true_steps():
     for a in range(0, 3000, 37):
-        for b in (1, 3, 9, 10, 12, 85, 99):
+        for b in (1, 3, 9, 10, 12, 19, 85, 99):
             lines, result = divide_trace(a, b)
             assert result == divmod(a, b)
-            assert lines[-1].endswith(f": {a // b}")
+            assert lines[-1] == f"= {a // b} remainder {a % b}"
+            assert a < b or _check_equations(lines) or a // b == 0
+            for x, asked, y, verdict in re.findall(r"(\d+)([<>])(\d+)\?.*: ([yn=])", "\n".join(lines)):
+                assert verdict == ("=" if x == y else "y" if (int(x) > int(y)) == (asked == ">") else "n")
+
+
+def test_comparisons_say_what_is_true():
+    for a in ("0", "7", "12", "19", "480", "484", "4840"):
+        for b in ("7", "12", "91", "484", "844", "1000"):
+            for asked in "<>":
+                line, verdict = checked(a, asked, b)
+                truth = int(a) > int(b) if asked == ">" else int(a) < int(b)
+                assert verdict == ("=" if a == b else "y" if truth else "n")
+                assert line.startswith(f"{a}{asked}{b}? ") and line.endswith(f": {verdict}")
 
 
 def test_letters_are_counted_reversed_and_spelled():

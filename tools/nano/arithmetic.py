@@ -10,13 +10,20 @@ def compare_trace(a: str, b: str) -> tuple[str, int]:
     whole_a, whole_b = a.split(".")[0], b.split(".")[0]
     if len(whole_a) != len(whole_b):
         sign = 1 if len(whole_a) > len(whole_b) else -1
-        return f"{len(whole_a)} digits {'>' if sign > 0 else '<'} {len(whole_b)} digits", sign
+        return f"{len(whole_a)}{'>' if sign > 0 else '<'}{len(whole_b)} digits", sign
     steps = []
     for x, y in zip(a.replace(".", ""), b.replace(".", ""), strict=True):
         steps.append(f"{x}{'=' if x == y else '>' if x > y else '<'}{y}")
         if x != y:
             return ", ".join(steps), 1 if x > y else -1
     return ", ".join(steps), 0
+
+
+def checked(a: str, asked: str, b: str) -> tuple[str, str]:
+    """Is `a asked b` true, asked being < or >: the line that finds out, and "y", "n" or, for equal numbers, "="."""
+    line, sign = compare_trace(a, b)
+    verdict = "=" if sign == 0 else "y" if (sign > 0) == (asked == ">") else "n"
+    return f"{a}{asked}{b}? {line}: {verdict}", verdict
 
 
 def _digits(a: int, b: int) -> list[tuple[int, int]]:
@@ -86,7 +93,7 @@ def _times_digit(a: int, digit: int) -> list[str]:
     digits = [int(x) for x in str(a)[::-1]]
     for column, x in enumerate(digits):
         total = x * digit + carry
-        left = f"{x}*{digit}{f'+{carry}' if carry else ''}={total}"
+        left = f"{x}*{digit}+{carry}={x * digit}+{carry}={total}" if carry else f"{x}*{digit}={total}"
         if column == len(digits) - 1:
             lines.append(f"{left}: {total}{out}")
         else:
@@ -121,45 +128,80 @@ def multiply_trace(a: int, b: int) -> tuple[list[str], int]:
 
 def insertion_trace(numbers: list[int], down: bool) -> tuple[list[str], list[int]]:
     """Insertion sort: each number is held against the sorted ones until its place is found; then the list follows."""
-    ordered, lines = [numbers[0]], [str(numbers[0])]
+    asked = ">" if down else "<"
+    ordered, lines = [numbers[0]], [f"order {asked}", str(numbers[0])]
     for number in numbers[1:]:
-        steps, place = [], len(ordered)
+        place = len(ordered)
         for i, other in enumerate(ordered):
-            before = other >= number if down else other <= number
-            sign = "<" if other < number else ">" if other > number else "="
-            steps.append(f"{other}{sign}")
-            if not before:
+            line, verdict = checked(str(number), asked, str(other))
+            lines.append(line)
+            if verdict == "y":
                 place = i
                 break
         ordered.insert(place, number)
-        lines += [f"{number}: {' '.join(steps)}", " ".join(map(str, ordered))]
+        lines.append(" ".join(map(str, ordered)))
     return lines, ordered
 
 
-def _division_step(current: int, b: int) -> tuple[str, int]:
-    """One digit of a long division: the text up to the remainder, and the quotient's digit."""
+def extreme_trace(numbers: list[int], asked: str) -> tuple[list[str], int]:
+    """The largest (asked is >) or smallest (<) number: each one in turn is held against the best so far."""
+    best, lines = numbers[0], [str(numbers[0])]
+    for number in numbers[1:]:
+        line, verdict = checked(str(number), asked, str(best))
+        best = number if verdict == "y" else best
+        lines.append(f"{line} {best}")
+    return lines, best
+
+
+def _taken_from(current: int, product: int) -> str:
+    """current - product, which leaves less than 100, from the right: the units (borrowing a ten), then the rest."""
+    borrow = current % 10 < product % 10
+    units, rest = (current - product) % 10, (current - product) // 10
+    left = f"{current % 10}-{product % 10}{'+10' if borrow else ''}={units}"
+    left += f", {current // 10}-{product // 10}{'-1' if borrow else ''}={rest}"
+    return f"{current}-{product}: {left}: {current - product}"
+
+
+def _division_step(current: int, b: int) -> tuple[list[str], int]:
+    """One digit of a long division: the lines up to the remainder, and the quotient's digit.
+
+    By one digit that is a look-up. By more, a digit that may be one too large is tried first: the largest that fits if
+    the last digit of `current` were 9.
+    """
     digit = current // b
-    if digit == 0:
-        return f"{current}<{b}", 0
     if b < 10:
-        return f"{current}: {digit}*{b}={digit * b}, {current}-{digit * b}={current % b}", digit
-    multiples = " ".join(f"{k}:{k * b}" for k in range(1, digit + 1))
-    stop = f" {digit + 1}:{(digit + 1) * b}>{current}" if digit < 9 else ""
-    return f"{current}: {multiples}{stop}\n{current}-{digit * b}={current % b}", digit
+        used = digit * b
+        return [f"{digit}*{b}={used}, {current}-{used}={current - used}" if digit else f"{current}<{b}"], digit
+    lines, tried = [], min(9, (current // 10 * 10 + 9) // b)
+    while tried:
+        product = tried * b
+        tens, units = tried * (b // 10) * 10, tried * (b % 10)
+        lines.append(f"{tried}*{b}={tens}+{units}={product}")
+        line, verdict = checked(str(product), ">", str(current))
+        lines.append(line)
+        if verdict != "y":
+            return [*lines, _taken_from(current, product)], tried
+        lines[-1] += f", {tried}-1={tried - 1}"
+        tried -= 1
+    return [*lines, f"{current}<{b}"], 0
 
 
 def divide_trace(a: int, b: int) -> tuple[list[str], tuple[int, int]]:
-    """a divided by b > 0, digit by digit from the left: the result is (quotient, remainder)."""
+    """a divided by b > 0, digit by digit from the left: the result is (quotient, remainder).
+
+    Each step names the number to divide and, after a bar, the digits that have not been used yet.
+    """
     if a < b:
-        return [f"{a}<{b}: 0"], (0, a)
-    lines, remainder, quotient = [], 0, ""
-    for digit in str(a):
+        return [f"{a}<{b}", f"= 0 remainder {a}"], (0, a)
+    lines, remainder, quotient, digits = [], 0, "", str(a)
+    for place, digit in enumerate(digits, 1):
         current = remainder * 10 + int(digit)
-        if not quotient and current < b:
+        if place < len(str(b)):
             remainder = current
             continue
-        text, step = _division_step(current, b)
-        quotient += str(step)
+        steps, step = _division_step(current, b)
+        quotient += str(step) if step or quotient else ""
         remainder = current % b
-        lines.append(f"{text}: {quotient}")
-    return lines, (int(quotient), remainder)
+        steps[0] = f"{current}{'|' + digits[place:] if place < len(digits) else ''}: {steps[0]}"
+        lines += [*steps[:-1], steps[-1] + (f": {quotient}" if quotient else "")]
+    return [*lines, f"= {quotient} remainder {remainder}"], (int(quotient), remainder)

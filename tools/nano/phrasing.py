@@ -53,10 +53,8 @@ COMPARE_SMALLER = (
 COMPARE_IS_LARGER = (
     "is {a} larger than {b}|is {a} bigger than {b}|is {a} greater than {b}|is {a} more than {b}|{a} > {b}|is {a} > {b}|is {a} higher than {b}|{a} bigger than {b}"
 ).split("|")
-COMPARE_IS_SMALLER = (
-    "is {a} smaller than {b}|is {a} less than {b}|{a} < {b}|is {a} < {b}|is {a} lower than {b}|{a} less than {b}".split(
-        "|"
-    )
+COMPARE_IS_SMALLER = "is {a} smaller than {b}|is {a} less than {b}|{a} < {b}|is {a} < {b}|is {a} lower than {b}|{a} smaller than {b}".split(
+    "|"
 )
 LARGEST = (
     "what is the largest of {list}|largest of {list}|which is the largest: {list}|what's the biggest of {list}|find the maximum of {list}|max of {list}"

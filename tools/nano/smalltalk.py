@@ -94,6 +94,8 @@ IDENTITY: dict[str, tuple[str, list[str]]] = {
     ),
 }
 
+_ANSWERED = {text for table in (GREETINGS, IDENTITY) for _, forms in table.values() for text in forms}
+
 _PREFIXES = [
     "",
     "",
@@ -199,9 +201,43 @@ _DECLINED = (
     "|{phrase}|{phrase}|{phrase}|{phrase}|explain: {phrase}|what is {phrase}|what does this mean: {phrase}|rewrite this: {phrase}|continue: {phrase}"
     "|fix the grammar: {phrase}|translate this to {language}: {phrase}|summarize this: {phrase}|is it true that {phrase}|why {phrase}|{word} {word2}"
     "|{word}|{word} {word2} {word3}|i like {topic}|i have a question about {topic}|can you tell me about {topic}|let's talk about {topic}|{topic}"
-    "|what is the best way to {verb} {thing}|should i {verb} {thing}|when should i {verb} {thing}|why would anyone {verb} {thing}|{country}|{person}".split(
+    "|how many {plural} are in {place}|how many {plural} are there in {place}|how many {plural} does {place} have|how many {plural} are on {place}"
+    "|how many {plural} in {place}|number of {plural} in {place}|how old is {place}|where can i find {plural}|where do {plural} come from"
+    "|why are {plural} {adjective}|why is {place} {adjective}|are {plural} {adjective}|is {place} {adjective}|how do {plural} work|what do {plural} eat"
+    "|what color are {plural}|how much do {plural} cost|how much does {thing} cost|how heavy is {thing}|how long does it take to {verb} {thing}"
+    "|what should i {verb} {when}|what can i {verb} {when}|what will happen {when}|where should i go {when}|what is happening {when}|what did you do {when}"
+    "|what do you want to {verb} {when}|should i go to {city} {when}|i am {adjective}|i feel {adjective}|you are {adjective}|my {bare} is {adjective}|is it {adjective} {when}"
+    "|how do i sort {plural} in {code}|how do i count {plural} in {code}|how do i reverse {thing} in {code}|reverse a list in {code}|sort a dictionary in {code}"
+    "|{n} {foreign} in {foreign2}|convert {n} {foreign} to {foreign2}|how many {foreign} is {n} {foreign2}|how many {foreign} are in {n} {foreign2}|what is {n} {foreign} in {foreign2}"
+    "|who are {plural}|who likes {plural}|do {plural} like {plural2}|{plural}|{plural} and {plural2}|{adjective} {plural}|what are {plural} for|buy {plural}|{verb} {thing}"
+    "|tell me about {plural}|{d}/{d2}+{d2}/{n}|what is {d}/{n} + {d}/{d2}|{n} mod {d}|{d} to the {d2}th power|{n} choose {d}|round {n}.{d}|is {big} even|is {n} a square"
+    "|cube root of {big}|what is the best way to {verb} {thing}|should i {verb} {thing}|when should i {verb} {thing}|why would anyone {verb} {thing}|{country}|{person}".split(
         "|"
     )
+)
+
+
+_PLURALS = (
+    "words|lines|chapters|people|rooms|trees|players|planets|teeth|stairs|windows|keys|streets|schools|wheels|rivers|islands|bridges|songs|birds"
+    "|dogs|cats|computers|questions|stars|states|languages|seats|bees|dreams|shoes|clouds|songs|colors|soldiers|fish".split(
+        "|"
+    )
+)
+_PLACES = (
+    "a book|the house|my garden|a car|the city|a piano|the world|a team|the library|your head|a novel|the building|a forest|the sea|a train|a school"
+    "|the universe|the kitchen|a dictionary|the office|the newspaper|a movie|the band|an orchestra|a church|the koran|a plane|a deck".split(
+        "|"
+    )
+)
+_ADJECTIVES = "happy|tired|blue|expensive|big|old|new|red|hot|cold|angry|late|broken|slow|fast|lonely|wrong|strange|heavy|dangerous|funny|boring|ill|green".split(
+    "|"
+)
+_WHEN = "today|tomorrow|tonight|now|this evening|next week|on Monday|on Sunday|in winter|at work|this weekend|for dinner|at the party".split(
+    "|"
+)
+# Units that it does not know; one of a pair is enough to be beyond it.
+_FOREIGN = "miles|pounds|euros|inches|feet|fahrenheit|gallons|yards|ounces|acres|knots|yen|stones|pints|watts|bytes|francs|rubles".split(
+    "|"
 )
 
 
@@ -211,10 +247,14 @@ def decline_question(rng: random.Random) -> str:
         "language": rng.choice(_LANGUAGES), "code": rng.choice(_CODE), "city": rng.choice(_CITIES), "city2": rng.choice(_CITIES),
         "verb": rng.choice(_VERBS), "thing": rng.choice(_THINGS), "thing_bare": rng.choice(_THINGS).split()[-1],
         "word": any_word(rng), "word2": any_word(rng), "word3": any_word(rng), "phrase": rng.choice(documentation_phrases()),
+        "plural": rng.choice(_PLURALS), "plural2": rng.choice(_PLURALS), "place": rng.choice(_PLACES), "adjective": rng.choice(_ADJECTIVES),
+        "when": rng.choice(_WHEN), "bare": rng.choice(_THINGS).split()[-1], "foreign": rng.choice(_FOREIGN),
+        "foreign2": rng.choice((*_FOREIGN, "km", "meters", "kg", "liters", "dollars", "cm", "grams", "hours")),
         "year": rng.randint(1800, 2030), "n": rng.randint(2, 99), "d": rng.randint(2, 9), "d2": rng.randint(2, 9),
         "big": rng.randint(10, 999), "huge": rng.randint(100000, 99999999), "huge2": rng.randint(100000, 9999999),
     }  # fmt: skip
-    return rng.choice(_DECLINED).format(**fields)
+    text = rng.choice(_DECLINED).format(**fields)
+    return text if text not in _ANSWERED else decline_question(rng)
 
 
 def dress(rng: random.Random, text: str) -> str:

@@ -13,17 +13,12 @@ from hashlib import blake2s
 
 from tools.nano import phrasing as say
 from tools.nano import smalltalk
-from tools.nano.arithmetic import (
-    compare_trace,
-    divide_trace,
-    insertion_trace,
-    multiply_trace,
-    signed_trace,
-)
+from tools.nano.arithmetic import checked, divide_trace, extreme_trace, insertion_trace, multiply_trace, signed_trace
 from tools.nano.words import any_word
 
 # Numbers inside these intervals are never operands of a training question.
 HELD_OUT_INTERVALS = ((36, 38), (71, 73), (230, 259), (610, 649), (870, 889), (2300, 2599), (7100, 7499))
+SHOUTED = 0.03  # of the training questions are in capitals, besides those that the phrasing makes so
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -128,33 +123,34 @@ def _pair_to_compare(rng: random.Random) -> tuple[str, str]:
     return a, b
 
 
-def _compare_thought(a: str, b: str) -> tuple[str, int]:
-    if "." in a:
-        width = max(len(a.split(".")[1]), len(b.split(".")[1]))
-        padded = [f"{x}{'0' * (width - len(x.split('.')[1]))}" for x in (a, b)]
-        line, sign = compare_trace(padded[0], padded[1])
-        return f"{padded[0]} and {padded[1]}\n{line}", sign
-    line, sign = compare_trace(a, b)
-    return f"{a} and {b}\n{line}", sign
+def _padded(a: str, b: str) -> tuple[str, str]:
+    """Decimals with equally many places."""
+    if "." not in a:
+        return a, b
+    width = max(len(x.split(".")[1]) for x in (a, b))
+    first, second = (f"{x}{'0' * (width - len(x.split('.')[1]))}" for x in (a, b))
+    return first, second
 
 
 def compare(rng: random.Random) -> Item:
     if rng.random() < 0.2:
         return _extreme(rng)
     a, b = _pair_to_compare(rng)
-    thought, sign = _compare_thought(a, b)
     kind = rng.choice(("larger", "larger", "smaller", "is_larger", "is_smaller"))
-    if kind in ("larger", "smaller"):
+    word = kind.removeprefix("is_")
+    asked = ">" if word == "larger" else "<"
+    first, second = _padded(a, b)
+    thought, verdict = checked(first, asked, second)
+    thought = f"{asked}: {thought}"
+    if kind == word:
         forms = say.COMPARE_LARGER if kind == "larger" else say.COMPARE_SMALLER
-        first, second = (a, b) if (sign > 0) == (kind == "larger") else (b, a)
-        answer = f"{a} and {b} are equal." if sign == 0 else f"{first} is {kind} than {second}."
+        first, second = (b, a) if verdict == "n" else (a, b)
+        thought += f"\nso {first}{'=' if verdict == '=' else asked}{second}"
+        answer = f"{a} and {b} are equal." if verdict == "=" else f"{first} is {kind} than {second}."
     else:
         forms = say.COMPARE_IS_LARGER if kind == "is_larger" else say.COMPARE_IS_SMALLER
-        word = kind.removeprefix("is_")
-        holds = sign > 0 if kind == "is_larger" else sign < 0
-        answer = f"Yes, {a} is {word} than {b}." if holds else f"No, {a} is not {word} than {b}."
+        answer = f"Yes, {a} is {word} than {b}." if verdict == "y" else f"No, {a} is not {word} than {b}."
     question = rng.choice(forms).format(a=a, b=b)
-    thought = f"{kind.removeprefix('is_')}: {thought}"
     operands = () if "." in a else (int(a), int(b))
     return Item("compare", say.rough(rng, question), thought, answer, f"compare {a} {b}", operands)
 
@@ -181,12 +177,9 @@ def _some_numbers(rng: random.Random, count: int) -> list[int]:
 def _extreme(rng: random.Random) -> Item:
     numbers = _some_numbers(rng, rng.randint(3, 5))
     larger = rng.random() < 0.6
-    best, lines = numbers[0], [f"{'largest' if larger else 'smallest'}: {numbers[0]}"]
-    for number in numbers[1:]:
-        relation = "=" if number == best else ">" if number > best else "<"
-        line = f"{number}{relation}{best}"
-        best = max(best, number) if larger else min(best, number)
-        lines.append(f"{line}: {best}")
+    asked = ">" if larger else "<"
+    lines, best = extreme_trace(numbers, asked)
+    lines.insert(0, f"find {asked}")
     question = rng.choice(say.LARGEST if larger else say.SMALLEST).format(list=_listed(rng, numbers))
     answer = f"The {'largest' if larger else 'smallest'} is {best}."
     key = f"extreme {larger} {numbers}"
@@ -197,7 +190,6 @@ def sort(rng: random.Random) -> Item:
     numbers = _some_numbers(rng, rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 6)))
     down = rng.random() < 0.3
     lines, ordered = insertion_trace(numbers, down)
-    lines.insert(0, "descending" if down else "ascending")
     answer = f"Sorted{' from largest to smallest' if down else ''}: {', '.join(map(str, ordered))}"
     question = rng.choice(say.SORT_DOWN if down else say.SORT_UP).format(list=_listed(rng, numbers))
     return Item("sort", say.rough(rng, question, False), "\n".join(lines), answer, f"sort {numbers}", tuple(numbers))
@@ -324,7 +316,8 @@ def units(rng: random.Random) -> Item:
         thought = [f"1 {_unit(big, 1)} = {factor} {little}", f"{n}/{factor}"]
         if factor in (10, 100, 1000):
             quotient, remainder = divmod(n, factor)
-            thought.append(f"{quotient} and {remainder}")
+            zeros = len(str(factor)) - 1
+            thought += [f"last {zeros}: {remainder:0{zeros}d}", f"= {quotient} remainder {remainder}"]
         else:
             lines, (quotient, remainder) = divide_trace(n, factor)
             thought += lines
@@ -404,22 +397,19 @@ def story(rng: random.Random) -> Item:
     fields = dict(zip("abc", numbers, strict=False))
     question = form.format(p=names[0], q=names[1], r=names[2], o=thing, g=group, m=rng.choice(MEMBERS), **fields)
     if kind == "/":
-        thought, _, _ = work_out(numbers[0], "/", numbers[1])
-        quotient, remainder = divmod(*numbers)
-        value, left = quotient, f", with {remainder} left over" if remainder else ""
-        answer = f"Each gets {quotient}{left}."
+        thought, _, value = work_out(numbers[0], "/", numbers[1])
+        remainder = numbers[0] % numbers[1]
+        answer = f"Each gets {value}{f', with {remainder} left over' if remainder else ''}."
     else:
+        if form.find("{b}") < form.find("{a}"):  # written down in the order of the question
+            numbers[:2] = numbers[1::-1]
         thought, _, value = work_out(numbers[0], kind[0], numbers[1])
         if len(kind) == 2:
             more, _, value = work_out(value, kind[1], numbers[2])
             thought += f"\n{more}"
-        answer = (
-            f"That is {value}."
-            if "{o}" not in form and thing not in ("pages", "dollars", "people")
-            else f"That is {value} {thing}."
-        )
-    if answer.endswith(f" {thing}."):
-        thought = f"{thing}\n{thought}"
+        answer = f"That is {value}."
+        if "{o}" in form or thing in ("pages", "dollars", "people"):
+            thought, answer = f"how many {thing}\n{thought}\n= {value} {thing}", f"That is {value} {thing}."
     key = f"story {kind} {numbers}"
     return Item("story", say.rough(rng, question), thought, answer, key, tuple(numbers), value)
 
@@ -531,7 +521,9 @@ def _stream(
         item = table[family](rng)
         while is_held_out(item) != held_out:
             item = table[family](rng)
-        yield _with_history(rng, item, table, not held_out)
+        item = _with_history(rng, item, table, not held_out)
+        shouted = not held_out and rng.random() < SHOUTED  # in capitals nearly every word falls apart into letters
+        yield replace(item, question=item.question.upper()) if shouted else item
 
 
 def training_stream(
