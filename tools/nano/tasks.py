@@ -18,7 +18,7 @@ from tools.nano.words import any_word
 
 # Numbers inside these intervals are never operands of a training question.
 HELD_OUT_INTERVALS = ((36, 38), (71, 73), (230, 259), (610, 649), (870, 889), (2300, 2599), (7100, 7499))
-SHOUTED = 0.03  # of the training questions are in capitals, besides those that the phrasing makes so
+SHOUTED = 0.04  # of the training questions are in capitals, besides those that the phrasing makes so
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -316,8 +316,10 @@ def units(rng: random.Random) -> Item:
         thought = [f"1 {_unit(big, 1)} = {factor} {little}", f"{n}/{factor}"]
         if factor in (10, 100, 1000):
             quotient, remainder = divmod(n, factor)
-            zeros = len(str(factor)) - 1
-            thought += [f"last {zeros}: {remainder:0{zeros}d}", f"= {quotient} remainder {remainder}"]
+            for zeros in range(1, len(str(factor))):  # a zero is dropped and a digit crosses the bar
+                first, last = divmod(n, 10**zeros)
+                thought.append(f"{factor // 10**zeros} {first}|{last:0{zeros}d}")
+            thought.append(f"= {quotient} remainder {remainder}")
         else:
             lines, (quotient, remainder) = divide_trace(n, factor)
             thought += lines
