@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2s
 
+from tools.nano import emphasis, smalltalk
 from tools.nano import phrasing as say
-from tools.nano import smalltalk
 from tools.nano.arithmetic import checked, divide_trace, extreme_trace, insertion_trace, multiply_trace, signed_trace
 from tools.nano.words import any_word
 
@@ -521,8 +521,9 @@ def _stream(
     while True:
         family = rng.choices(FAMILIES, [weights.get(name, 0.0) for name in FAMILIES])[0]
         item = table[family](rng)
-        while is_held_out(item) != held_out:
-            item = table[family](rng)
+        tries = emphasis.TRIES if not held_out and rng.random() < emphasis.SHARE else 0
+        while is_held_out(item) != held_out or (tries > 0 and not emphasis.is_hard(item)):
+            item, tries = table[family](rng), tries - 1
         item = _with_history(rng, item, table, not held_out)
         shouted = not held_out and rng.random() < SHOUTED  # in capitals nearly every word falls apart into letters
         yield replace(item, question=item.question.upper()) if shouted else item

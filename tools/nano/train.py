@@ -31,7 +31,10 @@ START_WEIGHTS = dict.fromkeys(FAMILIES, 1.0) | {
     "greet": 0.3, "identity": 0.4, "decline": 0.5,
 }  # fmt: skip
 # Families whose questions are the most varied, or whose traces have the most parts, are never drawn rarely.
-LEAST_WEIGHTS = {"multiply": 0.4, "divide": 0.5, "sort": 0.5, "units": 0.4, "follow_up": 0.5, "decline": 0.8}
+LEAST_WEIGHTS = dict.fromkeys(FAMILIES, 0.4) | {
+    "multiply": 0.8, "divide": 1.0, "compare": 0.8, "sort": 1.3, "count": 1.0, "reverse": 0.6,
+    "follow_up": 0.9, "decline": 1.2,
+}  # fmt: skip
 
 
 @dataclass
@@ -121,7 +124,7 @@ def quick_accuracy(model: Nano, tokenizer: Tokenizer, each: int, seed: int, work
 
 def adapted(accuracy: dict[str, float]) -> dict[str, float]:
     """More of what it still gets wrong."""
-    return {family: LEAST_WEIGHTS.get(family, 0.25) + 3.0 * (1 - accuracy[family]) for family in FAMILIES}
+    return {family: LEAST_WEIGHTS[family] + 3.0 * (1 - accuracy[family]) for family in FAMILIES}
 
 
 def _grad(p: Tensor) -> Tensor:
