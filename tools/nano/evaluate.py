@@ -21,10 +21,11 @@ from tools.nano.export import load_checkpoint
 from tools.nano.generate import greedy
 from tools.nano.model import Nano
 from tools.nano.tasks import FAMILIES, Item, held_out_stream
-from tools.nano.tokenizer import EOS, known_words, render_prompt, render_reply
+from tools.nano.tokenizer import EOS, known_words, render_prompt
 
 REPOSITORY = Path(__file__).parents[2]
 SEED = 2026
+MAX_TOKENS = 400  # of one reply
 Scores = dict[str, float]
 
 
@@ -65,8 +66,7 @@ def batched_replies(model: Nano, tokenizer: Tokenizer, items: list[Item], batch:
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         prompts = [tokenizer.encode(render_prompt(items[i]), add_special_tokens=False).ids for i in part]
-        longest = max(len(tokenizer.encode(render_reply(items[i])).ids) for i in part)
-        for i, reply in zip(part, greedy(model, tokenizer, prompts, longest + 16), strict=True):
+        for i, reply in zip(part, greedy(model, tokenizer, prompts, MAX_TOKENS), strict=True):
             replies[i] = reply
     return replies
 
@@ -153,7 +153,7 @@ def store_answers(folder: Path, items: list[Item], threads: int) -> Iterator[tup
         engine = loaded.value
     for item in items:
         options = ConversationOptions(system=item.system or None)
-        conversation = engine.converse(SamplingOptions(temperature=0.0, max_tokens=400), options)
+        conversation = engine.converse(SamplingOptions(temperature=0.0, max_tokens=MAX_TOKENS), options)
         for question, answer in item.history:
             conversation.transcript.add_user(question)
             conversation.transcript.add_assistant(answer)
