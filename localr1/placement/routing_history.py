@@ -64,7 +64,10 @@ class RoutingHistory:
         return cls(identity, counts, 0, Routes.of(identity.layers, identity.experts, ()))
 
     def observe(self, layer: int, expert_TK: Any) -> None:
-        """Note a call's choices: a tensor or array [T, K] that will not change any more."""
+        """Note a call's choices: a tensor or array [T, K] that will not change any more.
+
+        Calls of another K than the model's are no router's choices, and are left out.
+        """
         self._pending.append((layer, expert_TK))
         if len(self._pending) >= PENDING_CALLS:
             self._count()
@@ -108,7 +111,8 @@ class RoutingHistory:
             return
         pending, self._pending = self._pending, []
         identity = self.identity
-        calls = [(self._row_of[layer], _array(expert_TK)) for layer, expert_TK in pending]
+        asked = ((self._row_of[layer], _array(expert_TK)) for layer, expert_TK in pending)
+        calls = [(row, expert_TK) for row, expert_TK in asked if expert_TK.shape[1] == identity.top_k]
         routes = Routes.of(identity.layers, identity.experts, calls)
         chosen = np.bincount(routes.numbers().reshape(-1), minlength=self._new_counts.size)
         self._new_counts += chosen.reshape(self._new_counts.shape)

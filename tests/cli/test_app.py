@@ -60,7 +60,7 @@ def test_debug_shows_the_traceback_and_keeps_the_status(session, localr1_command
 
 def test_ctrl_c_is_status_130_and_a_line_end(session, localr1_command):
     session.error = KeyboardInterrupt()
-    outcome = localr1_command("download", "nano")
+    outcome = localr1_command("download", "smollm2-135m")
     assert outcome.status == 130
     assert outcome.err.endswith("\n\n") or outcome.err == "\n"
     assert "Traceback" not in outcome.err

@@ -156,3 +156,9 @@ def test_forwards_are_cut_at_the_first_layer() -> None:
     first, second = Routes.of(WHO.layers, 6, calls).forwards()
     assert (first.tokens, sorted(first.distinct.tolist())) == (2, [1, 2, 3, 6, 10, 11])
     assert (second.tokens, second.chosen.tolist()) == (1, [4, 4, 7, 6])
+
+
+def test_calls_that_no_router_made_are_left_out():
+    history = RoutingHistory.empty(WHO)
+    history.observe(WHO.layers[0], np.arange(WHO.experts)[None])
+    assert history.unsaved_tokens == 0 and not history.hotness().any()
