@@ -30,6 +30,7 @@ from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank, FloatBank
 from localr1.placement.linear import FloatWeights, StoreWeights
 from localr1.session.gpu import GpuModel, Placed, place_on_gpu
+from localr1.session.outlook import DEFAULT_CONTEXT_TOKENS
 from localr1.session.routing import Routing, open_routing
 from localr1.weights.checkpoint import Checkpoint, read_json
 from localr1.weights.store import Store
@@ -37,7 +38,6 @@ from localr1.weights.store import Store
 if TYPE_CHECKING:
     from localr1.session.conversation import Conversation
 
-DEFAULT_CONTEXT_TOKENS = 32_768
 BUILT_IN = "nano"
 
 

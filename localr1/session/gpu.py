@@ -33,15 +33,12 @@ from localr1.placement.shape import shape_of
 from localr1.placement.sizes import parse_size
 from localr1.placement.slots import ColdExperts, ExpertSlots
 from localr1.placement.split import FEW, Observe, SplitBank
+from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS
 from localr1.session.replay import Recording, Replayer
 from localr1.weights.store import Store
 
-RESERVED_BYTES = 512 << 20
-"""GPU memory left to other programs."""
 MOVED_BYTES_A_STEP = 32 << 20
 """Experts that may start to come in after one forward, beside the next ones."""
-TRUSTED_TOKENS = 256
-"""A history of fewer tokens says nothing about which experts are hot."""
 SHRINK = 0.75
 LEAST_SLOTS = 1
 WARM_UP_ROWS = (1, 2, 4, 16)
@@ -74,7 +71,7 @@ def plan_for(
     """The plan for the GPU's memory, which leaves other programs theirs; None when the model has no room there."""
     free_bytes, _ = torch.cuda.mem_get_info()
     wanted = parse_size(options.vram, "--vram") if options.vram is not None else free_bytes
-    vram_bytes = max(0, min(wanted, free_bytes - RESERVED_BYTES))
+    vram_bytes = max(0, min(wanted, free_bytes - RESERVED_VRAM_BYTES))
     ram_bytes = parse_size(options.ram, "--ram") if options.ram is not None else psutil.virtual_memory().available
     shape = shape_of(config, registry.expected_tensors(config, mtp), mtp)
     return plan_gpu(shape, Budget(vram_bytes, ram_bytes, context), hotness)

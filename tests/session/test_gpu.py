@@ -205,7 +205,7 @@ def test_the_plan_leaves_other_programs_their_memory(config, monkeypatch: pytest
         for vram in (None, "2GiB", "8GiB")
     }
     budgets = {vram: plan.budget.vram_bytes for vram, plan in given.items() if plan}
-    most = free_bytes - gpu.RESERVED_BYTES
+    most = free_bytes - gpu.RESERVED_VRAM_BYTES
     assert budgets == {None: most, "2GiB": 2 << 30, "8GiB": most}
     assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None) is None
 
