@@ -215,6 +215,9 @@ class FloatWeights:
     def fused(self, config, layer, experts) -> Fused:
         return Fused()
 
+    def fused_head(self, config, norm, head) -> None:
+        return None
+
 
 class FloatExperts:
     """`ExpertBank` straight from a state dict: one expert, one token at a time."""

@@ -65,7 +65,10 @@ def timed_twin(model: Model, watch: Stopwatch) -> Decoder:
     assert isinstance(model, Decoder), "a model of another kind needs its own twin"
     twin = copy.copy(model)
     twin.layers = [_timed_layer(layer, watch) for layer in model.layers]
-    twin.head = watch.around("head", model.head)
+    fused = model.head.fused
+    if fused is not None:
+        fused = fused._replace(logits=watch.around("head", fused.logits))
+    twin.head = replace(model.head, product=watch.around("head", model.head.product), fused=fused)
     return twin
 
 

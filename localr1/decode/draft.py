@@ -73,30 +73,27 @@ class MtpDrafter:
         if not self._hidden:
             return []
         self._next.append(token)
-        normed_TD, carried_TD = self._run_pairs()
+        guess, carried_1D = self._run_pairs()
         length = self._cache.length
-        guesses = [self._likeliest(normed_TD)]
+        guesses = [guess]
         while len(guesses) < count and self._cache.length < self._cache.capacity:
             last = guesses[-1:]
-            normed_TD, carried_TD = self._mtp.forward(torch.tensor(last), carried_TD[-1:], self._cache)
+            guess, carried_1D = self._mtp.likeliest(torch.tensor(last), carried_1D, self._cache)
             self._cache.commit(last)
-            guesses.append(self._likeliest(normed_TD))
+            guesses.append(guess)
         self._cache.truncate(length)
         return guesses[:count]
 
     @torch.inference_mode()
-    def _run_pairs(self) -> tuple[Tensor, Tensor]:
+    def _run_pairs(self) -> tuple[int, Tensor]:
         """Run the layer over the pairs whose both halves are known."""
         pairs = len(self._next)
         token_T, hidden_TD = torch.tensor(self._next), torch.stack(self._hidden[:pairs])
-        result = self._mtp.forward(token_T, hidden_TD, self._cache)
+        result = self._mtp.likeliest(token_T, hidden_TD, self._cache)
         self._cache.commit(self._next)
         self._next.clear()
         del self._hidden[:pairs]
         return result
-
-    def _likeliest(self, normed_TD: Tensor) -> int:
-        return int(self._mtp.main.logits(normed_TD[-1:])[0].argmax())
 
 
 class LookupDrafter:

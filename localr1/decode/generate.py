@@ -72,14 +72,15 @@ def prefill(
 
 def step(model: Model, cache: RowCache, token: int) -> Tensor:
     """One token further; the logits [V] after it."""
-    return logits(model, forward(model, cache, [token]))
+    _, logits_TV = verify(model, cache, [token])
+    cache.commit([token])
+    return logits_TV[0]
 
 
 @torch.inference_mode()
 def verify(model: Model, cache: RowCache, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Hidden states [T, D] and logits [T, V] of tokens that are not committed yet."""
-    hidden_TD = model.forward(torch.tensor(tokens), cache)
-    return hidden_TD, model.logits(hidden_TD)
+    return model.step(torch.tensor(tokens), cache)
 
 
 def decode(

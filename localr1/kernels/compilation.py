@@ -20,6 +20,7 @@ from localr1.kernels import (
     embedding,
     feed_forward_block,
     ffn,
+    head_block,
     intrinsics,
     linear,
     norm,
@@ -46,6 +47,7 @@ READ = (array(I8, 1), I64)
 FRAME = (array(I64, 1, True), array(I64, 1, True), array(F32, 2, True))
 ATTENTION_BLOCK = (*FRAME, array(F32, 2), array(F32, 2), array(U16, 2, True), I64, I64, I64)
 FEED_FORWARD_BLOCK = (*FRAME, array(I64, 2, True), array(F32, 2, True), I64)
+HEAD_BLOCK = (*FRAME, array(F32, 2, True), array(F32, 2, True), array(I64, 1, True), array(F32, 1, True), I64)
 
 
 class Kernel(NamedTuple):
@@ -68,6 +70,7 @@ VECTOR = {
     "feed_forward_block": Kernel(
         feed_forward_block.run_feed_forward, FEED_FORWARD_BLOCK, feed_forward_block.feed_forward_job
     ),
+    "head_block": Kernel(head_block.run_head, HEAD_BLOCK, head_block.head_job),
 }
 KERNELS: dict[str, Kernel] = (VECTOR if BITS else PLAIN) | {
     "mla_attention": Kernel(attention.mla_attention, MLA_ATTENTION),
@@ -128,5 +131,5 @@ def cache_is_cold(names: Collection[str] = tuple(KERNELS)) -> bool:
 
 
 def fused(attention_kernel: str) -> tuple[str, ...]:
-    """The kernels of fused layers with this attention; none where the processor has no integer vector path."""
-    return (attention_kernel.replace("attention", "block"), "feed_forward_block") if BITS else ()
+    """The kernels of fused steps with this attention; none where the processor has no integer vector path."""
+    return (attention_kernel.replace("attention", "block"), "feed_forward_block", "head_block") if BITS else ()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Cache, Embedding, Fused, Linear, Ops, TensorSpec, Weights
+from localr1.model.linear import Cache, Embedding, Fused, FusedHead, Linear, Ops, TensorSpec, Weights
 from localr1.model.rope import RotaryTable, Rotation
 
 RAM = torch.device("cpu")
@@ -55,6 +55,30 @@ class Layer:
         return x_TD + self.feed_forward(self.post_attention_norm(x_TD))
 
 
+@dataclass(frozen=True)
+class Head:
+    """A norm and the vocabulary head behind it. Few rows go through both in one call."""
+
+    norm: Norm
+    product: Linear
+    fused: FusedHead | None = None
+
+    def logits(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """(normed_TD, logits_TV): the hidden states after the norm, and their logits, float32 in RAM."""
+        if self.fused is not None and len(x_TD) <= self.fused.rows:
+            return self.fused.logits(x_TD)
+        normed_TD = self.norm(x_TD)
+        return normed_TD, self.product(normed_TD).to(RAM, torch.float32)
+
+    def likeliest(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(normed_TD, token_T, logit_T): each row's likeliest token (the first, where several are) and its logit."""
+        if self.fused is not None and len(x_TD) <= self.fused.rows:
+            return self.fused.likeliest(x_TD)
+        normed_TD, logits_TV = self.logits(x_TD)
+        logit_T, token_T = logits_TV.max(dim=-1)
+        return normed_TD, token_T, logit_T
+
+
 class Decoder:
     """A whole model for one sequence at a time."""
 
@@ -64,39 +88,51 @@ class Decoder:
         ops: Ops,
         embedding: Embedding,
         layers: list[Layer],
-        final_norm: Norm,
-        head: Linear,
+        head: Head,
     ) -> None:
         self.config = config
         self.embedding = embedding
         self.layers = layers
-        self.final_norm = final_norm
         self.head = head
         self.rotary = RotaryTable(config.rope, ops.device)
 
     def forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         """Hidden states after the final norm, [T, D] float32 on the device, for T tokens from `cache.length` on."""
+        return self.head.norm(self._run_layers(token_T, cache))
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Next-token logits, [T, vocab] float32 in RAM, of hidden states that `forward` returned."""
+        return self.head.product(hidden_TD).to(RAM, torch.float32)
+
+    def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """What `forward` returns for these tokens and the `logits` of that: few tokens take fewer calls so."""
+        return self.head.logits(self._run_layers(token_T, cache))
+
+    def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` returns for these tokens, and the likeliest next token of each, int64 [T], with its logit
+        [T] (the first, where several are): what greedy decoding needs, without the other logits."""
+        return self.head.likeliest(self._run_layers(token_T, cache))
+
+    def _run_layers(self, token_T: Tensor, cache: Cache) -> Tensor:
         rotation = self.rotary.rows(cache.length, len(token_T))
         x_TD = self.embedding(token_T)
         for layer in self.layers:
             x_TD = layer(x_TD, rotation, cache)
-        return self.final_norm(x_TD)
-
-    def logits(self, hidden_TD: Tensor) -> Tensor:
-        """Next-token logits, [T, vocab] float32 in RAM, of hidden states that `forward` returned."""
-        return self.head(hidden_TD).to(RAM, torch.float32)
+        return x_TD
 
 
 def build_decoder(config: ModelConfig, weights: Weights, build_layer: Callable[[int], Layer]) -> Decoder:
     """Join the layers that `build_layer` makes with the embedding, the final norm and the head."""
-    return Decoder(
-        config,
-        weights.ops,
-        weights.embedding("model.embed_tokens"),
-        [build_layer(layer) for layer in range(config.num_layers)],
-        Norm(weights, "model.norm.weight", config.norm_eps),
-        weights.linear("model.embed_tokens" if config.tied else "lm_head"),
-    )
+    layers = [build_layer(layer) for layer in range(config.num_layers)]
+    head = build_head(config, weights, "model.norm.weight", layers[-1].fused)
+    return Decoder(config, weights.ops, weights.embedding("model.embed_tokens"), layers, head)
+
+
+def build_head(config: ModelConfig, weights: Weights, norm: str, fused: Fused) -> Head:
+    """The vocabulary head behind the norm `norm`, in one call where the layers before it (`fused`) are."""
+    head = "model.embed_tokens" if config.tied else "lm_head"
+    in_one_call = weights.fused_head(config, norm, head) if fused.rows else None
+    return Head(Norm(weights, norm, config.norm_eps), weights.linear(head), in_one_call)
 
 
 def build_layer(

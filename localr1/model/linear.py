@@ -78,6 +78,17 @@ class Fused(NamedTuple):
     """`x += feed_forward(norm(x))`."""
 
 
+class FusedHead(NamedTuple):
+    """The final norm and the vocabulary head of at most `rows` rows in one call. `x_TD` are hidden states before the
+    norm; `normed_TD` comes back beside the results, which lie in RAM."""
+
+    rows: int
+    logits: "Callable[[Tensor], tuple[Tensor, Tensor]]"
+    """`x_TD -> (normed_TD, logits_TV)`."""
+    likeliest: "Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]"
+    """`x_TD -> (normed_TD, token_T int64, logit_T)`: the first highest logit of each row, without the others."""
+
+
 class Weights(Protocol):
     """Hands out a model's parts. `prefix` is a tensor's name without `.weight`."""
 
@@ -104,6 +115,10 @@ class Weights(Protocol):
 
     def fused(self, config: "ModelConfig", layer: int, experts: "ExpertBank | None") -> Fused:
         """What of a layer can be run in one call; the same numbers within the kernels' tolerance."""
+        ...
+
+    def fused_head(self, config: "ModelConfig", norm: str, head: str) -> FusedHead | None:
+        """The norm of the tensor `norm` and the head `head.weight` in one call; None where there is none."""
         ...
 
 

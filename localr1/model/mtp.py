@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localr1.model.config import ModelConfig
-from localr1.model.decoder import Decoder, Layer, Norm
+from localr1.model.decoder import Decoder, Layer, Norm, build_head
 from localr1.model.linear import Cache, Weights
 
 CARRIES_NORMED = ("glm4_moe_lite",)
@@ -28,7 +28,7 @@ class MtpLayer:
         self.embedding_norm = Norm(weights, f"{prefix}.enorm.weight", config.norm_eps)
         self.hidden_norm = Norm(weights, f"{prefix}.hnorm.weight", config.norm_eps)
         self.eh_proj_DI = weights.tensor(f"{prefix}.eh_proj.weight")
-        self.head_norm = Norm(weights, f"{prefix}.shared_head.norm.weight", config.norm_eps)
+        self.head = build_head(config, weights, f"{prefix}.shared_head.norm.weight", layer.fused)
         self.carries_normed = config.model_type in CARRIES_NORMED
 
     def forward(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
@@ -37,9 +37,18 @@ class MtpLayer:
         That state is the main model's after its final norm, or, when drafting deeper, what this layer carried.
         Appends T rows to `cache`. `normed_TD` goes to `Decoder.logits` for the token after `token_T`.
         """
+        out_TD = self._run(token_T, hidden_TD, cache)
+        normed_TD = self.head.norm(out_TD)
+        return normed_TD, normed_TD if self.carries_normed else out_TD
+
+    def likeliest(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[int, Tensor]:
+        """The likeliest token after the last pair, and the state [1, D] that it carries; else as `forward`."""
+        last_1D = self._run(token_T, hidden_TD, cache)[-1:]
+        normed_1D, token_1, _ = self.head.likeliest(last_1D)
+        return int(token_1), normed_1D if self.carries_normed else last_1D
+
+    def _run(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> Tensor:
         embedded_TD = self.embedding_norm(self.main.embedding(token_T))
         joined_TI = torch.cat((embedded_TD, self.hidden_norm(hidden_TD)), dim=-1)
         rotation = self.main.rotary.rows(cache.length, len(token_T))
-        out_TD = self.layer(F.linear(joined_TI, self.eh_proj_DI), rotation, cache)
-        normed_TD = self.head_norm(out_TD)
-        return normed_TD, normed_TD if self.carries_normed else out_TD
+        return self.layer(F.linear(joined_TI, self.eh_proj_DI), rotation, cache)

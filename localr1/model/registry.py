@@ -46,6 +46,10 @@ class Model(Protocol):
         """Next-token logits, [T, vocab] float32."""
         ...
 
+    def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """`forward` of few tokens and the `logits` of all of them."""
+        ...
+
 
 @dataclass(frozen=True)
 class Architecture:

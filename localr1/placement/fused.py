@@ -13,7 +13,7 @@ from torch import Tensor
 
 from localr1.kernels import blocks
 from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
-from localr1.model.linear import Cache, ExpertBank, Fused
+from localr1.model.linear import Cache, ExpertBank, Fused, FusedHead
 from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
 from localr1.model.rope import Rotation
 from localr1.placement.bank import CpuBank
@@ -36,6 +36,27 @@ class FusedLayers:
         if not blocks.MOST_ROWS:
             return Fused()
         return Fused(blocks.MOST_ROWS, self._attention(config, layer), self._feed_forward(config, layer, experts))
+
+    def head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
+        """The norm and the vocabulary head."""
+        if not blocks.MOST_ROWS:
+            return None
+        matrix = self._matrix(head)
+        block = blocks.HeadBlock(self._float(norm), config.norm_eps, matrix, self._scratch)
+        vocab = len(matrix.q_OD)
+
+        def logits(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+            normed_TD, logits_TV = torch.empty_like(x_TD), torch.empty(len(x_TD), vocab)
+            block.logits(x_TD.numpy(), normed_TD.numpy(), logits_TV.numpy())
+            return normed_TD, logits_TV
+
+        def likeliest(x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            normed_TD, rows = torch.empty_like(x_TD), len(x_TD)
+            token_T, logit_T = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+            block.likeliest(x_TD.numpy(), normed_TD.numpy(), token_T.numpy(), logit_T.numpy())
+            return normed_TD, token_T, logit_T
+
+        return FusedHead(blocks.MOST_ROWS, logits, likeliest)
 
     def _attention(self, config: ModelConfig, layer: int) -> Any:
         prefix, norm_D = f"model.layers.{layer}.self_attn", self._norm(f"model.layers.{layer}.input_layernorm")

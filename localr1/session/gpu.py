@@ -199,6 +199,10 @@ class GpuModel:
     def logits(self, hidden_TD: Tensor) -> Tensor:
         return self.with_room(lambda: self.decoder.logits(hidden_TD))
 
+    def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        hidden_TD = self.forward(token_T, cache)
+        return hidden_TD, self.logits(hidden_TD)
+
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):
             return self.decoder.forward(token_T, cache)

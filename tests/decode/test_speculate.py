@@ -166,6 +166,10 @@ class Recorded:
     def logits(self, hidden_TD: Tensor) -> Tensor:
         return self.table[hidden_TD[:, 0], hidden_TD[:, 1]]
 
+    def step(self, token_T: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
+        hidden_TD = self.forward(token_T, cache)
+        return hidden_TD, self.logits(hidden_TD)
+
 
 class Guesser(LookupDrafter):
     def draft(self, token: int, count: int) -> list[int]:

@@ -212,6 +212,41 @@ def test_feed_forward(T, D, F, E, K, sigmoid, groups, shared):
     assert row_error(got, want) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("T", "D", "V", "bias"), [(1, 64, 50, False), (2, 70, 2049, True), (5, 333, 4100, False), (8, 40, 1, True)]
+)
+def test_head(T, D, V, bias):
+    rng = np.random.default_rng(T + D)
+    given, weight_D, x = matrix(rng, V, D, bias), rows(rng, D), rows(rng, T, D)
+    block, before = blocks.HeadBlock(weight_D, EPS, given, blocks.Scratch()), x.copy()
+    normed, logits = np.empty_like(x), np.empty((T, V), np.float32)
+    block.logits(x, normed, logits)
+    wanted = norm(x, weight_D)
+    assert np.array_equal(x, before) and row_error(normed, wanted) < 1e-6
+    want = product(wanted, given)
+    scale = np.linalg.norm(reference.dequantize(given.q_OD, given.scb_O)) * np.linalg.norm(wanted, axis=1)
+    assert np.all(np.linalg.norm(logits - want, axis=1) < TOLERANCE * scale)
+    best, top = np.full(T, -9), np.full(T, np.nan, np.float32)
+    block.likeliest(x, normed, best, top)
+    assert best.tolist() == logits.argmax(1).tolist() and np.array_equal(top, logits.max(1))
+
+
+def test_the_likeliest_token_is_the_first_of_several_and_a_broken_row_has_none():
+    rng = np.random.default_rng(2)
+    D, V = 32, 5000
+    given, x = matrix(rng, V, D), np.abs(rows(rng, 3, D))
+    given.q_OD[[2300, 4990]], given.scb_O[[2300, 4990]] = 127, given.scb_O.max()
+    x[1, 3] = np.nan
+    normed, best, top = np.empty_like(x), np.zeros(3, np.int64), np.zeros(3, np.float32)
+    block = blocks.HeadBlock(np.ones(D, np.float32), EPS, given, blocks.Scratch())
+    block.likeliest(x, normed, best, top)
+    assert best.tolist() == [2300, 0, 2300] and not top[1] > -np.inf
+    with pytest.raises(ValueError, match="head_block"):
+        block.likeliest(x, normed, best[:2], top)
+    with pytest.raises(ValueError, match="columns"):
+        block.logits(x[:, 1:].copy(), normed, np.empty((3, V), np.float32))
+
+
 def test_a_team_of_threads_gives_what_one_thread_gives():
     rng = np.random.default_rng(3)
     D, F, E, K = 256, 512, 8, 3

@@ -105,7 +105,11 @@ def test_fused_layers_are_the_plain_ones(tmp_path: Path, model_type: str, kind: 
         with torch.inference_mode():
             for size in (6, 1, 2, 5):
                 part = tokens[cache.length : cache.length + size]
-                parts.append(model.logits(model.forward(part, cache)))
+                hidden_TD, logits_TV = model.step(part, cache)
+                again_TD, token_T, logit_T = model.likeliest(part, cache)
+                assert torch.equal(again_TD, hidden_TD)
+                assert torch.equal(token_T, logits_TV.argmax(1)) and torch.equal(logit_T, logits_TV.amax(1))
+                parts.append(logits_TV)
                 cache.commit(part.tolist())
         results.append(torch.cat(parts))
     assert 0 < tiny.difference(results[1], results[0]) < (2e-3 if kind == "float32" else 3e-2)

@@ -46,6 +46,10 @@ class Scripted:
         logits[:, self.script.pop(0) if self.script else self.eos] = 1.0
         return logits
 
+    def step(self, token_T: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
+        hidden_TD = self.forward(token_T, cache)
+        return hidden_TD, self.logits(hidden_TD)
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
