@@ -151,6 +151,11 @@ class Recorder:
             raise DiskError(f"cannot save the conversation: {error.strerror}", "it goes on unsaved") from error
 
 
+def kept_cache(path: Path) -> Path:
+    """Where the key-value cache of the conversation in this file is kept, if it is."""
+    return path.with_suffix(".safetensors")
+
+
 def read(path: Path) -> Saved:
     """The conversation in a file. Raises NotFoundError, or CorruptError when it is none."""
     try:

@@ -91,10 +91,13 @@ def run(
     if terminal.save and (resumed is not None or not question):
         recorder = Recorder(folder, loaded.name, options.system, resumed)
     talk = Talk(conversation, recorder, resumed.turns if resumed else None)
+    if resumed is not None:
+        talk.recall(resumed.path)
     if chat.json:
         return _answer_json(environment, talk, question, loaded.name)
     if question:
         end = answer(environment, conversation, talk.ask(question), terminal)
+        talk.keep()
         talk.close()
         return _status(end)
     host = _host(environment, background, loaded, engine, folder)
@@ -168,6 +171,7 @@ def _answer_json(environment: Environment, talk: Talk, question: str, model: str
             else:
                 display.show(event)
     display.close()
+    talk.keep()
     talk.close()
     record = {
         "model": model,

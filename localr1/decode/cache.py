@@ -115,15 +115,26 @@ class RowCache:
         """Forget all but the first `length` tokens."""
         del self._tokens[length:]
 
+    def snapshot(self, length: int) -> Tensor:
+        """The first tokens' rows [layers, length, numbers] as they are stored, in RAM; a view where they lie there."""
+        return self._rows_LSW[:, :length].cpu()
+
+    def restore(self, tokens: Sequence[int], rows_LSW: Tensor) -> None:
+        """Hold these tokens alone, with the rows that `snapshot` of such a cache gave."""
+        self._tokens.clear()
+        self._rows_LSW[:, : len(tokens)].copy_(rows_LSW)
+        self._tokens.extend(tokens)
+
     def keep_prefix(self, tokens: Sequence[int]) -> int:
         """Truncate to the longest common prefix with `tokens`, less its last one; how many tokens were kept.
 
         The last token of a prompt is always run again, since its logits are what decoding starts from.
         """
-        kept = 0
-        for ours, theirs in zip(self._tokens, tokens[:-1], strict=False):
-            if ours != theirs:
-                break
-            kept += 1
+        kept = self.shared(tokens[:-1])
         self.truncate(kept)
         return kept
+
+    def shared(self, tokens: Sequence[int]) -> int:
+        """Length of the longest common prefix with `tokens`."""
+        pairs = zip(self._tokens, tokens, strict=False)
+        return next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), min(self.length, len(tokens)))

@@ -39,6 +39,14 @@ class Drafter(Protocol):
         """Up to `count` guesses of what follows `token`, which is emitted but not yet committed."""
         ...
 
+    def snapshot(self) -> Tensor | None:
+        """The rows of its own cache, caught up, for `restore`; None where it has none."""
+        ...
+
+    def restore(self, tokens: Sequence[int], rows_LSW: Tensor | None) -> int:
+        """Know these tokens, which the main cache was given back, and no others; how many of them it can stand by."""
+        ...
+
 
 class MtpDrafter:
     """Guesses with the model's MTP layer, whose cache row i pairs the hidden state of token i with token i + 1.
@@ -84,6 +92,18 @@ class MtpDrafter:
         self._cache.truncate(length)
         return guesses[:count]
 
+    def snapshot(self) -> Tensor:
+        if self._next:
+            self._run_pairs()
+        return self._cache.snapshot(self._cache.length)
+
+    def restore(self, tokens: Sequence[int], rows_LSW: Tensor | None) -> int:
+        self.keep(0)
+        held = 0 if rows_LSW is None else max(min(rows_LSW.shape[1], len(tokens) - 1), 0)
+        if rows_LSW is not None:
+            self._cache.restore(tokens[1 : held + 1], rows_LSW[:, :held])
+        return held
+
     @torch.inference_mode()
     def _run_pairs(self) -> tuple[int, Tensor]:
         """Run the layer over the pairs whose both halves are known."""
@@ -120,6 +140,14 @@ class LookupDrafter:
             if start is not None:
                 return [*self._tokens[start:], token][:count]
         return []
+
+    def snapshot(self) -> None:
+        return None
+
+    def restore(self, tokens: Sequence[int], rows_LSW: Tensor | None) -> int:
+        self._tokens, self._after = [], {}
+        self._extend(tokens)
+        return len(tokens)
 
     def _extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:

@@ -87,6 +87,14 @@ class Speculation:
         if self._drafter is not None:
             self._drafter.observe(tokens, hidden_TD)
 
+    def snapshot(self) -> Tensor | None:
+        """The drafter's own cache rows, for `restore`; None where there are none."""
+        return self._drafter.snapshot() if self._drafter is not None else None
+
+    def restore(self, tokens: Sequence[int], rows_LSW: Tensor | None) -> int:
+        """The main cache was given back these tokens; how many of them the drafter can stand by."""
+        return self._drafter.restore(tokens, rows_LSW) if self._drafter is not None else len(tokens)
+
     def guess(self, token: int, most: int) -> list[int]:
         """Guesses of what follows `token`, at most `most`."""
         depth = min(self._depth.choose(), most) if self._drafter is not None else 0

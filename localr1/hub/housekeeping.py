@@ -8,7 +8,7 @@ which no other tool uses.
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,11 @@ class Belongings:
     @property
     def size_bytes(self) -> int:
         parts_bytes = sum(part.size_bytes for part in self.partials)
-        return sum(store.size_bytes for store in self.stores) + parts_bytes + sum(map(_size, self.conversations))
+        return (
+            sum(store.size_bytes for store in self.stores)
+            + parts_bytes
+            + sum(map(_size, _with_caches(self.conversations)))
+        )
 
 
 def belongings(text: str) -> Belongings:
@@ -101,10 +105,18 @@ def belongings(text: str) -> Belongings:
 
 def _conversations(models: set[str]) -> Iterator[Path]:
     """The saved conversations that were begun with one of these models: files whose first line names it."""
-    for path in sorted((cache.home() / "conversations").glob("*")):
+    for path in sorted((cache.home() / "conversations").glob("*.jsonl")):
         with contextlib.suppress(OSError, ValueError, AttributeError), path.open(encoding="utf-8") as file:
             if json.loads(file.readline()).get("model") in models:
                 yield path
+
+
+def _with_caches(conversations: Iterable[Path]) -> Iterator[Path]:
+    """Each conversation's file, and that of its kept cache."""
+    for path in conversations:
+        yield path
+        if (kept := path.with_suffix(".safetensors")).exists():
+            yield kept
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -132,7 +144,7 @@ def remove(doomed: Belongings) -> int:
             with _nobody_at(path.with_suffix("")):
                 _delete(path)
         freed_bytes += part.size_bytes
-    for path in doomed.conversations:
+    for path in _with_caches(doomed.conversations):
         freed_bytes += _size(path)
         _delete(path)
     for slug in {path.parent for part in doomed.partials for path in part.paths if path.suffix == ".partial"}:

@@ -4,9 +4,11 @@ Owns the transcript and what a turn is: encode, generate, tell thoughts from the
 answered stays in the history, also when a turn is stopped or its consumer leaves.
 """
 
+import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.chat.template import Prompt, encode_prompt
@@ -17,7 +19,9 @@ from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.errors import ContextError, UsageError
 from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
+from localr1.hub.cache import weights_id
 from localr1.options import ConversationOptions, SamplingOptions
+from localr1.session import snapshot
 from localr1.session.engine import Engine
 
 if TYPE_CHECKING:
@@ -72,6 +76,7 @@ class Conversation:
         self._stopping = False
         self._last: Turn | None = None
         self._structures: Structures | None = None
+        self._read_tokens, self._read_s = 0, 0.0
         self.configure(sampling, options)
 
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
@@ -106,6 +111,30 @@ class Conversation:
         for question, answer in turns:
             self.transcript.add_user(question)
             self.transcript.add_assistant(answer)
+
+    def keep(self, path: Path) -> int:
+        """Keep the cache at `path` where that is cheaper than reading all anew; how many tokens were kept.
+
+        Raises DiskError.
+        """
+        return snapshot.save(path, self._held(), self._read_s / max(self._read_tokens, 1))
+
+    def recall(self, path: Path) -> tuple[int, int]:
+        """Have the cache that was kept at `path`; how many tokens of what was said it holds, and of how many.
+
+        Raises LocalR1Error where it is missing or not this conversation's; then all is read again when it is needed.
+        """
+        snapshot.load(path, self._held())
+        self.transcript.add_user("")
+        said = encode_prompt(self.engine.tokenizer, self.engine.template, self.transcript.messages, self.options.think)
+        self.transcript.retract()
+        return self._cache.shared(said.tokens), len(said.tokens)
+
+    def _held(self) -> snapshot.Held:
+        engine = self.engine
+        settings = hashlib.sha256(repr(engine.config).encode()).hexdigest()[:16]
+        made_with: dict[str, object] = {"config": settings, "dtype": engine.options.dtype}
+        return snapshot.Held(self._cache, self._speculation, made_with | {"weights": weights_id(engine.folder)})
 
     def ask(self, text: str) -> Iterator[Event]:
         """One turn; TurnEnd comes last.
@@ -254,6 +283,8 @@ class Conversation:
             elif isinstance(item, Finished):
                 yield from _texts(turn.push(stream.flush()))
                 turn.legs.append(item)
+                self._read_tokens += len(turn.tokens) - item.generated_tokens - item.cached_tokens
+                self._read_s += item.prefill_s
             elif first or not isinstance(item, PrefillProgress):
                 yield item
 

@@ -91,15 +91,19 @@ def load(repl: Repl, text: str) -> None:
         return
     saved = find(repl.host.folder, text)
     talk = repl.talk
+    talk.keep()
     talk.close()
     talk.turns[:] = saved.turns
     repl.settings.conversation = dataclasses.replace(repl.settings.conversation, system=saved.system)
     repl.configure()
     talk.move_to(talk.conversation)
+    talk.recall(saved.path)
     talk.last_end = None
     saving = repl.settings.terminal.save
     talk.recorder = Recorder(repl.host.folder, repl.host.model, saved.system, saved) if saving else None
     repl.say(f"Loaded {saved.id}, {count_text(len(saved.turns), 'turn')}: {saved.title}")
+    if talk.recalled:
+        repl.say(talk.recalled)
 
 
 def export(repl: Repl, text: str) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -99,6 +100,11 @@ class Background:
             return result
         raise AssertionError("a call has no events")
 
+    @property
+    def idle(self) -> bool:
+        """Whether what was begun has ended, or ends in a moment."""
+        return self._thread is None or self._thread.idle.wait(PATIENCE_S)
+
     def hurry(self) -> None:
         """The running operation was told to stop: do not wait much longer for it. Safe in a signal handler."""
         if self._current is not None:
@@ -129,6 +135,13 @@ class BackgroundConversation:
 
     def resume(self, turns: list[tuple[str, str]]) -> None:
         self._background.call(lambda: self._conversation.resume(turns))
+
+    def keep(self, path: Path) -> int:
+        """Nothing is kept while work goes on that was left behind, since nobody shall wait for it."""
+        return self._background.call(lambda: self._conversation.keep(path)) if self._background.idle else 0
+
+    def recall(self, path: Path) -> tuple[int, int]:
+        return self._background.call(lambda: self._conversation.recall(path))
 
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
         self._background.call(lambda: self._conversation.configure(sampling, options))
@@ -166,16 +179,17 @@ class _Thread(threading.Thread):
     def __init__(self, tasks: SimpleQueue[_Task]) -> None:
         super().__init__(name="background", daemon=True)
         self._tasks = tasks
-        self.busy = False
+        self.idle = threading.Event()
+        self.idle.set()
 
     def run(self) -> None:
         while True:
             task = self._tasks.get()
-            self.busy = True
+            self.idle.clear()
             task.work()
-            self.busy = False
+            self.idle.set()
 
 
 def is_anything_left_behind() -> bool:
     """Whether work is still going on that Python, taking itself down at the end, must not meet."""
-    return any(isinstance(thread, _Thread) and thread.busy for thread in threading.enumerate())
+    return any(isinstance(thread, _Thread) and not thread.idle.is_set() for thread in threading.enumerate())

@@ -182,6 +182,7 @@ def _clear(repl: Repl, text: str) -> None:
     talk, recorder = repl.talk, repl.talk.recorder
     repl.attachments.clear()
     if recorder is not None and repl.host.folder is not None:
+        talk.keep()
         talk.close()
         talk.recorder = Recorder(repl.host.folder, repl.host.model, repl.settings.conversation.system)
     talk.clear()

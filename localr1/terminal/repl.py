@@ -109,10 +109,12 @@ class Repl:
                     self.say("Ctrl-C again leaves.")
                     continue
                 except EOFError:
+                    self.talk.keep()
                     return
                 self._interrupted = False
                 try:
                     if self._take(text):
+                        self.talk.keep()
                         return
                 except Leave:
                     raise
@@ -162,7 +164,7 @@ class Repl:
         self.say(f"{self.host.model}  Type a message; /help lists the commands, Ctrl-D leaves.")
         for turn in self.talk.turns[-1:]:
             count = len(self.talk.turns)
-            self.say(f"Resumed after {count} turn{'s' if count > 1 else ''}. The last one:")
+            self.say(f"Resumed after {count} turn{'s' if count > 1 else ''}. {self.talk.recalled}".rstrip())
             self.say(f"{self.environment.glyph('❯', '>')} {turn.question.strip()}")
             from localr1.events import AnswerText
 

@@ -10,12 +10,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Protocol
 
-from localr1.chat.history import Recorder, Said
-from localr1.errors import UsageError
+from localr1.chat.history import Recorder, Said, kept_cache
+from localr1.errors import LocalR1Error, UsageError
 from localr1.events import AnswerText, Event, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
+from localr1.terminal.quantities import count_text
 
 
 class Conversation(Protocol):
@@ -39,6 +41,12 @@ class Conversation(Protocol):
     def resume(self, turns: list[tuple[str, str]]) -> None:
         """Has these questions and answers as its history."""
 
+    def keep(self, path: Path) -> int:
+        """Keeps at `path` what saves reading again what was said, if that is cheap; how many tokens of it."""
+
+    def recall(self, path: Path) -> tuple[int, int]:
+        """Takes back what was kept; how many tokens of what was said that spares, and of how many."""
+
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
         """Has these settings from the next turn on."""
 
@@ -54,6 +62,7 @@ class Talk:
         self.turns = turns or []
         self.last_end: TurnEnd | None = None
         self.ends: list[TurnEnd] = []
+        self.recalled = ""
         if self.turns:
             self.move_to(conversation)
 
@@ -104,6 +113,24 @@ class Talk:
 
     def set_system(self, system: str | None) -> None:
         self._change("system", text=system)
+
+    def keep(self) -> None:
+        """Before the conversation is left: has its cache kept beside its record."""
+        if self.recorder and self.recorder.path:
+            with contextlib.suppress(LocalR1Error):
+                self.conversation.keep(kept_cache(self.recorder.path))
+
+    def recall(self, path: Path) -> None:
+        """Has the cache that was kept beside the record at `path`; `recalled` says in words what came of it."""
+        self.recalled = ""
+        if not kept_cache(path).exists():
+            return
+        try:
+            spared, tokens = self.conversation.recall(kept_cache(path))
+        except LocalR1Error as error:
+            self.recalled = f"It will be read again: {error.message}."
+        else:
+            self.recalled = f"{spared:,} of its {count_text(tokens, 'token')} need not be read again."
 
     def close(self) -> None:
         if self.recorder:

@@ -102,13 +102,14 @@ def test_rm_takes_the_models_conversations_unless_told_to_leave_them(home, local
     for name, model in (("mine", "org/model"), ("other", "nano")):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.jsonl").write_text(json.dumps({"kind": "conversation", "model": model}) + "\n")
+        (folder / f"{name}.safetensors").write_bytes(b"\x00\xff its cache")
     make_store(home)
     localr1_command("rm", "org/model", "--yes", "--keep-conversations")
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 4
     make_store(home)
     outcome = localr1_command("rm", "org/model", "--yes")
     assert "1 conversation" in outcome.err
-    assert [path.name for path in folder.iterdir()] == ["other.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["other.jsonl", "other.safetensors"]
 
 
 def test_rm_never_deletes_unasked(home, localr1_command):

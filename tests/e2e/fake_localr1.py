@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 
 import localr1
-from localr1.errors import ContextError
+from localr1.errors import ContextError, CorruptError
 from localr1.events import AnswerText, LoadProgress, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
 
 ANSWER = Path(__file__).parent.parent / "terminal" / "answer.md"
@@ -35,6 +35,15 @@ class Conversation:
 
     def resume(self, turns) -> None:
         self.turns = len(turns)
+
+    def keep(self, path) -> int:
+        path.write_text(str(self.turns))
+        return 10
+
+    def recall(self, path):
+        if not path.read_text().isdecimal():
+            raise CorruptError("what was kept of its cache is damaged")
+        return 10 * int(path.read_text()), 30
 
     def configure(self, sampling, options) -> None:
         pass

@@ -49,10 +49,35 @@ def test_a_killed_conversation_resumes_with_what_was_answered(start, tmp_path):
     resumed.wait_for("You said 'hello', turn 3.")
     resumed.type(CTRL_D)
     assert resumed.leave() == 0
-    assert len(list((tmp_path / "conversations").iterdir())) == 1
+    assert "read again" not in resumed.text()  # a process that is killed keeps no cache
+    assert len(list((tmp_path / "conversations").glob("*.jsonl"))) == 1
     listed = start("chat", "--list", "hello")
     assert listed.leave() == 0
     assert re.search(r"[a-z2-9]{4}  \d{4}-\d\d-\d\d    3  echo  hello", listed.text())
+
+
+def test_a_conversation_that_was_left_resumes_with_its_cache(start, tmp_path):
+    terminal = start("chat")
+    terminal.wait_for("❯")
+    terminal.type("hello" + ENTER)
+    terminal.wait_for("context 10/4096")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
+    (kept,) = (tmp_path / "conversations").glob("*.safetensors")
+    resumed = start("chat", "--resume")
+    resumed.wait_for("Resumed after 1 turn. 10 of its 30 tokens need not be read again.")
+    resumed.type(CTRL_D)
+    assert resumed.leave() == 0
+    kept.write_text("something else")
+    resumed = start("chat", "--resume")
+    resumed.wait_for("It will be read again: what was kept of its cache is")
+    resumed.type(CTRL_D)
+    assert resumed.leave() == 0
+    assert kept.read_text() == "1"
+    resumed = start("chat", "--resume", "and then?")
+    assert resumed.leave() == 0
+    resumed.wait_for("turn 2.")
+    assert kept.read_text() == "2"
 
 
 def test_no_save_leaves_nothing_behind(start, tmp_path):
