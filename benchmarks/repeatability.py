@@ -3,7 +3,9 @@
     python -m benchmarks.repeatability [--tries 10] [--threads N] [--json FILE] [-- MODEL or --shape NAME ...]
 
 Runs the same bench `tries` + 1 times, each in a process of its own, and compares every run with the one before: two
-runs agree on a figure when their medians lie no further apart than the wider of the two printed ranges is wide.
+runs agree on a figure when their medians lie no further apart than the wider of the two printed ranges is wide. Where
+they do not, a run may have said itself that the machine was too busy for absolute speeds; that is counted apart. How
+wide the ranges were is told too, since a wide enough one agrees with anything.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from localr1.bench.machine import machine
 from localr1.bench.report import Figure, Report, parse_report
@@ -31,6 +34,11 @@ def measure(arguments: list[str], file: Path) -> Report:
 def agree(a: Figure, b: Figure) -> bool:
     """Whether two runs' medians differ by less than the printed spread."""
     return abs(a.median - b.median) <= max(a.high - a.low, b.high - b.low)
+
+
+def spread(figure: Figure) -> float:
+    """How wide the printed range is, over the median."""
+    return (figure.high - figure.low) / figure.median
 
 
 def figures(report: Report) -> dict[str, Figure]:
@@ -62,17 +70,28 @@ def main() -> None:
     runs = [figures(report) for report in reports]
     pairs = list(itertools.pairwise(runs))
     agreed = {name: sum(agree(a[name], b[name]) for a, b in pairs) for name in runs[0]}
-    for name, count in agreed.items():
-        print(f"{name:28} agree in {count} of {len(pairs)}")
     others = [report.section("model").figure("other programs took", "").median for report in reports]
     noisy = [any("too noisy" in note for note in report.section("model").notes) for report in reports]
+    warned = {
+        name: sum(
+            not agree(a[name], b[name]) and (before or after)
+            for (a, b), (before, after) in zip(pairs, itertools.pairwise(noisy), strict=True)
+        )
+        for name in runs[0]
+    }
+    width = {name: median(spread(run[name]) for run in runs) for name in runs[0]}
+    for name, count in agreed.items():
+        more = f", too noisy to tell by their own word in {warned[name]}" if warned[name] else ""
+        print(f"{name:28} agree in {count} of {len(pairs)}{more}; a range is {width[name]:.0%} of its median wide")
     print(f"{sum(noisy)} of {len(noisy)} runs said that the machine was too noisy for absolute speeds")
     if options.json:
         record = {
             "bench": arguments,
             "tries": len(pairs),
             "agreed": agreed,
-            "runs": [{name: figure.values for name, figure in run.items()} for run in runs],
+            "disagreed_but_said_too_noisy": warned,
+            "range_over_median": width,
+            "runs": [{name: (one.low, one.median, one.high) for name, one in run.items()} for run in runs],
             "other_programs_percent": others,
             "said_too_noisy": noisy,
             "machine": machine(),

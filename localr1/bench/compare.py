@@ -182,9 +182,9 @@ def judge(ratio: Figure) -> str:
     """Whether it is faster than 1; only where all rounds agree, and there are enough of them to mean something."""
     if len(ratio.values) < 3:
         return "too few rounds to tell"
-    if ratio.low > 1:
+    if min(ratio.values) > 1:
         return "faster"
-    if ratio.high < 1:
+    if max(ratio.values) < 1:
         return "slower"
     return "too noisy to tell" if ratio.noisy else "no difference"
 

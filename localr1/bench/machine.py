@@ -16,8 +16,6 @@ import torch
 
 from localr1 import __version__
 
-_RAPL = Path("/sys/class/powercap")
-
 
 def machine() -> dict[str, Any]:
     """The machine and the versions that a report records."""
@@ -85,13 +83,3 @@ def peak_rss_bytes() -> int:
 
     unit_bytes = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
-
-
-def energy_j() -> float | None:
-    """Joules that the processors used since some moment, where the system lets us read it (Linux, RAPL)."""
-    try:
-        packages = [path for path in _RAPL.glob("intel-rapl:*") if path.name.count(":") == 1]
-        joules = [int((path / "energy_uj").read_text()) / 1e6 for path in packages]
-    except (OSError, ValueError):
-        return None
-    return sum(joules) if joules else None

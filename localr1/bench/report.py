@@ -18,6 +18,9 @@ Better = Literal["more", "less", ""]
 NOISY = 0.3
 """A figure whose repeats lie further apart than this share of their median says little."""
 
+OUTERMOST = 10
+"""One in so many repeats is left out at either end of a range; none of fewer than ten."""
+
 _SCALES = {
     "B": (1000.0, ("B", "kB", "MB", "GB", "TB")),
     "s": (0.001, ("s", "ms", "us")),
@@ -38,11 +41,13 @@ class Figure:
 
     @property
     def low(self) -> float:
-        return min(self.values)
+        """Where the repeats begin, the lowest tenth left out."""
+        return sorted(self.values)[len(self.values) // OUTERMOST]
 
     @property
     def high(self) -> float:
-        return max(self.values)
+        """Where the repeats end, the highest tenth left out."""
+        return sorted(self.values)[-1 - len(self.values) // OUTERMOST]
 
     @property
     def noisy(self) -> bool:

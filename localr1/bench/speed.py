@@ -1,21 +1,22 @@
 """How fast a model reads a prompt and decodes, by the depth of its context, and how near that is to the floor.
 
-Owns the measuring loop. A repeat visits every depth in turn, with samples of the machine's own speed around each
+Owns the measuring loop. A round visits every depth in turn, with samples of the machine's own speed around each
 measurement, so that a machine whose speed drifts moves all figures alike and their ratios stay. The cache is filled
-once; a depth is visited again by cutting it and running the same tokens, so every repeat does the same work. The first
-repeat warms up and is dropped.
+once; a depth is visited again by cutting it and running the same tokens, so every round does the same work. The first
+round warms up and is dropped. Rounds go on for `LEAST_S`, since a spread taken within a second knows nothing of what
+other programs do in the next. No round begins after `max_seconds`.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from localr1.bench.energy import Meters
 from localr1.bench.floor import Ceilings, operations, read_bytes
-from localr1.bench.machine import energy_j
 from localr1.bench.parts import PARTS, REST, Stopwatch, timed_twin
-from localr1.bench.report import Cell, Figure, Row, Section
+from localr1.bench.report import Better, Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
 from localr1.decode.cache import RowCache
 from localr1.decode.generate import prefill, step
@@ -27,6 +28,12 @@ from localr1.options import BenchOptions
 
 PART_STEPS = 12
 """Steps of the pass that tells where the time goes."""
+
+LEAST_S = 15.0
+"""Measuring lasts at least this long, the warm-up not counted."""
+
+FILLING_SHARE = 0.5
+"""Of the time that a run may take, what filling the context may."""
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
@@ -60,13 +67,17 @@ def usable_depths(options: BenchOptions, limit: int, name: str) -> tuple[tuple[i
 
 @dataclass
 class Samples:
-    """Repeats at one depth."""
+    """Rounds at one depth."""
 
     decode_s: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     read_bytes_per_s: list[float] = field(default_factory=list)
     operations_per_s: list[float] = field(default_factory=list)
     energy_j: list[float] = field(default_factory=list)
+
+    def without_the_first(self) -> "Samples":
+        """Less the warm-up, unless that is all there is."""
+        return Samples(**{name: values[1:] or values for name, values in vars(self).items()})
 
 
 class SpeedBench:
@@ -77,47 +88,85 @@ class SpeedBench:
         self.options = options
         self.engine = subject.engine
         self.depths, self.skipped = usable_depths(options, self.engine.context_limit, self.engine.name)
+        self.late: tuple[int, ...] = ()
         self.sizes = subject.sizes
         self.tokens = subject.tokens(self.depths[-1] + options.prompt_tokens + options.decode_tokens)
         self.samples: dict[int, Samples] = defaultdict(Samples)
         self.parts: dict[int, dict[str, float]] = {}
         self.cache = self.engine.new_cache()
+        self.meters = Meters()
 
     def run(self) -> Progress[None]:
-        """All repeats, then one pass that times the parts."""
+        """All rounds, then one pass that times the parts."""
+        start_s = time.monotonic()
         yield LoadProgress("filling the context")
-        synthetic = self.subject.shape is not None
-        if self.depths[-1]:
-            yield from fill_cache(self.engine, self.cache, self.tokens[: self.depths[-1]], synthetic)
+        yield from self._fill(start_s + FILLING_SHARE * self.options.max_seconds)
         ceilings = Ceilings(self.subject.store.byte_runs(), self.sizes.active_bytes)
-        total = (self.options.repeats + 1) * len(self.depths)
-        for repeat in range(self.options.repeats + 1):
-            for at, depth in enumerate(self.depths):
-                yield LoadProgress("measuring" if repeat else "warming up", repeat * len(self.depths) + at, total)
-                found = self._measure(depth, ceilings)
-                if repeat:
-                    _add(self.samples[depth], found)
+        yield from self._rounds(ceilings, start_s + self.options.max_seconds)
         for depth in self.depths:
+            self.samples[depth] = self.samples[depth].without_the_first()
             yield LoadProgress("timing the parts")
             self.parts[depth] = self._time_parts(depth)
 
-    def _measure(self, depth: int, ceilings: Ceilings) -> tuple[float, float, float, float, float | None]:
-        """Seconds of decoding and of prefill, bytes and operations a second, and joules of decoding."""
-        before = ceilings.read_bytes_per_s()
+    def _fill(self, deadline_s: float) -> Progress[None]:
+        """Fill the cache to the deepest depth; the depths that text was not run to in time are left out."""
+        if self.depths[-1]:
+            wanted = self.tokens[: self.depths[-1]]
+            for event in fill_cache(self.engine, self.cache, wanted, self.subject.shape is not None):
+                if time.monotonic() > deadline_s and self.cache.length < len(wanted):
+                    break
+                yield event
+        self._leave_out([depth for depth in self.depths if depth > self.cache.length])
+
+    def _rounds(self, ceilings: Ceilings, deadline_s: float) -> Progress[None]:
+        """Visit the depths in turn, often and long enough."""
+        number, least = 0, self.options.repeats + 1
+        began_s = time.monotonic()
+        while number < least or time.monotonic() - began_s < LEAST_S:
+            for at, depth in enumerate(self.depths):
+                if time.monotonic() > deadline_s:
+                    self._leave_out([depth for depth in self.depths if depth not in self.samples])
+                    return
+                if number < least:
+                    done = number * len(self.depths) + at
+                    yield LoadProgress("measuring" if number else "warming up", done, least * len(self.depths))
+                elif at == 0:
+                    yield LoadProgress("measuring until the figures have seen some time pass")
+                self._measure(depth, ceilings)
+            number += 1
+            if number == 1:
+                began_s = time.monotonic()
+
+    def _leave_out(self, late: Sequence[int]) -> None:
+        self.late = (*late, *self.late)
+        self.depths = tuple(depth for depth in self.depths if depth not in late)
+        if not self.depths:
+            raise UsageError(
+                f"nothing could be measured within {self.options.max_seconds} s",
+                "raise --max-seconds, or lower --depths",
+            )
+
+    def _measure(self, depth: int, ceilings: Ceilings) -> None:
+        """Decode and prefill once at this depth, with the machine's own speed before and after each."""
+        read_before = ceilings.read_bytes_per_s()
         visit(self.cache, self.tokens, depth)
-        energy, start_s = energy_j(), time.perf_counter()
+        energy, start_s = self.meters.read(), time.perf_counter()
         decode_along(self.engine.model, self.cache, self._after(depth, self.options.decode_tokens))
-        decode_s, energy_after = time.perf_counter() - start_s, energy_j()
-        between = ceilings.read_bytes_per_s(), ceilings.operations_per_s()
+        decode_s, joules = time.perf_counter() - start_s, self.meters.since(energy)
+        read_after, multiplied_before = ceilings.read_bytes_per_s(), ceilings.operations_per_s()
         visit(self.cache, self.tokens, depth)
         start_s = time.perf_counter()
         prompt = self.tokens[: depth + self.options.prompt_tokens]
         for _ in prefill(self.engine.model, self.cache, prompt, Speculation()):
             pass
         prefill_s = time.perf_counter() - start_s
-        joules = None if energy is None or energy_after is None else energy_after - energy
-        operations_per_s = (between[1] + ceilings.operations_per_s()) / 2
-        return decode_s, prefill_s, (before + between[0]) / 2, operations_per_s, joules
+        samples = self.samples[depth]
+        samples.decode_s.append(decode_s)
+        samples.prefill_s.append(prefill_s)
+        samples.read_bytes_per_s.append((read_before + read_after) / 2)
+        samples.operations_per_s.append((multiplied_before + ceilings.operations_per_s()) / 2)
+        if joules is not None:
+            samples.energy_j.append(joules)
 
     def _after(self, depth: int, count: int) -> list[int]:
         return self.tokens[depth : depth + count]
@@ -141,30 +190,35 @@ class SpeedBench:
 
     def _speed(self) -> Section:
         prompt, decoded = self.options.prompt_tokens, self.options.decode_tokens
-        energy = any(samples.energy_j for samples in self.samples.values())
-        columns = ("context", f"prefill {prompt}", "first token after", f"decode {decoded}")
+        columns = ["context", f"prefill {prompt}", "first token after", f"decode {decoded}"]
         rows = []
         for depth in self.depths:
             samples = self.samples[depth]
             cells: tuple[Cell, ...] = (
-                figure([prompt / seconds for seconds in samples.prefill_s], "tokens/s", "more"),
-                figure(samples.prefill_s, "s", "less"),
-                figure([decoded / seconds for seconds in samples.decode_s], "tokens/s", "more"),
+                _figure((prompt / seconds for seconds in samples.prefill_s), "tokens/s", "more"),
+                _figure(samples.prefill_s, "s", "less"),
+                _figure((decoded / seconds for seconds in samples.decode_s), "tokens/s", "more"),
             )
-            if energy:
-                cells += (figure([joules / decoded for joules in samples.energy_j], "J", "less"),)
+            if self.meters.names:
+                cells += (_figure((joules / decoded for joules in samples.energy_j), "J", "less"),)
             rows.append(Row(f"{depth:,}", cells))
-        notes = ["without guessing ahead; `--compare speculate=off,auto` measures that"]
+        columns += ["energy a token"] if self.meters.names else []
+        return Section("speed", "Speed by context", tuple(columns), tuple(rows), tuple(self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        rounds = " or ".join(sorted({str(len(self.samples[depth].decode_s)) for depth in self.depths}))
+        yield f"medians of {rounds} repeats in turn; in brackets where they lay, the outermost tenths left out"
+        yield "without guessing ahead; `--compare speculate=off,auto` measures that"
         if self.skipped:
             skipped = ", ".join(f"{depth:,}" for depth in self.skipped)
-            notes.append(f"contexts of {skipped} do not fit the limit of {self.engine.context_limit:,} tokens")
+            yield f"contexts of {skipped} do not fit the limit of {self.engine.context_limit:,} tokens"
+        if self.late:
+            late = ", ".join(f"{depth:,}" for depth in self.late)
+            yield f"contexts of {late} were left out, since {self.options.max_seconds} s were over (--max-seconds)"
         if self.subject.shape and self.depths[-1]:
-            notes.append("the context was filled with random rows")
-        if not energy:
-            notes.append("energy: this machine does not tell it")
-        return Section(
-            "speed", "Speed by context", columns + (("energy a token",) if energy else ()), tuple(rows), tuple(notes)
-        )
+            yield "the context was filled with random rows"
+        measured = f"of decoding, by the meters of: {', '.join(self.meters.names)}" if self.meters.names else ""
+        yield f"energy: {measured or 'not told by the driver'}"
 
     def _floor(self) -> Section:
         cache_bytes = self.cache.token_nbytes
@@ -179,12 +233,12 @@ class SpeedBench:
             rate = zip(samples.read_bytes_per_s, token_s, strict=True)
             product = zip(samples.operations_per_s, samples.prefill_s, strict=True)
             cells: tuple[Cell, ...] = (
-                figure([float(needed)], "B", "less"),
-                figure([one / 1e9 for one in samples.read_bytes_per_s], "GB/s", "more"),
-                figure([needed / (read * seconds) for read, seconds in rate], "", "more"),
-                figure([work / 1e9 / seconds for seconds in samples.prefill_s], "GFLOP/s", "more"),
-                figure([one / 1e9 for one in samples.operations_per_s], "GFLOP/s", "more"),
-                figure([work / (rate_ * seconds) for rate_, seconds in product], "", "more"),
+                _figure([float(needed)], "B", "less"),
+                _figure((one / 1e9 for one in samples.read_bytes_per_s), "GB/s", "more"),
+                _figure((needed / (read * seconds) for read, seconds in rate), "", "more"),
+                _figure((work / 1e9 / seconds for seconds in samples.prefill_s), "GFLOP/s", "more"),
+                _figure((one / 1e9 for one in samples.operations_per_s), "GFLOP/s", "more"),
+                _figure((work / (rate_ * seconds) for rate_, seconds in product), "", "more"),
             )
             rows.append(Row(f"{depth:,}", cells))
         columns = (
@@ -200,13 +254,8 @@ class SpeedBench:
             "decode / floor: the time to read the active weights and the cache once, over the time it took",
             "prefill / GEMM: useful operations a second over those of torch's fp32 product; int8 products may pass 1",
         )
-        return Section(
-            "floor",
-            "Achieved against what this machine could do, measured in turn with the same threads",
-            columns,
-            tuple(rows),
-            notes,
-        )
+        title = "Achieved against what this machine could do, measured in turn with the same threads"
+        return Section("floor", title, columns, tuple(rows), notes)
 
     def _parts(self) -> Section:
         seen = [part for part in (*PARTS, REST) if any(part in times for times in self.parts.values())]
@@ -215,8 +264,8 @@ class SpeedBench:
             cells: list[Cell] = []
             for depth in self.depths:
                 seconds = self.parts[depth].get(part, 0.0)
-                cells.append(figure([seconds], "s", "less"))
-                cells.append(figure([round(100 * seconds / sum(self.parts[depth].values()), 1)], "%"))
+                cells.append(Figure((seconds,), "s", "less"))
+                cells.append(Figure((round(100 * seconds / sum(self.parts[depth].values()), 1),), "%"))
             rows.append(Row(part, tuple(cells)))
         columns = ["part"]
         for depth in self.depths:
@@ -238,16 +287,5 @@ def decode_along(model: Model, cache: RowCache, tokens: Sequence[int]) -> None:
         step(model, cache, token)
 
 
-def figure(values: Sequence[float], unit: str, better: str = "") -> Figure:
-    assert better in ("more", "less", "")
-    return Figure(tuple(values), unit, better)  # type: ignore[arg-type]
-
-
-def _add(samples: Samples, found: tuple[float, float, float, float, float | None]) -> None:
-    decode_s, prefill_s, read, multiplied, joules = found
-    samples.decode_s.append(decode_s)
-    samples.prefill_s.append(prefill_s)
-    samples.read_bytes_per_s.append(read)
-    samples.operations_per_s.append(multiplied)
-    if joules is not None:
-        samples.energy_j.append(joules)
+def _figure(values: Iterable[float], unit: str, better: Better = "") -> Figure:
+    return Figure(tuple(values), unit, better)

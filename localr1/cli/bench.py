@@ -1,10 +1,12 @@
 """`localr1 bench`: measure a model on this computer and print the figures; `bench diff` compares two records."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localr1.bench.plot import check_plot
 from localr1.cli.start import STARTING
 from localr1.errors import DiskError, ExitStatus, NotFoundError, UsageError
 from localr1.events import Progress
@@ -67,8 +69,12 @@ def _check(options: BenchOptions) -> None:
         raise UsageError("--replay is of conversations, which a shape has none of", "leave out --shape")
     if options.markdown and options.csv:
         raise UsageError("--markdown and --csv both write to stdout", "choose one")
-    if options.plot is not None and options.plot.suffix.lower() != ".svg":
-        raise UsageError(f"--plot {options.plot}: only .svg pictures can be drawn", "give a name that ends in .svg")
+    if options.plot is not None:
+        if options.replay or ((options.claims or options.fidelity) and not options.compare):
+            raise UsageError(
+                "--plot draws speeds, which --claims, --fidelity and --replay do not measure", "leave it out"
+            )
+        check_plot(options.plot)
     for path in (options.json, options.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise NotFoundError(f"there is no folder {path.absolute().parent}", "make it, or choose another file")
@@ -122,18 +128,22 @@ def _read(path: Path) -> str:
 
 
 def _plot(environment: Environment, path: Path, report: "Report") -> None:
-    from localr1.bench.plot import to_svg
+    from localr1.bench.plot import draw
 
-    try:
-        picture = to_svg(report)
-    except ValueError as error:
-        raise UsageError("there are no speeds to draw", "leave out --claims and --fidelity") from error
-    _write(environment, path, picture)
+    with _writing(path):
+        draw(report, path)
+    environment.status(f"Written: {path}", "dim")
 
 
 def _write(environment: Environment, path: Path, text: str) -> None:
-    try:
+    with _writing(path):
         path.write_text(text, encoding="utf-8")
+    environment.status(f"Written: {path}", "dim")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror}", "choose another file") from error
-    environment.status(f"Written: {path}", "dim")

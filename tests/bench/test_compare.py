@@ -6,7 +6,7 @@ import pytest
 
 from localr1.bench import measure, subject
 from localr1.bench.compare import judge, paired_ratio, parse_comparison
-from localr1.bench.plot import to_svg
+from localr1.bench.plot import curves
 from localr1.bench.report import Figure
 from localr1.errors import UsageError
 from localr1.options import BenchOptions, EngineOptions
@@ -54,7 +54,7 @@ def test_guessing_ahead_changes_no_token(tmp_path, monkeypatch):
     assert section.figure("off", "decode / off").values == (1,)
     assert section.rows[1].cells[-1].startswith("prefill: too few rounds to tell; decode: too few")
     assert [row.label for row in report.section("compare threads").rows] == ["1", "2"]
-    assert to_svg(report).count("<circle") == 3 * 4
+    assert [len(curve.points) for curve in curves(report)] == [2] * 6
     assert len(report.sections) == 3
 
 

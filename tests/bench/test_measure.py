@@ -1,16 +1,21 @@
 """The benchmark's figures are of the work it says, and agree with each other."""
 
 import json
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from localr1.bench import measure, subject
+from localr1.bench import measure, speed, subject
+from localr1.bench.energy import Meters
 from localr1.bench.floor import operations
 from localr1.bench.machine import OtherPrograms
 from localr1.bench.parts import REST, Stopwatch, timed_twin
 from localr1.bench.report import Report, parse_report
-from localr1.bench.speed import parse_depths, visit
+from localr1.bench.speed import SpeedBench, parse_depths, visit
 from localr1.bench.subject import Subject
 from localr1.bench.synthetic import Shape
 from localr1.bench.text import real_text, text_tokens
@@ -21,6 +26,14 @@ from tests import tiny
 from tests.bench.results import result_of
 
 OPTIONS = BenchOptions(prompt_tokens=24, decode_tokens=4, repeats=2, depths="0,40,9999")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief() -> Iterator[None]:
+    """Measurements that do not wait for time to pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "LEAST_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +81,65 @@ def test_forgetting_files_harms_none(tmp_path):
 
 
 def test_there_is_a_figure_for_every_repeat_and_depth_that_fits(report):
-    speed = report.section("speed")
-    assert [row.label for row in speed.rows] == ["0", "40"]
-    assert all(len(figure.values) == 2 and figure.low > 0 for _, _, figure in speed.figures())
-    assert any("9,999 do not fit" in note for note in speed.notes)
-    prefill, first = speed.figure("40", "prefill 24"), speed.figure("40", "first token after")
+    table = report.section("speed")
+    assert [row.label for row in table.rows] == ["0", "40"]
+    assert all(len(figure.values) == 2 and figure.low > 0 for _, _, figure in table.figures())
+    assert any("9,999 do not fit" in note for note in table.notes)
+    prefill, first = table.figure("40", "prefill 24"), table.figure("40", "first token after")
     assert prefill.values == pytest.approx([24 / seconds for seconds in first.values])
+
+
+def test_measuring_goes_on_for_a_while_and_ends_in_time(nano, monkeypatch):
+    now_s = iter(range(1000))
+    monkeypatch.setattr(speed, "LEAST_S", 40.0)
+    monkeypatch.setattr(speed.time, "monotonic", lambda: next(now_s))
+    long = SpeedBench(nano, replace(OPTIONS, depths="0"))
+    result_of(long.run())
+    rounds = len(long.samples[0].decode_s)
+    assert 2 < rounds < 40
+    short = SpeedBench(nano, replace(OPTIONS, depths="0,40,80", max_seconds=4))
+    result_of(short.run())
+    assert short.depths == (0, 40) and short.late == (80,)
+    assert len(short.samples[0].decode_s) == 1, "the warm-up counts where there was time for nothing else"
+    assert any("contexts of 80 were left out, since 4 s were over" in note for note in short.sections()[0].notes)
+    with pytest.raises(UsageError, match="nothing could be measured within 1 s"):
+        result_of(SpeedBench(nano, replace(OPTIONS, max_seconds=1)).run())
+
+
+def test_energy_is_of_the_meters_that_there_are(tmp_path, monkeypatch):
+    assert Meters(tmp_path / "none").names == () and Meters(tmp_path / "none").since(()) is None
+    for name, energy_uj in (("intel-rapl:0", 9_000_000), ("intel-rapl:0:0", 1), ("intel-rapl:1", 2_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(energy_uj))
+        (tmp_path / name / "max_energy_range_uj").write_text("10000000")
+    gpu_mj = iter((5_000, 10_000, 14_500))
+    driver = types.ModuleType("pynvml")
+    driver.NVMLError = type("NVMLError", (Exception,), {})
+    driver.nvmlInit = lambda: None
+    driver.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
+    driver.nvmlDeviceGetTotalEnergyConsumption = lambda gpu: next(gpu_mj)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: types.SimpleNamespace(uuid="u"))
+    meters = Meters(tmp_path)
+    assert meters.names == ("processors", "GPU")
+    before = meters.read()
+    assert before == (9.0, 2.0, 10.0)
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1000000")  # the counter began again
+    assert meters.since(before) == pytest.approx(2.0 + 0.0 + 4.5)
+
+
+def test_a_gpu_that_does_not_tell_its_energy_is_left_out(tmp_path, monkeypatch):
+    def refuse():
+        raise driver.NVMLError
+
+    driver = types.ModuleType("pynvml")
+    driver.NVMLError, driver.nvmlInit = type("NVMLError", (Exception,), {}), refuse
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    assert Meters(tmp_path).names == ()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Meters(tmp_path).names == ()
 
 
 def test_work_of_other_programs_is_told_from_our_own():

@@ -3,14 +3,16 @@
 import csv
 import io
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
+from localr1.bench import plot
 from localr1.bench.difference import difference, verdict
 from localr1.bench.output import to_csv, to_markdown
-from localr1.bench.plot import nice_ticks, to_svg
+from localr1.bench.plot import check_plot, curves, draw
 from localr1.bench.report import Figure, Report, Row, Section, parse_report
-from localr1.errors import CorruptError, UsageError
+from localr1.errors import CorruptError, UnsupportedError, UsageError
 
 
 def speed(*values: float) -> Figure:
@@ -42,6 +44,11 @@ def test_figures_read_well(figure, text):
     assert str(figure) == text
 
 
+def test_a_range_leaves_out_the_outermost_tenths_of_many_repeats():
+    few, many = speed(*range(1, 10)), speed(*range(20, 0, -1))
+    assert (few.low, few.high) == (1, 9) and (many.low, many.high) == (3, 18)
+
+
 def test_markdown_escapes_what_would_break_its_tables():
     lines = to_markdown(report_of({"0": speed(1.0)})).splitlines()
     table = [line for line in lines if line.startswith("|")]
@@ -60,23 +67,30 @@ def test_csv_has_a_line_a_figure_with_all_repeats():
     assert rows[0]["values"] == "3 1 2" or rows[0]["values"] == "3.0 1.0 2.0"
 
 
-def test_a_picture_is_well_formed_and_has_a_point_a_figure():
-    picture = to_svg(report_of({"0": speed(1, 2), "1,024": speed(3), "4,096": speed(2)}))
-    root = ET.fromstring(picture)
-    assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == 3
-    assert "decode <32> & more, tokens/s" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+def test_a_curve_has_a_point_a_figure():
+    (curve,) = curves(report_of({"0": speed(1, 2), "1,024": speed(3), "4,096": speed(2)}))
+    assert [label for label, _ in curve.points] == ["0", "1,024", "4,096"] and curve.axis == "context"
+    budgets = report_of({"0": speed(1, 2), "8GiB": speed(3)}, key="compare vram")
+    assert [figure.median for _, figure in curves(budgets)[0].points] == [1.5, 3]
 
 
-def test_there_is_no_picture_of_nothing():
-    with pytest.raises(ValueError, match="nothing to draw"):
-        to_svg(report_of({"a": Figure((1.0,), "B")}))
+def test_a_picture_of_any_names_is_well_formed(tmp_path):
+    odd = report_of({"0": speed(1, 2), "$x^2": speed(3)}, model="a <&> $b$ \x1b")
+    for name in ("speed.svg", "speed.PNG"):
+        draw(odd, tmp_path / name)
+    assert ET.fromstring((tmp_path / "speed.svg").read_text(encoding="utf-8")).tag.endswith("svg")
+    assert (tmp_path / "speed.PNG").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("largest", [1e-6, 0.3, 1, 7.2, 99, 100, 12_345])
-def test_ticks_reach_beyond_the_largest_in_few_steps(largest):
-    ticks = nice_ticks(largest)
-    assert ticks[0] == 0 and ticks[-1] >= largest and 2 <= len(ticks) <= 7
-    assert ticks[-1] < 2.1 * largest
+def test_what_cannot_be_drawn_is_refused(monkeypatch):
+    with pytest.raises(UsageError, match="no speeds to draw"):
+        curves(report_of({"a": Figure((1.0,), "B")}))
+    with pytest.raises(UsageError, match=r"\.svg or \.png"):
+        check_plot(Path("speed.jpg"))
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError) as caught:
+        check_plot(Path("speed.png"))
+    assert caught.value.hint == "pip install matplotlib"
 
 
 @pytest.mark.parametrize(
