@@ -159,3 +159,13 @@ T = TypeVar("T")
 
 Progress = Generator[Event, None, T]
 """An operation that yields events and returns a T."""
+
+
+def result_of(operation: Progress[T]) -> T:
+    """Run an operation to its end, for whoever does not show its progress."""
+    while True:
+        try:
+            next(operation)
+        except StopIteration as end:
+            result: T = end.value
+            return result
