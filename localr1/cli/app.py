@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from localr1 import __version__
 from localr1.cli import bench, chat, config, doctor, download, models, plan, rm, verify
@@ -34,6 +35,7 @@ from localr1.terminal.background import is_anything_left_behind
 from localr1.terminal.environment import Environment
 
 _NARROW = 60
+_HELP = ("--help", "-h")
 
 
 def main(arguments: Sequence[str] | None = None, environment: Environment | None = None) -> NoReturn:
@@ -54,7 +56,12 @@ def main(arguments: Sequence[str] | None = None, environment: Environment | None
 def _run(invocation: Invocation, arguments: Sequence[str]) -> int:
     environment = invocation.environment
     try:
-        typer.main.get_command(build(environment.width))(args=list(arguments), prog_name="localr1", obj=invocation)
+        program = typer.main.get_command(build(environment.width))
+        if (asked := _asked_help(program, arguments)) is not None:
+            shown = asked.command.get_help(asked)  # "" where Rich has written it already
+            environment.stdout.write(shown + "\n")
+            return ExitStatus.OK
+        program(args=list(arguments), prog_name="localr1", obj=invocation)
     except (SystemExit, KeyboardInterrupt) as leave:
         # Typer has made an exit of a KeyboardInterrupt inside a command already.
         status = leave.code if isinstance(leave, SystemExit) else ExitStatus.INTERRUPTED
@@ -70,6 +77,18 @@ def _run(invocation: Invocation, arguments: Sequence[str]) -> int:
         environment.error(expected)
         return expected.status
     return ExitStatus.OK
+
+
+def _asked_help(program: object, arguments: Sequence[str]) -> "typer.Context | None":
+    """The command whose help is all that is asked for. Parsing would import pydantic for it, a third of the time."""
+    assert isinstance(program, TyperGroup)
+    if not arguments or arguments[-1] not in _HELP or not all(word in program.commands for word in arguments[:-1]):
+        return None
+    context = typer.Context(program, info_name="localr1", **program.context_settings)
+    if len(arguments) == 1:
+        return context
+    command = program.commands[arguments[0]]
+    return typer.Context(command, parent=context, info_name=command.name) if len(arguments) == 2 else None
 
 
 def _unexpected(error: Exception) -> LocalR1Error:
@@ -94,7 +113,7 @@ def build(columns: int = 80) -> typer.Typer:
         rich_markup_mode="markdown" if columns >= _NARROW else None,
         pretty_exceptions_enable=False,
         context_settings={
-            "help_option_names": ["--help", "-h"],
+            "help_option_names": list(_HELP),
             "terminal_width": columns if columns < _NARROW else None,
         },
     )

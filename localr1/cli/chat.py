@@ -12,12 +12,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localr1.chat.history import Recorder, Saved, find, latest, listing
 from localr1.cli.start import load
 from localr1.errors import ExitStatus, NotFoundError, UsageError
 from localr1.events import TurnEnd
-from localr1.hub.cache import home, stores
-from localr1.hub.catalog import CATALOG, resolve
 from localr1.options import (
     BenchOptions,
     ChatOptions,
@@ -31,12 +28,13 @@ from localr1.terminal.background import Background, BackgroundConversation
 from localr1.terminal.environment import Environment
 from localr1.terminal.keyboard import unechoed
 from localr1.terminal.progress import follow, open_display
-from localr1.terminal.talk import Conversation, Talk, stopped_by_ctrl_c
 from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:
+    from localr1.chat.history import Saved
     from localr1.session import Engine
     from localr1.terminal.repl import Host, Settings
+    from localr1.terminal.talk import Conversation, Talk
 
 _NEAR = 0.75
 _BEGINNING = 5
@@ -63,7 +61,10 @@ def run(
     - `localr1 chat --json-schema person.json "Who wrote Faust?" > author.json`
     - `localr1 chat --resume`
     """
+    from localr1.chat.history import Recorder
+    from localr1.hub.cache import home
     from localr1.terminal.repl import Repl, Settings, answer
+    from localr1.terminal.talk import Talk
 
     words = [word for word in (chat.model, *chat.prompt) if word is not None]
     folder = home() / "conversations"
@@ -113,7 +114,7 @@ def _status(end: TurnEnd | None) -> ExitStatus:
 
 def _converse(
     background: Background, engine: "Engine", sampling: SamplingOptions, options: ConversationOptions
-) -> Conversation:
+) -> "Conversation":
     conversation = background.call(lambda: engine.converse(sampling, options))
     return BackgroundConversation(conversation, background)
 
@@ -121,9 +122,11 @@ def _converse(
 def _host(
     environment: Environment, background: Background, loaded: "Engine", engine: EngineOptions, folder: Path
 ) -> "Host":
+    from localr1.hub.cache import stores
+    from localr1.hub.catalog import CATALOG, resolve
     from localr1.terminal.repl import Host
 
-    def open_model(name: str, settings: "Settings") -> tuple[str, Conversation]:
+    def open_model(name: str, settings: "Settings") -> "tuple[str, Conversation]":
         resolve(name)
         with unechoed(environment.stdin):
             other = follow(environment, background.run(load(name, engine)))
@@ -160,8 +163,10 @@ def _host(
     return Host(loaded.name, models, open_model, folder, history_file, tools, session.gpu_bytes)
 
 
-def _answer_json(environment: Environment, talk: Talk, question: str, model: str) -> ExitStatus:
+def _answer_json(environment: Environment, talk: "Talk", question: str, model: str) -> ExitStatus:
     """One record on stdout: what was asked, thought and answered, and the figures."""
+    from localr1.terminal.talk import stopped_by_ctrl_c
+
     display = open_display(environment)
     end: TurnEnd | None = None
     with stopped_by_ctrl_c(talk.conversation.stop):
@@ -185,8 +190,10 @@ def _answer_json(environment: Environment, talk: Talk, question: str, model: str
     return _status(end)
 
 
-def _resumed(folder: Path, words: list[str]) -> tuple[Saved, list[str]]:
+def _resumed(folder: Path, words: list[str]) -> "tuple[Saved, list[str]]":
     """The conversation that the first word names, else the one used last, and the words that are left."""
+    from localr1.chat.history import find, latest
+
     if words:
         try:
             return find(folder, words[0]), words[1:]
@@ -198,6 +205,8 @@ def _resumed(folder: Path, words: list[str]) -> tuple[Saved, list[str]]:
 
 def _list(environment: Environment, folder: Path, words: str) -> ExitStatus:
     """ID, day, turns, model and first line of each, newest first."""
+    from localr1.chat.history import listing
+
     found = listing(folder, words)
     for saved in found:
         title = visible(saved.title)
@@ -226,6 +235,8 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str]:
 
     NotFoundError, naming the nearest, when the first word was taken for a model and is none.
     """
+    from localr1.hub.catalog import resolve
+
     if not words or not _looks_like_model(words[0]):
         return None, " ".join(words)
     resolve(words[0])
@@ -233,6 +244,8 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str]:
 
 
 def _looks_like_model(word: str) -> bool:
+    from localr1.hub.catalog import CATALOG
+
     if not word or any(character.isspace() for character in word):
         return False
     name = word.lower().partition("@")[0]

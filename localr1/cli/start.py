@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.events import LoadProgress, Notice, Progress
-from localr1.hub.cache import up_to_date
-from localr1.hub.catalog import resolve
 from localr1.options import DownloadOptions, EngineOptions
 
 if TYPE_CHECKING:
@@ -31,6 +29,9 @@ def load(model: str | None, options: EngineOptions, *, foretell: bool = False) -
 def download(options: DownloadOptions) -> Progress[Path]:
     """`session.download`, announced before it is imported; a model that is here in its newest version needs none."""
     yield STARTING
+    from localr1.hub.cache import up_to_date
+    from localr1.hub.catalog import resolve
+
     here = None if options.force else up_to_date(resolve(options.model))
     if here is not None:
         yield Notice(f"{options.model} is already here: {here.folder}")

@@ -74,6 +74,7 @@ class Conversation:
         self._cache = engine.new_cache()
         self._speculation = engine.new_speculation()
         self._stopping = False
+        self._noticed = ""
         self._last: Turn | None = None
         self._structures: Structures | None = None
         self._read_tokens, self._read_s = 0, 0.0
@@ -253,6 +254,9 @@ class Conversation:
             else:
                 turn.legs[-1] = replace(turn.legs[-1], reason="context")
         yield from _texts(turn.splitter.flush())
+        if self.engine.notice != self._noticed:
+            self._noticed = self.engine.notice
+            yield Notice(self._noticed)
         yield self._turn_end(turn)
 
     def _leg(self, turn: Turn) -> Iterator[Event]:

@@ -66,6 +66,11 @@ class Engine:
     depth: AutoDepth = field(default_factory=lambda: AutoDepth(DEEPEST))
     """What guessing costs and gains on this machine; conversations share it, so that only the first tries things."""
 
+    @property
+    def notice(self) -> str:
+        """What the user should know of how it runs by now; empty when all is as it should be."""
+        return self.model.notice if isinstance(self.model, GpuModel) else ""
+
     def new_cache(self) -> RowCache:
         """A cache for one conversation: rows as `--kv` says, or float32 ones under `--dtype float32`."""
         return self._cache(self.config.cache_layers, 0)
@@ -181,7 +186,7 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     if not (origin / "config.json").is_file():
         raise NotFoundError(
             f"the float checkpoint of {name} is no longer at {origin if origin.name else 'its place'}",
-            "use --dtype int8",
+            f"get it with: localr1 download {name} --keep-source --force; or use --dtype int8",
         )
     checkpoint = Checkpoint(origin)
     config = registry.read_config(origin)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from localr1.events import AnswerText, Event, PrefillProgress, Progress, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
-from localr1.terminal.talk import Conversation
+
+if TYPE_CHECKING:
+    from localr1.terminal.talk import Conversation
 
 PATIENCE_S = 0.05
 _LOOK_UP_S = 0.5
@@ -114,7 +116,7 @@ class Background:
 class BackgroundConversation:
     """A conversation whose turns are made in the background; stopped, it ends within about `PATIENCE_S`."""
 
-    def __init__(self, conversation: Conversation, background: Background) -> None:
+    def __init__(self, conversation: "Conversation", background: Background) -> None:
         self._conversation, self._background = conversation, background
 
     def ask(self, text: str) -> Iterator[Event]:

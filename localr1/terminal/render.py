@@ -8,7 +8,7 @@ gone through `visible`, so a model cannot drive it.
 from collections.abc import Iterable
 from typing import Protocol, TextIO
 
-from localr1.events import AnswerText, Event, ReasoningText, ThoughtEnd, TurnEnd
+from localr1.events import AnswerText, Event, Notice, ReasoningText, ThoughtEnd, TurnEnd
 from localr1.options import TerminalOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import open_display
@@ -59,6 +59,8 @@ def show_turn(
             elif isinstance(event, TurnEnd):
                 end = event
             else:
+                if isinstance(event, Notice):
+                    view.close()
                 display.show(event)
     finally:
         display.close()

@@ -7,7 +7,17 @@ import pytest
 from localr1 import __version__
 from localr1.errors import ContextError, CorruptError, DiskError, NetworkError
 
-HEAVY = ("torch", "numba", "huggingface_hub", "transformers", "prompt_toolkit", "numpy", "tokenizers")
+HEAVY = (
+    "torch",
+    "numba",
+    "huggingface_hub",
+    "transformers",
+    "prompt_toolkit",
+    "numpy",
+    "tokenizers",
+    "localr1.hub",
+    "localr1.chat.history",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]])
@@ -105,3 +115,21 @@ def test_a_reader_that_leaves_early_is_no_error():
     process.stdout.close()
     assert "Traceback" not in (stderr := process.stderr.read()) and "BrokenPipe" not in stderr
     assert process.wait() == 1
+
+
+@pytest.mark.parametrize("columns", ["100", "40"])
+@pytest.mark.parametrize("arguments", [["--help"], ["chat", "-h"], ["bench", "--help"]])
+def test_help_by_the_short_way_is_the_help_that_parsing_gives(arguments, columns):
+    script = (
+        "import sys, typer\nfrom localr1.cli import app\n"
+        f"if sys.argv[1] == 'parsed': app._asked_help = lambda *_: None\n"
+        f"try: app.main({arguments!r})\n"
+        "finally: print('pydantic' in sys.modules, file=sys.stderr)"
+    )
+    environment = os.environ | {"COLUMNS": columns, "TERMINAL_WIDTH": columns}
+    ways = [
+        subprocess.run([sys.executable, "-c", script, way], capture_output=True, text=True, env=environment)
+        for way in ("short", "parsed")
+    ]
+    assert [way.stderr for way in ways] == ["False\n", "True\n"]
+    assert ways[0].stdout == ways[1].stdout and "Usage" in ways[0].stdout and ways[0].returncode == 0

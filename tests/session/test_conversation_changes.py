@@ -4,8 +4,9 @@ import pytest
 
 from localr1.chat.tokenizer import Tokenizer
 from localr1.errors import UsageError
-from localr1.events import AnswerText, ReasoningText, ThoughtEnd, TurnEnd
+from localr1.events import AnswerText, Notice, ReasoningText, ThoughtEnd, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
+from localr1.session import Engine
 from tests.session.test_conversation import Scripted, converse, model, say, texts, tokenizer
 
 __all__ = ["model", "tokenizer"]
@@ -81,3 +82,15 @@ def test_a_system_prompt_can_change_between_turns(model: Scripted, tokenizer: To
     assert contents(conversation) == ["Be long.", "a", "b"]
     conversation.configure(SamplingOptions(), ConversationOptions())
     assert contents(conversation) == ["a", "b"]
+
+
+def test_what_an_engine_has_to_say_is_said_once_after_the_answer(
+    model: Scripted, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = converse(model, tokenizer)
+    monkeypatch.setattr(Engine, "notice", "a step could not be recorded")
+    for said in (["a step could not be recorded"], []):
+        say(model, tokenizer, "</think>Yes.")
+        events = list(conversation.ask("Well?"))
+        assert [event.text for event in events if isinstance(event, Notice)] == said
+        assert isinstance(events[-1], TurnEnd)

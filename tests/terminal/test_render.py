@@ -1,3 +1,6 @@
+import re
+from dataclasses import replace
+
 import pytest
 
 from localr1.errors import ContextError
@@ -134,3 +137,10 @@ def test_statistics_say_what_happened(changes, line):
 
 def test_statistics_need_no_more_than_ascii():
     assert statistics_line(environment(encoding="ascii"), turn_end()).isascii()
+
+
+def test_a_notice_comes_below_the_answer_that_is_there_so_far():
+    shown_on = environment(tty="oe", TERM="xterm")
+    shown_on = replace(shown_on, stderr=shown_on.stdout)
+    show_turn(shown_on, [AnswerText("One *two"), Notice("less memory"), turn_end()])
+    assert re.search(r"One \*two.*\n.*less memory\n.*11 tokens", out(shown_on), re.DOTALL)
