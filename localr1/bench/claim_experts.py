@@ -18,6 +18,7 @@ from torch import Tensor
 from localr1.bench.floor import SAMPLE_S
 from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
+from localr1.bench.turns import byte_figure, take_turns
 from localr1.events import Progress
 from localr1.model.config import MoeConfig
 from localr1.model.decoder import Decoder
@@ -44,8 +45,6 @@ def claim_experts(subject: Subject, options: BenchOptions) -> Progress[list[Sect
 
 def _cost(subject: Subject, options: BenchOptions, moe: MoeConfig) -> Progress[Section]:
     """One token's routed feed-forward over all sparse layers: its own experts against every expert."""
-    from localr1.bench.claims import take_turns
-
     parts = sparse_parts(subject)
     x_TD = torch.randn(1, subject.engine.config.hidden)
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +69,7 @@ def _cost(subject: Subject, options: BenchOptions, moe: MoeConfig) -> Progress[S
     ratio = Figure(tuple(two / one for one, two in zip(active, every, strict=True)), "x", "more")
     rows = (
         Row("experts a layer", (Figure((float(moe.top_k),), ""), Figure((float(moe.num_experts),), ""), "")),
-        Row("bytes read a token", (_bytes(size * moe.top_k), _bytes(size * moe.num_experts), _x(moe))),
+        Row("bytes read a token", (byte_figure(size * moe.top_k), byte_figure(size * moe.num_experts), _x(moe))),
         Row("time a token", (Figure(active, "s", "less"), Figure(every, "s"), ratio)),
     )
     note = "the routed feed-forwards of all layers at one row, from RAM, on this processor"
@@ -138,7 +137,7 @@ def _hits(subject: Subject, routes: Routes, moe: MoeConfig) -> Section:
     for share in BUDGETS:
         hottest, layers, count = hit_rates(routes, moe.num_experts, share)
         gain: Cell = Figure((hottest / layers,), "x", "more") if layers else "-"
-        cells = (_bytes(count * subject.sizes.expert_bytes), _percent(hottest), _percent(layers), "0 %", gain)
+        cells = (byte_figure(count * subject.sizes.expert_bytes), _percent(hottest), _percent(layers), "0 %", gain)
         rows.append(Row(f"{share:.0%} of the experts", (*cells, "not measured here")))
     tokens = min(len(chosen) for chosen in routes.values())
     text = "random tokens through random routers" if subject.shape is not None else "text"
@@ -154,10 +153,6 @@ def _hits(subject: Subject, routes: Routes, moe: MoeConfig) -> Section:
 
 def _percent(share: float) -> Figure:
     return Figure((round(100 * share, 1),), "%", "more")
-
-
-def _bytes(count: float) -> Figure:
-    return Figure((float(count),), "B")
 
 
 def _x(moe: MoeConfig) -> Figure:

@@ -136,9 +136,14 @@ def fill_cache(engine: Engine, cache: RowCache, tokens: Sequence[int], synthetic
             if isinstance(item, PrefillProgress):
                 yield item
         return
+    random_rows(cache, engine.config.cache_layers, engine.config.cache_width, tokens)
+
+
+def random_rows(cache: RowCache, layers: int, width: int, tokens: Sequence[int]) -> None:
+    """Write random rows for `tokens`: decoding with them takes as long as with any others."""
     generator = torch.Generator().manual_seed(0)
     for start in range(0, len(tokens), 512):
         part = tokens[start : start + 512]
-        for layer in range(engine.config.cache_layers):
-            cache.append(layer, torch.randn(len(part), engine.config.cache_width, generator=generator))
+        for layer in range(layers):
+            cache.append(layer, torch.randn(len(part), width, generator=generator))
         cache.commit(part)

@@ -64,6 +64,17 @@ def test_the_latent_cache_is_as_much_smaller_as_its_config_says(nano, report):
     )
 
 
+def test_int8_rows_are_smaller_and_say_nearly_the_same(nano, report):
+    ours, theirs, better, _ = row(report, "claim cache", "bytes a token, int8 rows")
+    mla = nano.engine.config.attention
+    assert theirs.median == 2 * nano.engine.config.cache_width * nano.engine.config.num_layers
+    assert ours.median == nano.engine.config.num_layers * (mla.kv_lora_rank + 2 * mla.qk_rope_head_dim + 4)
+    assert better.median == theirs.median / ours.median
+    assert row(report, "claim cache", "decode at 64, int8 rows")[2].low > 0
+    assert 1e-7 < row(report, "claim cache", "mean KL, int8 rows")[0].median < 5e-3
+    assert row(report, "claim cache", "same likeliest token, int8 rows")[0].median > 90
+
+
 def test_guessing_gives_the_same_tokens_in_fewer_steps(report):
     rows = {row.label: row.cells for row in report.section("claim guessing").rows}
     assert {"off", "auto", "always 1", "always 3"} <= rows.keys()

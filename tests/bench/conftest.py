@@ -1,0 +1,1 @@
+from tests.smollm2_fixture import smollm2_folder  # noqa: F401 - a fixture
