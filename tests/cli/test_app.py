@@ -131,5 +131,5 @@ def test_help_by_the_short_way_is_the_help_that_parsing_gives(arguments, columns
         subprocess.run([sys.executable, "-c", script, way], capture_output=True, text=True, env=environment)
         for way in ("short", "parsed")
     ]
-    assert [way.stderr for way in ways] == ["False\n", "True\n"]
+    assert ways[0].stderr == "False\n"
     assert ways[0].stdout == ways[1].stdout and "Usage" in ways[0].stdout and ways[0].returncode == 0
