@@ -15,6 +15,11 @@ from localr1.decode.cache import RowCache
 from localr1.model.mtp import MtpLayer
 
 LONGEST_NGRAM, SHORTEST_NGRAM = 4, 2
+MTP_KIND = 0
+AGREEING = (4, 8)
+"""Agreeing tokens from which on a copied guess is of the next kind."""
+FEW_ROWS = 8
+"""Pairs that the MTP layer runs over as one step."""
 CATCH_UP_ROWS = 512
 """Hidden states that the MTP layer has not run over yet; more are run at once, so that a long prompt's are not kept."""
 
@@ -35,8 +40,22 @@ class Drafter(Protocol):
         """The main cache committed these tokens, with these hidden states after the final norm."""
         ...
 
+    def kind(self, token: int) -> int | None:
+        """Which kind of guess there is for what follows `token` (emitted, not yet committed): guesses of a kind are
+        about as often right. None where there is none."""
+        ...
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is work that was put off while nobody asked for a guess."""
+        ...
+
+    def catch_up(self) -> None:
+        """Do what was put off."""
+        ...
+
     def draft(self, token: int, count: int) -> list[int]:
-        """Up to `count` guesses of what follows `token`, which is emitted but not yet committed."""
+        """Up to `count` guesses of what follows `token`, for which `kind` was asked just before."""
         ...
 
     def snapshot(self) -> Tensor | None:
@@ -60,41 +79,54 @@ class MtpDrafter:
     def __init__(self, mtp: MtpLayer, cache: RowCache) -> None:
         self._mtp = mtp
         self._cache = cache
-        self._hidden: list[Tensor] = []  # of tokens cache.length, cache.length + 1, ...
+        self._hidden: list[Tensor] = []  # [n, D] each, together of tokens cache.length, cache.length + 1, ...
+        self._waiting = 0  # rows in them
         self._next: list[int] = []  # the token after each of those; the last one's may be still unknown
 
     def keep(self, length: int) -> None:
-        rows = self._cache.length
+        waiting = max(length - self._cache.length, 0)
         self._cache.truncate(length)
-        del self._hidden[max(length - rows, 0) :]
-        del self._next[max(length - rows - 1, 0) :]
+        if waiting < self._waiting:
+            self._hidden = [torch.cat(self._hidden)[:waiting]] if waiting else []
+            self._waiting = waiting
+        del self._next[max(waiting - 1, 0) :]
 
     def observe(self, tokens: Sequence[int], hidden_TD: Tensor) -> None:
         # With no hidden state waiting, the first token is the sequence's first or was already paired by `draft`.
-        self._next.extend(tokens if self._hidden else tokens[1:])
-        self._hidden.extend(hidden_TD.unbind())
+        self._next.extend(tokens if self._waiting else tokens[1:])
+        self._hidden.append(hidden_TD)
+        self._waiting += len(tokens)
         if len(self._next) >= CATCH_UP_ROWS:
-            self._run_pairs()
+            self.catch_up()
+
+    def kind(self, token: int) -> int | None:
+        return MTP_KIND if self._waiting else None
+
+    @property
+    def behind(self) -> bool:
+        return len(self._next) > FEW_ROWS
+
+    @torch.inference_mode()
+    def catch_up(self) -> None:
+        self._run_pairs()
 
     @torch.inference_mode()
     def draft(self, token: int, count: int) -> list[int]:
-        if not self._hidden:
-            return []
         self._next.append(token)
         guess, carried_1D = self._run_pairs()
         length = self._cache.length
         guesses = [guess]
         while len(guesses) < count and self._cache.length < self._cache.capacity:
             last = guesses[-1:]
-            guess, carried_1D = self._mtp.likeliest(torch.tensor(last), carried_1D, self._cache)
+            guess, carried_1D = self._mtp.likeliest(last, carried_1D, self._cache)
             self._cache.commit(last)
             guesses.append(guess)
         self._cache.truncate(length)
-        return guesses[:count]
+        return guesses
 
     def snapshot(self) -> Tensor:
         if self._next:
-            self._run_pairs()
+            self.catch_up()
         return self._cache.snapshot(self._cache.length)
 
     def restore(self, tokens: Sequence[int], rows_LSW: Tensor | None) -> int:
@@ -104,26 +136,31 @@ class MtpDrafter:
             self._cache.restore(tokens[1 : held + 1], rows_LSW[:, :held])
         return held
 
-    @torch.inference_mode()
     def _run_pairs(self) -> tuple[int, Tensor]:
         """Run the layer over the pairs whose both halves are known."""
         pairs = len(self._next)
-        token_T, hidden_TD = torch.tensor(self._next), torch.stack(self._hidden[:pairs])
-        result = self._mtp.likeliest(token_T, hidden_TD, self._cache)
+        hidden_TD = self._hidden[0] if len(self._hidden) == 1 else torch.cat(self._hidden)
+        result = self._mtp.likeliest(self._next, hidden_TD[:pairs], self._cache)
         self._cache.commit(self._next)
         self._next.clear()
-        del self._hidden[:pairs]
+        self._waiting -= pairs
+        self._hidden = [hidden_TD[pairs:]] if self._waiting else []
         return result
 
 
 class LookupDrafter:
-    """Guesses that what followed the last few tokens before will follow them again (prompt lookup decoding)."""
+    """Guesses that what followed the last few tokens before will follow them again (prompt lookup decoding).
+
+    Guesses are of a kind by how many tokens before them agree.
+    """
 
     needs_hidden = False
+    behind = False
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of what followed its latest occurrence
+        self._found = 0
 
     def keep(self, length: int) -> None:
         if length < len(self._tokens):
@@ -133,13 +170,29 @@ class LookupDrafter:
     def observe(self, tokens: Sequence[int], hidden_TD: Tensor) -> None:
         self._extend(tokens)
 
-    def draft(self, token: int, count: int) -> list[int]:
+    def kind(self, token: int) -> int | None:
         recent = (*self._tokens[1 - LONGEST_NGRAM :], token)
         for size in range(len(recent), SHORTEST_NGRAM - 1, -1):
-            start = self._after.get(recent[-size:])
-            if start is not None:
-                return [*self._tokens[start:], token][:count]
-        return []
+            found = self._after.get(recent[-size:])
+            if found is not None:
+                self._found = found
+                agreeing = self._agreeing(found)
+                return 1 + sum(agreeing >= least for least in AGREEING)
+        return None
+
+    def catch_up(self) -> None:
+        """Nothing is put off."""
+
+    def draft(self, token: int, count: int) -> list[int]:
+        return [*self._tokens[self._found :], token][:count]
+
+    def _agreeing(self, found: int) -> int:
+        """How many tokens before `found` are the latest ones, `token` among them; counted to the last of AGREEING."""
+        here, there = self._tokens, found - 2
+        count = 1
+        while count < AGREEING[-1] and there >= 0 and here[-count] == here[there]:
+            count, there = count + 1, there - 1
+        return count
 
     def snapshot(self) -> None:
         return None

@@ -70,17 +70,25 @@ def prefill(
     yield logits(model, hidden_TD)
 
 
+@torch.inference_mode()
 def step(model: Model, cache: RowCache, token: int) -> Tensor:
     """One token further; the logits [V] after it."""
-    _, logits_TV = verify(model, cache, [token])
+    _, logits_TV = model.step(torch.tensor([token]), cache)
     cache.commit([token])
     return logits_TV[0]
 
 
 @torch.inference_mode()
-def verify(model: Model, cache: RowCache, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Hidden states [T, D] and logits [T, V] of tokens that are not committed yet."""
-    return model.step(torch.tensor(tokens), cache)
+def verify(
+    model: Model, cache: RowCache, tokens: Sequence[int], greedy: bool = False
+) -> tuple[Tensor, Sequence[Tensor | int]]:
+    """Hidden states [T, D] of tokens that are not committed yet, and the logits [V] after each; where the decoding is
+    `greedy`, the likeliest token after each instead."""
+    if greedy:
+        hidden_TD, token_T, _ = model.likeliest(torch.tensor(tokens), cache)
+        return hidden_TD, token_T.tolist()
+    hidden_TD, logits_TV = model.step(torch.tensor(tokens), cache)
+    return hidden_TD, logits_TV.unbind()
 
 
 def decode(
@@ -103,22 +111,25 @@ def decode(
         remaining_tokens -= 1
         if remaining_tokens == 0:
             return
-        start_s = time.perf_counter()
+        start_s, before = time.perf_counter(), cache.length
         guesses = speculation.guess(token, remaining_tokens - 1)
         drafted_s = time.perf_counter()
         tokens = [token, *guesses]
-        hidden_TD, logits_TV = verify(model, cache, tokens)
+        hidden_TD, rows = verify(model, cache, tokens, sampler.greedy)
         verified_s = time.perf_counter()
         accepted = 0
-        for row, guess in enumerate([*guesses, None]):
-            cache.commit(tokens[row : row + 1])
-            speculation.observe(tokens[row : row + 1], hidden_TD[row : row + 1])
-            token = sampler(logits_TV[row])
-            if token != guess:
-                break
-            accepted += 1
-            yield token
-            remaining_tokens -= 1
+        try:
+            for row, guess in zip(rows, [*guesses, None], strict=True):
+                cache.commit(tokens[accepted : accepted + 1])
+                token = row if isinstance(row, int) else sampler(row)
+                if token != guess:
+                    break
+                accepted += 1
+                yield token
+                remaining_tokens -= 1
+        finally:
+            done = cache.length - before
+            speculation.observe(tokens[:done], hidden_TD[:done])
         speculation.learn(len(guesses), accepted, drafted_s - start_s, verified_s - drafted_s)
 
 

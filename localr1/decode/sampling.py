@@ -90,6 +90,11 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the next token is the likeliest one, whatever came before."""
+        return self.sampling.temperature == 0 and self.constraint is None
+
     def __call__(self, logits_V: Tensor) -> int:
         if self.constraint is None:
             return self._draw(logits_V)

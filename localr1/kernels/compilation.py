@@ -23,6 +23,7 @@ from localr1.kernels import (
     head_block,
     intrinsics,
     linear,
+    mtp_front,
     norm,
     plain,
 )
@@ -48,6 +49,7 @@ FRAME = (array(I64, 1, True), array(I64, 1, True), array(F32, 2, True))
 ATTENTION_BLOCK = (*FRAME, array(F32, 2), array(F32, 2), array(U16, 2, True), I64, I64, I64)
 FEED_FORWARD_BLOCK = (*FRAME, array(I64, 2, True), array(F32, 2, True), I64)
 HEAD_BLOCK = (*FRAME, array(F32, 2, True), array(F32, 2, True), array(I64, 1, True), array(F32, 1, True), I64)
+MTP_FRONT = (array(I64, 1, True), array(I64, 1, True), array(I64, 1), array(F32, 2), array(F32, 2, True), I64)
 
 
 class Kernel(NamedTuple):
@@ -71,6 +73,7 @@ VECTOR = {
         feed_forward_block.run_feed_forward, FEED_FORWARD_BLOCK, feed_forward_block.feed_forward_job
     ),
     "head_block": Kernel(head_block.run_head, HEAD_BLOCK, head_block.head_job),
+    "mtp_front": Kernel(mtp_front.run_mtp_front, MTP_FRONT, mtp_front.mtp_front_job),
 }
 KERNELS: dict[str, Kernel] = (VECTOR if BITS else PLAIN) | {
     "mla_attention": Kernel(attention.mla_attention, MLA_ATTENTION),
@@ -130,6 +133,9 @@ def cache_is_cold(names: Collection[str] = tuple(KERNELS)) -> bool:
     return False
 
 
-def fused(attention_kernel: str) -> tuple[str, ...]:
+def fused(attention_kernel: str, mtp: bool = False) -> tuple[str, ...]:
     """The kernels of fused steps with this attention; none where the processor has no integer vector path."""
-    return (attention_kernel.replace("attention", "block"), "feed_forward_block", "head_block") if BITS else ()
+    if not BITS:
+        return ()
+    block = attention_kernel.replace("attention", "block")
+    return (block, "feed_forward_block", "head_block", *(("mtp_front",) if mtp else ()))

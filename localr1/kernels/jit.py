@@ -27,7 +27,16 @@ ONLY_PRANGE = dict.fromkeys(
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
-NOT_COMPILED = ("__init__.py", "blocks.py", "compilation.py", "cpu.py", "gpu.py", "reference.py", "threads.py")
+NOT_COMPILED = (
+    "__init__.py",
+    "blocks.py",
+    "compilation.py",
+    "cpu.py",
+    "gpu.py",
+    "mtp_block.py",
+    "reference.py",
+    "threads.py",
+)
 
 
 def sources_stamp() -> bytes:

@@ -43,12 +43,15 @@ class Layer:
     feed_forward: Callable[[Tensor], Tensor]
     fused: Fused = Fused()
 
-    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
+    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache, last_only: bool = False) -> Tensor:
+        """The rows of all T tokens; with `last_only` that of the last, the others only leave their cache rows."""
         few = x_TD.shape[0] <= self.fused.rows
         if few and self.fused.attention is not None:
             self.fused.attention(x_TD, rotation, cache)
         else:
             x_TD = x_TD + self.attention(self.input_norm(x_TD), rotation, cache)
+        if last_only:
+            x_TD = x_TD[-1:]
         if few and self.fused.feed_forward is not None:
             self.fused.feed_forward(x_TD)
             return x_TD

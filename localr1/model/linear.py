@@ -8,7 +8,7 @@ Shape suffixes in this folder: B batch, T new tokens, S all tokens (cached and n
 G key-value heads, C latent, R rotary, N nope, V value, E experts, K top-k, F feed-forward, W width of a cache row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -76,6 +76,8 @@ class Fused(NamedTuple):
     """`x += attention(norm(x))`."""
     feed_forward: "Callable[[Tensor], object] | None" = None
     """`x += feed_forward(norm(x))`."""
+    mtp_front: "Callable[[Sequence[int], Tensor], Tensor] | None" = None
+    """Of an MTP layer, `(tokens, hidden_TD) -> x_TD`: eh_proj [enorm(embedding) | hnorm(hidden)]."""
 
 
 class FusedHead(NamedTuple):

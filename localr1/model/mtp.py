@@ -5,6 +5,8 @@ belongs to the pair (hidden state of token i, token i + 1). Knows nothing of dra
 (`decode.speculate`).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,18 +39,27 @@ class MtpLayer:
         That state is the main model's after its final norm, or, when drafting deeper, what this layer carried.
         Appends T rows to `cache`. `normed_TD` goes to `Decoder.logits` for the token after `token_T`.
         """
-        out_TD = self._run(token_T, hidden_TD, cache)
+        rotation = self.main.rotary.rows(cache.length, len(token_T))
+        out_TD = self.layer(self._joined(token_T, hidden_TD), rotation, cache)
         normed_TD = self.head.norm(out_TD)
         return normed_TD, normed_TD if self.carries_normed else out_TD
 
-    def likeliest(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[int, Tensor]:
-        """The likeliest token after the last pair, and the state [1, D] that it carries; else as `forward`."""
-        last_1D = self._run(token_T, hidden_TD, cache)[-1:]
+    def likeliest(self, tokens: Sequence[int], hidden_TD: Tensor, cache: Cache) -> tuple[int, Tensor]:
+        """The likeliest token after the last pair, and the state [1, D] that it carries; else as `forward`.
+
+        Of the pairs before the last only their cache rows are needed, so no feed-forward runs for them.
+        """
+        front, few = self.layer.fused.mtp_front, len(tokens) <= self.layer.fused.rows
+        if few and front is not None:
+            x_TD = front(tokens, hidden_TD)
+        else:
+            x_TD = self._joined(torch.tensor(tokens), hidden_TD)
+        rotation = self.main.rotary.rows(cache.length, len(tokens))
+        last_1D = self.layer(x_TD, rotation, cache, last_only=True)
         normed_1D, token_1, _ = self.head.likeliest(last_1D)
         return int(token_1), normed_1D if self.carries_normed else last_1D
 
-    def _run(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> Tensor:
+    def _joined(self, token_T: Tensor, hidden_TD: Tensor) -> Tensor:
         embedded_TD = self.embedding_norm(self.main.embedding(token_T))
         joined_TI = torch.cat((embedded_TD, self.hidden_norm(hidden_TD)), dim=-1)
-        rotation = self.main.rotary.rows(cache.length, len(token_T))
-        return self.layer(F.linear(joined_TI, self.eh_proj_DI), rotation, cache)
+        return F.linear(joined_TI, self.eh_proj_DI)

@@ -50,6 +50,10 @@ class Model(Protocol):
         """`forward` of few tokens and the `logits` of all of them."""
         ...
 
+    def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of few tokens, the likeliest next token of each, int64 [T], and its logit [T]."""
+        ...
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -4,6 +4,7 @@ Owns the way from Hugging Face names to `kernels.blocks`. The numbers are those 
 the kernels' tolerance; so whatever cannot be fused (experts that are not all in RAM) is left to those.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.kernels import blocks
+from localr1.kernels.mtp_block import MtpFront
 from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
 from localr1.model.linear import Cache, ExpertBank, Fused, FusedHead
 from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
@@ -19,6 +21,7 @@ from localr1.model.rope import Rotation
 from localr1.placement.bank import CpuBank
 from localr1.placement.ops import as_numpy
 from localr1.placement.routing_history import CountingBank
+from localr1.weights.quantize import round_rows
 from localr1.weights.store import Store
 
 Array = NDArray[Any]
@@ -35,7 +38,9 @@ class FusedLayers:
         """The parts of a layer that can be fused here."""
         if not blocks.MOST_ROWS:
             return Fused()
-        return Fused(blocks.MOST_ROWS, self._attention(config, layer), self._feed_forward(config, layer, experts))
+        front = self._mtp_front(config, layer) if layer >= config.num_layers else None
+        attention, feed_forward = self._attention(config, layer), self._feed_forward(config, layer, experts)
+        return Fused(blocks.MOST_ROWS, attention, feed_forward, front)
 
     def head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
         """The norm and the vocabulary head."""
@@ -57,6 +62,20 @@ class FusedLayers:
             return normed_TD, token_T, logit_T
 
         return FusedHead(blocks.MOST_ROWS, logits, likeliest)
+
+    def _mtp_front(self, config: ModelConfig, layer: int) -> Callable[[Sequence[int], Tensor], Tensor]:
+        """What an MTP layer begins with; its projection in int8, since a guess need not be exact."""
+        prefix = f"model.layers.{layer}"
+        proj = round_rows(self._store.tensor(f"{prefix}.eh_proj.weight"))
+        block = MtpFront(
+            self._matrix("model.embed_tokens"),
+            self._norm(f"{prefix}.enorm"),
+            self._norm(f"{prefix}.hnorm"),
+            blocks.Matrix(proj.weight.numpy(), proj.scb.numpy()),
+            config.norm_eps,
+            self._scratch,
+        )
+        return lambda tokens, hidden_TD: torch.from_numpy(block(tokens, hidden_TD.numpy()))
 
     def _attention(self, config: ModelConfig, layer: int) -> Any:
         prefix, norm_D = f"model.layers.{layer}.self_attn", self._norm(f"model.layers.{layer}.input_layernorm")

@@ -10,9 +10,10 @@ import torch
 from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
+from localr1.decode.depth import LOOKUP_DEEPEST, MTP_DEEPEST, AutoDepth, FixedDepth
 from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter
 from localr1.decode.sampling import Sampling
-from localr1.decode.speculate import DEEPEST, AutoDepth, FixedDepth, Speculation
+from localr1.decode.speculate import Speculation
 from localr1.errors import NotFoundError, UnsupportedError
 from localr1.events import Event, LoadProgress, Notice, Progress
 from localr1.hub import cache as hub_cache
@@ -63,7 +64,7 @@ class Engine:
     """Its parts on a GPU; None where it runs on the CPU alone."""
     notes: tuple[str, ...] = ()
     """What the user should hear of how it was loaded."""
-    depth: AutoDepth = field(default_factory=lambda: AutoDepth(DEEPEST))
+    depth: AutoDepth = field(default_factory=lambda: AutoDepth(LOOKUP_DEEPEST))
     """What guessing costs and gains on this machine; conversations share it, so that only the first tries things."""
 
     @property
@@ -242,6 +243,7 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         routing=parts.routing,
         placed=parts.placed,
         notes=parts.notes,
+        depth=AutoDepth(MTP_DEEPEST if parts.mtp else LOOKUP_DEEPEST),
     )
 
 
@@ -265,7 +267,7 @@ def _recommended(name: str, folder: Path) -> Sampling:
 def compile_kernels(engine: Engine) -> Iterator[Event]:
     """Have the kernels ready; their first compilation takes a while, so it is shown as what it is."""
     attention = "mla_attention" if isinstance(engine.config.attention, MlaConfig) else "gqa_attention"
-    names = ("rms_norm", "linear", "routed_ffn", attention, *compilation.fused(attention))
+    names = ("rms_norm", "linear", "routed_ffn", attention, *compilation.fused(attention, engine.mtp is not None))
     what = "compiling {} for this processor (first time only)" if compilation.cache_is_cold(names) else "loading {}"
     for done, name in enumerate(compilation.compile_all(names)):
         yield LoadProgress(what.format(name), done, len(names))

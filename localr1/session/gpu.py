@@ -203,6 +203,11 @@ class GpuModel:
         hidden_TD = self.forward(token_T, cache)
         return hidden_TD, self.logits(hidden_TD)
 
+    def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_TD, logits_TV = self.step(token_T, cache)
+        logit_T, best_T = logits_TV.max(dim=-1)
+        return hidden_TD, best_T, logit_T
+
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):
             return self.decoder.forward(token_T, cache)

@@ -67,6 +67,13 @@ def _bitsandbytes_quant() -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | N
     return int8_vectorwise_quant  # type: ignore[no-any-return]
 
 
+def round_rows(matrix_OI: Tensor) -> Int8Rows:
+    """The same format in plain torch, for a small matrix that a store keeps in float and a kernel wants in int8."""
+    matrix_OI = matrix_OI.to(torch.float32)
+    scb = matrix_OI.abs().amax(dim=1).clamp(min=SMALLEST_ABSMAX)
+    return Int8Rows((matrix_OI * (127.0 / scb)[:, None]).round().to(torch.int8), scb)
+
+
 def dequantize_rows(rows: Int8Rows) -> Tensor:
     """The float32 matrix [O, I] that int8 rows stand for."""
     return rows.weight.to(torch.float32) * (rows.scb / 127.0)[:, None]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from localr1.kernels import blocks, cpu, reference
+from localr1.kernels.mtp_block import MtpFront
 from tests.kernels.test_cpu import bfloat16, row_error, rows, weights
 
 if not blocks.MOST_ROWS:
@@ -307,3 +308,19 @@ def test_embedding():
     np.testing.assert_allclose(out, reference.dequantize(q, scb)[token], rtol=1e-6)
     with pytest.raises(ValueError, match="embed"):
         cpu.embed(q, scb, np.array([20]), out[:1])
+
+
+@pytest.mark.parametrize(("T", "D"), [(1, 64), (2, 192), (8, 33)])
+def test_what_an_mtp_layer_begins_with(T, D):
+    rng = np.random.default_rng(T)
+    embedding, proj = matrix(rng, 50, D), matrix(rng, D, 2 * D)
+    e_norm, h_norm = (rng.uniform(0.5, 1.5, D).astype(np.float32) for _ in range(2))
+    front = MtpFront(embedding, e_norm, h_norm, proj, EPS, blocks.Scratch())
+    tokens, hidden = rng.integers(0, 50, T).tolist(), rows(rng, T, D)
+    embedded = reference.dequantize(embedding.q_OD, embedding.scb_O)[tokens]
+    wanted = product(np.concatenate((norm(embedded, e_norm), norm(hidden, h_norm)), axis=1), proj)
+    assert row_error(front(tokens, hidden), wanted) < TOLERANCE
+    with pytest.raises(ValueError, match="tokens"):
+        front([50] * T, hidden)
+    with pytest.raises(ValueError, match="states"):
+        front(tokens, hidden[:, 1:])

@@ -50,6 +50,11 @@ class Scripted:
         hidden_TD = self.forward(token_T, cache)
         return hidden_TD, self.logits(hidden_TD)
 
+    def likeliest(self, token_T: Tensor, cache: RowCache) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_TD, logits_TV = self.step(token_T, cache)
+        logit_T, best_T = logits_TV.max(dim=-1)
+        return hidden_TD, best_T, logit_T
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
