@@ -7,7 +7,8 @@ sampled between the measurements that they judge, with the same threads, so a ma
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,11 +18,12 @@ from localr1.model.config import MlaConfig, ModelConfig
 from localr1.model.linear import TensorSpec
 from localr1.placement.shape import EXPERT, ModelShape
 
-SAMPLE_BYTES = 256 << 20
+SAMPLE_BYTES = 16 << 20
 """Read at a time at most."""
 
 SAMPLE_S = 0.02
-"""A sample lasts at least this long."""
+"""A sample lasts at least this long. It is the median of its calls: one that waited for a processor says nothing of
+what the machine could do."""
 
 
 class Ceilings:
@@ -29,26 +31,37 @@ class Ceilings:
 
     def __init__(self, runs: Sequence[Tensor], active_bytes: int) -> None:
         self._stretches = _endless(runs, min(active_bytes, SAMPLE_BYTES))
-        self._left, self._right = torch.randn(512, 2048), torch.randn(2048, 1024)
+        self._left, self._right = torch.randn(512, 1024), torch.randn(1024, 1024)
         self.read_bytes_per_s()
         self.operations_per_s()
 
     def read_bytes_per_s(self) -> float:
-        """Read the next stretch of the weights and do nothing else."""
-        done, start_s = 0, time.perf_counter()
-        while time.perf_counter() - start_s < SAMPLE_S:
-            stretch = next(self._stretches)
-            cpu.read(stretch.numpy())
-            done += stretch.numel()
-        return done / (time.perf_counter() - start_s)
+        """Read the next stretches of the weights and do nothing else."""
+        return _sample(self._read)
 
     def operations_per_s(self) -> float:
         """torch's float32 matrix product; a multiplication and an addition are two operations."""
-        done, start_s = 0, time.perf_counter()
-        while time.perf_counter() - start_s < SAMPLE_S:
-            torch.mm(self._left, self._right)
-            done += 2 * self._left.numel() * self._right.shape[1]
-        return done / (time.perf_counter() - start_s)
+        return _sample(self._multiply)
+
+    def _read(self) -> int:
+        stretch = next(self._stretches)
+        cpu.read(stretch.numpy())
+        return stretch.numel()
+
+    def _multiply(self) -> int:
+        torch.mm(self._left, self._right)
+        return 2 * self._left.numel() * self._right.shape[1]
+
+
+def _sample(work: Callable[[], int]) -> float:
+    """What `work` gets done a second."""
+    rates: list[float] = []
+    began_s = now_s = time.perf_counter()
+    while now_s - began_s < SAMPLE_S or len(rates) < 3:
+        start_s, done = now_s, work()
+        now_s = time.perf_counter()
+        rates.append(done / (now_s - start_s))
+    return median(rates)
 
 
 def _endless(runs: Sequence[Tensor], size: int) -> Iterator[Tensor]:

@@ -163,8 +163,8 @@ class SpeedBench:
         samples = self.samples[depth]
         samples.decode_s.append(decode_s)
         samples.prefill_s.append(prefill_s)
-        samples.read_bytes_per_s.append((read_before + read_after) / 2)
-        samples.operations_per_s.append((multiplied_before + ceilings.operations_per_s()) / 2)
+        samples.read_bytes_per_s.append(max(read_before, read_after))
+        samples.operations_per_s.append(max(multiplied_before, ceilings.operations_per_s()))
         if joules is not None:
             samples.energy_j.append(joules)
 
