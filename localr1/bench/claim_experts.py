@@ -138,16 +138,17 @@ def _hits(subject: Subject, routes: Routes, moe: MoeConfig) -> Section:
         hottest, layers, count = hit_rates(routes, moe.num_experts, share)
         gain: Cell = Figure((hottest / layers,), "x", "more") if layers else "-"
         cells = (byte_figure(count * subject.sizes.expert_bytes), _percent(hottest), _percent(layers), "0 %", gain)
-        rows.append(Row(f"{share:.0%} of the experts", (*cells, "not measured here")))
+        rows.append(Row(f"{share:.0%} of the experts", cells))
     tokens = min(len(chosen) for chosen in routes.values())
     text = "random tokens through random routers" if subject.shape is not None else "text"
     notes = (
         f"hits: the share of a token's expert reads that the GPU serves; learned on {tokens // 2:,} tokens of {text}, "
         f"counted on the next {tokens - tokens // 2:,}",
         "a dense model of this size has no hot part: its hits are those of whole layers",
-        "speed with a GPU: " + ("see --compare vram=0,8GiB" if torch.cuda.is_available() else "there is no GPU here"),
+        "tokens/s at each budget: "
+        + ("--compare vram=0,8GiB" if torch.cuda.is_available() else "not measured here, there is no GPU"),
     )
-    columns = ("in GPU memory", "bytes", "hottest experts", "whole layers", "all cold", "hottest / layers", "tokens/s")
+    columns = ("in GPU memory", "bytes", "hottest experts", "whole layers", "all cold", "hottest / layers")
     return Section("claim experts", f"{TITLE}: what it would serve", columns, tuple(rows), notes)
 
 

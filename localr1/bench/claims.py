@@ -73,7 +73,7 @@ def claim_bits(subject: Subject, options: BenchOptions) -> Progress[Section]:
         rows += _fidelity_rows(divergence(Speaker(exact.model, exact.new_cache), plain, text), "the float32 source")
     except NotFoundError as error:
         notes.append(f"against the unquantized model: not measured here, source not at hand ({error.message})")
-    return _bits(rows, [*notes, f"fidelity on {len(text):,} tokens of text"])
+    return _bits(rows, [*notes, f"fidelity on {len(text):,} tokens of Python's documentation"])
 
 
 def _bits(rows: list[Row], notes: list[str]) -> Section:

@@ -1,0 +1,23 @@
+"""Tables in windows of any width."""
+
+import pytest
+
+from localr1.terminal.tables import show_table
+from tests.terminal.fakes import environment, out
+
+ROWS = (("0", "10,023 tokens/s (5,452 to 10,399)", ""), ("1,024", "5,145 tokens/s", "a [red]word\x1b[2J"))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_nothing_is_lost_and_no_line_is_too_long(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown_on = environment(tty="o", NO_COLOR="1", TERM="dumb")
+    show_table(shown_on, "Speed", ("context", "prefill", "verdict"), ROWS, ("a note that is as long as notes are",))
+    lines = out(shown_on).splitlines()
+    assert max(map(len, lines)) <= width
+    words = " ".join(out(shown_on).split())
+    for word in ("10,023", "10,399)", "5,145", "[red]word", "1,024", "notes are"):
+        assert word in words
+    assert "\x1b" not in out(shown_on)
+    assert words.count("prefill") == (1 if width >= 80 else 2), "a column a line where the table is too wide"
+    assert words.count("verdict") == 1
