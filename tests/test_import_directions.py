@@ -20,7 +20,7 @@ ALLOWED = {
     "weights": {"errors", "events", "model.linear", "__init__"},
     "placement": {"kernels", "weights", "errors", "events", "model.linear", "model.config", "model.mla", "model.rope"},
     "decode": {"model", "errors", "events"},
-    "session": {"chat", "decode", "hub", "kernels", "model", "placement", "weights"} | BASE,
+    "session": {"__init__", "chat", "decode", "hub", "kernels", "model", "placement", "weights"} | BASE,
     "bench": {"session", "decode", "model", "placement", "weights", "hub", "kernels", "chat", "__init__"} | BASE,
     "cli": {"session", "terminal", "bench", "hub", "chat.history", "chat.structure", "__init__"} | BASE,
     "__main__": {"cli"},

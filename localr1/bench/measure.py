@@ -10,13 +10,14 @@ import torch
 from localr1.bench.claims import claims
 from localr1.bench.compare import compare, parse_comparison
 from localr1.bench.fidelity import fidelity
-from localr1.bench.machine import BUSY_SHARE, OtherPrograms, machine, peak_rss_bytes
+from localr1.bench.machine import machine, peak_rss_bytes
 from localr1.bench.report import Figure, Report, Row, Section
 from localr1.bench.speed import SpeedBench, parse_depths
 from localr1.bench.subject import Subject
 from localr1.errors import UsageError
 from localr1.events import Progress
 from localr1.options import BenchOptions, EngineOptions
+from localr1.placement.load import BUSY_SHARE, OtherPrograms
 
 NOT_RECORDED = ("json", "plot", "markdown", "csv", "words")
 """Options that say where results go, not what they are of."""

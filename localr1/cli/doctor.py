@@ -10,7 +10,7 @@ from localr1.events import Progress
 from localr1.options import DoctorOptions, EngineOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
-from localr1.terminal.quantities import bytes_text
+from localr1.terminal.quantities import bytes_text, count_text
 from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run(environment: Environment, options: DoctorOptions) -> ExitStatus:
     for label, value in rows(hardware):
         table.add_row(label, visible(value))
     environment.console(environment.stdout).print(table)
-    findings = diagnose(hardware.facts)
+    findings = diagnose(hardware.facts, hardware.rates)
     for finding in findings:
         environment.status(f"{finding.weight}: {finding.what}", "red" if finding.weight == "wrong" else "yellow")
         environment.status(f"  mend: {finding.mend}")
@@ -63,7 +63,7 @@ def rows(hardware: "Hardware") -> Iterator[tuple[str, str]]:
     yield "processor", f"{facts.processor}, {cores}, {facts.threads} used, {vectors}"
     yield (
         "  int8 products",
-        ", ".join(f"{flops / 1e9:.0f} GFLOP/s at {rows:,} rows" for rows, flops in rates.int8_flops),
+        ", ".join(f"{flops / 1e9:.0f} GFLOP/s at {count_text(rows, 'row')}" for rows, flops in rates.int8_flops),
     )
     yield "  float32 products", f"{rates.gemm_flops / 1e9:.0f} GFLOP/s"
     yield "RAM", f"{bytes_text(facts.ram_bytes)}, {bytes_text(facts.ram_free_bytes)} free"

@@ -47,7 +47,7 @@ def _look(options: PlanOptions, engine: EngineOptions) -> "Progress[tuple[Subjec
 def _show(environment: Environment, subject: "Subject", foretold: "Forecast", notes: tuple[str, ...]) -> None:
     from rich.table import Table
 
-    from localr1.session.outlook import reasons, table
+    from localr1.session.outlook import pace, reasons, table
 
     chosen, console = foretold.plan, environment.console(environment.stdout)
     rows = Table.grid(padding=(0, 2))
@@ -57,14 +57,16 @@ def _show(environment: Environment, subject: "Subject", foretold: "Forecast", no
     for row in table(chosen):
         rows.add_row(*row)
     rows.add_row()
-    rows.add_row("decode", f"{foretold.decode_tokens_per_s:,.1f}", "tokens/s")
-    rows.add_row("prefill", f"{foretold.prefill_tokens_per_s:,.0f}", "tokens/s")
-    rows.add_row("what memory alone would allow", f"{foretold.floor_tokens_per_s:,.1f}", "tokens/s")
+    rows.add_row("decode", *pace(foretold.decode_tokens_per_s))
+    rows.add_row("prefill", *pace(foretold.prefill_tokens_per_s))
+    rows.add_row("what memory alone would allow", *pace(foretold.floor_tokens_per_s))
+    rows.add_row()
+    rows.add_row("of a decoded token's time")
     for what, seconds in reasons(foretold):
-        rows.add_row(f"  a token's {what}", f"{1000 * seconds:.2f}", "ms")
+        rows.add_row(f"  {what}", *_duration(seconds))
     console.print(rows)
     told = [*chosen.notes, *notes]
-    if chosen.shape.experts and not chosen.measured:
+    if not chosen.measured and 0 < chosen.ram_experts < chosen.shape.expert_count:
         told.append(
             "no routing history of this model yet: the hottest quarter of experts is taken to get 44 % of the use"
         )
@@ -72,6 +74,10 @@ def _show(environment: Environment, subject: "Subject", foretold: "Forecast", no
         told.append(f"get it with: localr1 download {subject.name}")
     for line in told:
         environment.status(line, "dim")
+
+
+def _duration(seconds: float) -> tuple[str, str]:
+    return (f"{seconds:.1f}", "s") if seconds >= 1 else (f"{1000 * seconds:.2f}", "ms")
 
 
 def _record(subject: "Subject", foretold: "Forecast", notes: tuple[str, ...]) -> dict[str, Any]:

@@ -100,7 +100,10 @@ class Weights(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """A small tensor (norm, router, bias, `kv_b_proj`), as float32 on the device; the whole name."""
+        """A small tensor (norm, router, bias), as float32 on the device; the whole name.
+
+        `kv_b_proj` may be of the type that the device multiplies in.
+        """
         ...
 
     def linear(self, prefix: str) -> Linear:

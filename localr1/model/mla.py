@@ -74,7 +74,7 @@ class LatentAttention:
 
     def _absorbed(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """score = (q_nope W_UK) . c + q_pe . k_pe; out = (softmax c) W_UV (DeepSeek-V2, section 2.1.3)."""
-        q_latent_THC = torch.bmm(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
+        q_latent_THC = product(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
         if q_pe_THR.shape[0] <= self.kernel_rows:
             latent_THC = self.attend(q_latent_THC.contiguous(), q_pe_THR, cache_SW, start, self.scale)
         else:
@@ -83,7 +83,7 @@ class LatentAttention:
             values_1SC = rows_SW[..., : self.mla.kv_lora_rank]
             out_1TC = causal_attention(q_1TW, rows_SW, values_1SC, int(start), self.scale, shared=self.mla.num_heads)
             latent_THC = out_1TC.view(-1, self.mla.num_heads, self.mla.kv_lora_rank)
-        return torch.bmm(latent_THC.transpose(0, 1), self.value_up_HVC.transpose(1, 2)).transpose(0, 1)
+        return product(latent_THC.transpose(0, 1), self.value_up_HVC.transpose(1, 2)).transpose(0, 1)
 
     def _expanded(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""
@@ -96,11 +96,16 @@ class LatentAttention:
         parts: list[Tensor] = []
         for first in range(0, mla.num_heads, heads):
             block = slice(first, first + heads)
-            k_nope_HSN = torch.matmul(latent_SC, self.key_up_HNC[block].transpose(1, 2))
-            v_HSV = torch.matmul(latent_SC, self.value_up_HVC[block].transpose(1, 2))
+            k_nope_HSN = product(latent_SC, self.key_up_HNC[block].transpose(1, 2))
+            v_HSV = product(latent_SC, self.value_up_HVC[block].transpose(1, 2))
             k_HSk = torch.cat((k_nope_HSN, k_pe_SR.expand(len(k_nope_HSN), -1, -1)), dim=-1)
             parts.append(causal_attention(q_HTk[block], k_HSk, v_HSV, int(start), self.scale))
         return torch.cat(parts).transpose(0, 1)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight in the weight's own type, as float32."""
+    return torch.matmul(x.to(weight.dtype), weight).float()
 
 
 def softmax_scale(config: ModelConfig, mla: MlaConfig) -> float:

@@ -10,7 +10,7 @@ Invariant: with more GPU memory the chosen placement is never forecast to decode
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,8 @@ from localr1.placement.plan import Budget, DoesNotFitError, Hotness, PlacementPl
 from localr1.placement.shape import ModelShape
 
 PROMPT_TOKENS = 512
+STAND_IN_SHARE = 1 / 3
+"""Of a prompt's tokens, those that each expert of a stand-in layer gets."""
 GPU_SHARE = 0.65
 """Of its streaming bandwidth, what the GPU's kernels reach on one row."""
 GPU_GEMM_SHARE = 0.4
@@ -61,7 +63,9 @@ def choose(shape: ModelShape, budget: Budget, hotness: Hotness | None, rates: Ra
         alone = forecast(plan_cpu(shape, budget, hotness), rates)
     except DoesNotFitError:
         return ours
-    return ours if ours.decode_tokens_per_s >= alone.decode_tokens_per_s else alone
+    if ours.decode_tokens_per_s >= alone.decode_tokens_per_s:
+        return ours
+    return replace(alone, plan=replace(alone.plan, notes=("CPU only: with the GPU it would be slower",)))
 
 
 def forecast(chosen: PlacementPlan, rates: Rates) -> Forecast:
@@ -197,10 +201,17 @@ def _cpu_prefill_s(chosen: PlacementPlan, rates: Rates) -> float:
     ):
         seconds += count * _prefill_layer_s(shape, rates, 2.0 * rows * read_bytes + attention_flops)
     if shape.experts:
-        touched, _ = _touched(shape, rows)
+        touched, rows_each = _touched(shape, rows)
+        seconds += shape.main_expert_layers * _fewer_rows_s(shape, rates, rows, rows_each)
         disk_bytes = chosen.disk_experts / shape.expert_count * touched * shape.main_expert_layers * shape.expert_bytes
         seconds += _disk_s(disk_bytes, rates)
     return seconds
+
+
+def _fewer_rows_s(shape: ModelShape, rates: Rates, rows: int, rows_each: float) -> float:
+    """What a layer's experts take longer, or less, than a stand-in's, of which each gets another number of rows."""
+    flops = 2.0 * rows * shape.top_k * shape.expert_bytes
+    return flops / flops_at(rates, rows_each) - flops / flops_at(rates, rows * STAND_IN_SHARE)
 
 
 def _gpu_prefill_s(chosen: PlacementPlan, rates: Rates, gpu: GpuRates) -> float:
@@ -232,6 +243,14 @@ def _touched(shape: ModelShape, rows: int) -> tuple[float, float]:
 def _attention_flops(shape: ModelShape, rows: int) -> float:
     """Scores and values of rows that see each other and those before them: half of all pairs."""
     return 2.0 * shape.layers * shape.heads * shape.score_width * rows * rows / 2
+
+
+def pace(tokens_per_s: float) -> tuple[str, str]:
+    """A speed as a number and its unit, three digits at most: tokens a second, or seconds a token where it is slow."""
+    if tokens_per_s >= 1:
+        return f"{tokens_per_s:,.0f}" if tokens_per_s >= 99.95 else f"{tokens_per_s:.1f}", "tokens/s"
+    seconds = 1 / tokens_per_s
+    return f"{seconds:,.0f}" if seconds >= 9.95 else f"{seconds:.1f}", "s a token"
 
 
 def reasons(foretold: Forecast) -> Iterator[tuple[str, float]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from localr1.kernels import gpu
-from localr1.kernels.gpu import Kernels
+from localr1.kernels.gpu import Kernels, plain
 from localr1.model.config import ModelConfig
 from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, FusedHead, Linear, Position
 from localr1.weights.store import Store
@@ -41,7 +41,9 @@ class GpuWeights:
         self.ops = ops
 
     def tensor(self, name: str) -> Tensor:
-        return self._store.tensor(name).to(self.ops.device, torch.float32)
+        """In float32; `kv_b_proj`, which every token reads as a whole, in the device's 16 bits."""
+        dtype = plain.product_dtype(self.ops.device) if name.endswith(".kv_b_proj.weight") else torch.float32
+        return self._store.tensor(name).to(self.ops.device, dtype)
 
     def linear(self, prefix: str) -> Linear:
         rows, kernel = self._store.int8_rows(prefix), self.ops.kernels.linear

@@ -1,8 +1,9 @@
 """What this computer has and how fast it is, as records, and what is wrong with it.
 
 Owns the records, their cache on the disk and the diagnosis. Measures nothing itself and imports no torch, as `probe`
-does; whoever asks hands in a `Source`, so a test can be any computer. Invariant: cached rates are used only for the
-hardware and software they were measured with; what changes by the minute (free memory) is never cached.
+does; whoever asks hands in a `Source`, so a test can be any computer. Invariants: cached rates are used only for the
+hardware and software, this program's included, that they were measured with; those measured while other programs kept
+the processors busy are measured again at the next chance; what changes by the minute (free memory) is never cached.
 """
 
 import contextlib
@@ -10,13 +11,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from localr1.events import LoadProgress, Progress
+from localr1.placement.load import BUSY_SHARE
 
-FORMAT = 2
+FORMAT = 3
+MOST_PROBES = 3
+"""Of a computer that is always busy: then the best of so many is what it can."""
 OLDEST_CAPABILITY = (7, 5)
 LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 """The NVIDIA driver that a torch built for this CUDA needs."""
@@ -60,13 +64,15 @@ class Facts:
     """GPUs that the driver shows, whether or not torch can use them."""
     triton: str | None
     gpu: GpuFacts | None
+    program: str = ""
+    """The version of this program and of its kernels."""
 
     @property
     def key(self) -> str:
         """Names what measured rates depend on."""
         gpu = (self.gpu.name, self.gpu.capability, self.gpu.total_bytes) if self.gpu else None
         parts = (FORMAT, self.processor, self.physical_cores, self.threads, self.vector_bits, self.ram_bytes)
-        software = (self.torch_version, self.torch_cuda, self.driver, self.triton, gpu)
+        software = (self.program, self.torch_version, self.torch_cuda, self.driver, self.triton, gpu)
         return hashlib.sha256(json.dumps([parts, software]).encode()).hexdigest()[:16]
 
 
@@ -118,6 +124,15 @@ class Rates:
     gpu: GpuRates | None
     rough: bool = False
     """Guessed from a fraction of a second's measuring."""
+    others_share: float = 0.0
+    """Of the processors' time, what other programs took meanwhile; of several probes, in the quietest."""
+    probes: int = 1
+    """How often it was measured; the best of each rate is kept."""
+
+    @property
+    def unsure(self) -> bool:
+        """Whether this computer can do more than was seen, because it was busy."""
+        return self.others_share > BUSY_SHARE
 
 
 class Source(Protocol):
@@ -145,13 +160,19 @@ class Hardware:
 
 
 def survey(source: Source, cache: Path, *, fresh: bool = False) -> Progress[Hardware]:
-    """The hardware, with rates from the cache where it holds those of this very hardware, else measured and cached."""
+    """The hardware, with rates from the cache where it holds those of this very hardware, else measured and cached.
+
+    Cached ones of a busy computer are measured again, a few times at most, and the best of both are kept.
+    """
     yield LoadProgress("looking at this computer")
     facts = source.facts()
-    rates = None if fresh else read_rates(cache, facts)
-    if rates is None:
-        rates = yield from source.rates(facts)
-        _write(cache, facts, rates)
+    before = None if fresh else read_rates(cache, facts)
+    if before is not None and not (before.unsure and before.probes < MOST_PROBES):
+        return Hardware(facts, before)
+    rates = yield from source.rates(facts)
+    if before is not None:
+        rates = best_of(before, rates)
+    _write(cache, facts, rates)
     return Hardware(facts, rates)
 
 
@@ -177,6 +198,29 @@ def read_rates(cache: Path, facts: Facts) -> Rates | None:
     return rates if _sensible(rates) else None
 
 
+def best_of(one: Rates, other: Rates) -> Rates:
+    """Of two probes of the same computer, the better of each rate: a busy one can only look slower than it is."""
+    layers = tuple(
+        replace(a, decode_s=min(a.decode_s, b.decode_s), prefill_s=min(a.prefill_s, b.prefill_s))
+        for a, b in zip(one.layers, other.layers, strict=True)
+    )
+    disk = max(filter(None, (one.disk_bytes_per_s, other.disk_bytes_per_s)), default=None)
+    gpu = one.gpu
+    if one.gpu is not None and other.gpu is not None:
+        gpu = GpuRates(*(max(pair) for pair in zip(asdict(one.gpu).values(), asdict(other.gpu).values(), strict=True)))
+    return Rates(
+        max(one.read_bytes_per_s, other.read_bytes_per_s),
+        max(one.row_bytes_per_s, other.row_bytes_per_s),
+        tuple((rows, max(a, b)) for (rows, a), (_, b) in zip(one.int8_flops, other.int8_flops, strict=True)),
+        max(one.gemm_flops, other.gemm_flops),
+        layers,
+        disk,
+        gpu or other.gpu,
+        others_share=min(one.others_share, other.others_share),
+        probes=one.probes + other.probes,
+    )
+
+
 def _sensible(rates: Rates) -> bool:
     numbers = [getattr(rates, one.name) for one in fields(rates) if one.name.endswith(("_per_s", "_flops", "_s"))]
     numbers = [one for one in numbers if not isinstance(one, tuple) and one is not None]
@@ -186,6 +230,8 @@ def _sensible(rates: Rates) -> bool:
     return (
         bool(rates.int8_flops)
         and kinds == {"latent", "grouped"}
+        and isinstance(rates.others_share, int | float)
+        and isinstance(rates.probes, int)
         and all(isinstance(one, int | float) and 0 < one < 1e18 for one in numbers)
     )
 
@@ -211,9 +257,12 @@ class Finding:
     mend: str
 
 
-def diagnose(facts: Facts) -> tuple[Finding, ...]:
-    """What is wrong, the worst first."""
+def diagnose(facts: Facts, rates: Rates | None = None) -> tuple[Finding, ...]:
+    """What is wrong, with how the rates were measured if they are given; the worst first."""
     found = [*_gpu_findings(facts), *_memory_findings(facts)]
+    if rates is not None and rates.unsure:
+        what = f"other programs took {rates.others_share:.0%} of the processors while this was measured"
+        found.append(Finding("mind", what, "when the computer is quiet, measure again: localr1 doctor --fresh"))
     if facts.vector_bits == 0:
         what = "the CPU kernels run without vector instructions: this processor lacks AVX2"
         found.append(Finding("mind", what, "expect a fraction of the speed; there is nothing to install"))
@@ -286,4 +335,8 @@ def _gb(count: int) -> str:
 def to_record(hardware: Hardware) -> dict[str, Any]:
     """All of it as JSON, with what is wrong."""
     facts = asdict(hardware.facts)
-    return {**facts, "rates": asdict(hardware.rates), "findings": [asdict(one) for one in diagnose(hardware.facts)]}
+    return {
+        **facts,
+        "rates": asdict(hardware.rates),
+        "findings": [asdict(one) for one in diagnose(hardware.facts, hardware.rates)],
+    }

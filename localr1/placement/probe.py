@@ -23,12 +23,17 @@ import torch
 from localr1.events import LoadProgress, Progress
 from localr1.kernels import compilation, cpu, threads
 from localr1.kernels.features import BITS
+from localr1.kernels.jit import SOURCES_STAMP
 from localr1.placement.hardware import Facts, GpuFacts, GpuRates, LayerKind, LayerTime, Rates
+from localr1.placement.load import OtherPrograms
 
 STREAM_BYTES = 512 << 20
 MATRIX = 2048
 ROWS = (1, 8, 64, 512)
 REPEATS = 3
+MOST_REPEATS = 12
+AGREE = 1.05
+"""Two fastest runs so near each other were not disturbed."""
 DISK_BYTES = 128 << 20
 DRIVER_TIMEOUT_S = 5.0
 KERNELS = ("read", "linear")
@@ -48,6 +53,8 @@ class System:
     """The `Source` that is this computer; `folder` is where models live, `measure_layers` runs stand-in models."""
 
     folder: Path
+    version: str = ""
+    """Of this program."""
     measure_layers: Callable[[], Progress[tuple[LayerTime, ...]]] | None = None
 
     def facts(self) -> Facts:
@@ -71,6 +78,7 @@ class System:
             driver_gpus=driver_gpus,
             triton=_version_of("triton") or _version_of("triton-windows"),
             gpu=_gpu_facts(),
+            program=f"{self.version}, kernels {SOURCES_STAMP.hex()[:12]}",
         )
 
     def rates(self, facts: Facts) -> Progress[Rates]:
@@ -81,6 +89,7 @@ class System:
             stage = f"compiling {kernel} (first time only)" if cold else f"loading {kernel}"
             yield LoadProgress(stage, next(names), len(stages))
             compilation.compile_kernel(kernel)
+        others = OtherPrograms()
         yield LoadProgress("measuring RAM", next(names), len(stages))
         read, row = _memory()
         yield LoadProgress("measuring the processor", next(names), len(stages))
@@ -95,7 +104,7 @@ class System:
         layers = _rough_layers(row, int8_flops[-1][1])
         if self.measure_layers is not None:
             layers = yield from self.measure_layers()
-        return Rates(read, row, int8_flops, gemm, layers, disk, gpu)
+        return Rates(read, row, int8_flops, gemm, layers, disk, gpu, others_share=others.share())
 
     def rough_rates(self, facts: Facts) -> Rates:
         words = torch.ones(ROUGH_BYTES // 8, dtype=torch.int64)
@@ -119,18 +128,21 @@ def _rough_layers(row_bytes_per_s: float, flops_per_s: float) -> tuple[LayerTime
 
 
 def _best_s(run: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of some runs, after one that counts for nothing."""
-    best = float("inf")
-    for repeat in range(repeats + 1):
+    """Seconds of the fastest run, after one that counts for nothing; there are more while the two fastest differ."""
+    run()
+    took: list[float] = []
+    while len(took) < repeats or (len(took) < MOST_REPEATS and took[1] > AGREE * took[0]):
         start = time.perf_counter()
         run()
-        took = time.perf_counter() - start
-        best = min(best, took) if repeat else best
-    return max(best, 1e-9)
+        took = sorted([*took, time.perf_counter() - start])
+    return max(took[0], 1e-9)
 
 
 def _memory() -> tuple[float, float]:
-    """Bytes a second: streamed, and by the int8 kernel at one row, over more matrices than any cache holds."""
+    """Bytes a second: streamed, and by the int8 kernel at one row, over more matrices than any cache holds.
+
+    What the kernel reads can be streamed, so the first is never less than the second.
+    """
     size = min(STREAM_BYTES, psutil.virtual_memory().available // 4) // MATRIX**2 * MATRIX**2
     stream = np.ones(max(size, MATRIX**2), np.int8)
     read_s = _best_s(lambda: cpu.read(stream), REPEATS)
@@ -141,7 +153,8 @@ def _memory() -> tuple[float, float]:
         for matrix in matrices:
             cpu.linear(x, matrix, scb, out)
 
-    return stream.size / read_s, stream.size / _best_s(all_matrices, REPEATS)
+    row_s = _best_s(all_matrices, REPEATS)
+    return stream.size / min(read_s, row_s), stream.size / row_s
 
 
 def _int8_flops(rows: int) -> float:

@@ -5,11 +5,11 @@ experts leave first, and a forward is tried again: it commits nothing before it 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -22,10 +22,12 @@ from localr1.model.decoder import Decoder
 from localr1.model.linear import Cache
 from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
+from localr1.placement.forecast import choose
 from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.graphs import Tape
-from localr1.placement.plan import Budget, Expert, Hotness, PlacementPlan, plan_gpu
+from localr1.placement.plan import DoesNotFitError, Expert, Hotness, PlacementPlan
 from localr1.placement.policy import Policy, Slots
+from localr1.placement.probe import ROUGH_GPU
 from localr1.placement.replay import adapted_policy
 from localr1.placement.routes import Routes
 from localr1.placement.routing_history import RoutingHistory
@@ -33,7 +35,7 @@ from localr1.placement.shape import shape_of
 from localr1.placement.sizes import parse_size
 from localr1.placement.slots import ColdExperts, ExpertSlots
 from localr1.placement.split import FEW, Observe, SplitBank
-from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS
+from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS, budget_of, glance_at_computer
 from localr1.session.replay import Recording, Replayer
 from localr1.weights.store import Store
 
@@ -67,14 +69,19 @@ def usable_device(options: EngineOptions) -> torch.device | None:
 
 def plan_for(
     config: ModelConfig, mtp: bool, context: int, options: EngineOptions, hotness: Hotness | None
-) -> PlacementPlan | None:
-    """The plan for the GPU's memory, which leaves other programs theirs; None when the model has no room there."""
+) -> PlacementPlan:
+    """What `localr1 plan` says, but that no more GPU memory is given than is free beside the reserve.
+
+    Raises DoesNotFitError.
+    """
+    hardware = glance_at_computer(options)
+    shape = shape_of(config, registry.expected_tensors(config, mtp), mtp)
+    budget = budget_of(replace(options, context=context), hardware.facts, shape, what_if=True)
     free_bytes, _ = torch.cuda.mem_get_info()
     wanted = parse_size(options.vram, "--vram") if options.vram is not None else free_bytes
-    vram_bytes = max(0, min(wanted, free_bytes - RESERVED_VRAM_BYTES))
-    ram_bytes = parse_size(options.ram, "--ram") if options.ram is not None else psutil.virtual_memory().available
-    shape = shape_of(config, registry.expected_tensors(config, mtp), mtp)
-    return plan_gpu(shape, Budget(vram_bytes, ram_bytes, context), hotness)
+    budget = replace(budget, vram_bytes=max(0, min(wanted, free_bytes - RESERVED_VRAM_BYTES)))
+    rates = hardware.rates if hardware.rates.gpu is not None else replace(hardware.rates, gpu=ROUGH_GPU)
+    return choose(shape, budget, hotness, rates).plan
 
 
 def place_on_gpu(
@@ -99,9 +106,12 @@ def place_on_gpu(
     hotness = None
     if history is not None and history.tokens >= TRUSTED_TOKENS:
         hotness = history.hotness(registry.expert_layers(config, mtp))
-    plan = plan_for(config, mtp, context, options, hotness)
-    if plan is None:
-        return None, ("the GPU's memory has no room for what every token needs, so this model runs on the CPU",)
+    try:
+        plan = plan_for(config, mtp, context, options, hotness)
+    except DoesNotFitError as error:
+        return None, (f"this runs on the CPU and may fail: {error.message}; {error.hint}",)
+    if plan.device == "cpu":
+        return None, plan.notes
     observe = history.observe if history is not None else None
     routes = history.recent() if history is not None else None
     placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe, routes))
@@ -173,6 +183,7 @@ class GpuModel:
         self.decoder = decoder
         self.bank = placed.bank
         self.device = placed.device
+        self._left = ""
         self._replayer = None
         if record is None and placed.device.type == "cuda":
             record = Tape
@@ -191,7 +202,8 @@ class GpuModel:
     @property
     def notice(self) -> str:
         """What the user should know of how steps run; empty when all is as it should be."""
-        return self._replayer.given_up if self._replayer is not None else ""
+        given_up = self._replayer.given_up if self._replayer is not None else ""
+        return "; ".join(filter(None, (given_up and f"the GPU's steps are not replayed: {given_up}", self._left)))
 
     def forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         return self.with_room(lambda: self._forward(token_T, cache))
@@ -231,15 +243,9 @@ class GpuModel:
     def with_room(self, run: Callable[[], T]) -> T:
         """Run; when memory is short make experts leave and run again. Raises LocalR1Error for any other failure."""
         while True:
-            try:
-                return run()
-            except torch.OutOfMemoryError:
-                pass  # room is made below, when the failed step's tensors are gone
-            except RuntimeError as error:
-                if (told := device_error(error)) is None:
-                    raise
-                raise told from error
-            self._make_room()
+            with suppress(torch.OutOfMemoryError):
+                return _translated(run)
+            self._make_room()  # here, not in a handler, which would hold the failed step's tensors
 
     def _make_room(self) -> None:
         count = smaller(self.bank.slots.count if self.bank is not None else 0)
@@ -247,6 +253,7 @@ class GpuModel:
         if self._replayer is not None:
             self._replayer.forget()
         self.bank.shrink(count)
+        self._left = f"GPU memory ran short: {count:,} of {self.bank.slots.cold.total:,} experts stay in it"
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -254,9 +261,17 @@ class GpuModel:
 def safely(run: Callable[[], T]) -> T:
     """Run; what the device or its driver does wrong becomes a LocalR1Error."""
     try:
-        return run()
+        return _translated(run)
     except torch.OutOfMemoryError:
         smaller(0)
+        raise
+
+
+def _translated(run: Callable[[], T]) -> T:
+    """Run; a failing device is a LocalR1Error, memory that runs out remains torch's OutOfMemoryError."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         if (told := device_error(error)) is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from localr1 import __version__
 from localr1.errors import LocalR1Error, NotFoundError, UsageError
 from localr1.events import Progress
 from localr1.hub import cache as hub_cache
@@ -20,7 +21,7 @@ from localr1.kernels.threads import set_threads
 from localr1.model import registry
 from localr1.model.config import ModelConfig
 from localr1.options import EngineOptions
-from localr1.placement.forecast import Forecast, choose, reasons
+from localr1.placement.forecast import Forecast, choose, pace, reasons
 from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, diagnose, glance, survey, to_record
 from localr1.placement.plan import Budget, DoesNotFitError, Hotness, gigabytes, table
 from localr1.placement.probe import ROUGH_GPU, System
@@ -29,7 +30,7 @@ from localr1.placement.sizes import parse_size
 from localr1.session.routing import open_routing
 from localr1.weights.store import Store
 
-__all__ = ["Finding", "Forecast", "Hardware", "diagnose", "reasons", "table", "to_record"]
+__all__ = ["Finding", "Forecast", "Hardware", "diagnose", "pace", "reasons", "table", "to_record"]
 
 DEFAULT_CONTEXT_TOKENS = 32_768
 RESERVED_RAM_BYTES = 1 << 30
@@ -56,13 +57,13 @@ def survey_computer(
 ) -> Progress[Hardware]:
     """This computer, measured if it was not yet."""
     torch.set_num_threads(set_threads(options.threads))
-    return (yield from survey(System(hub_cache.home(), measure_layers), _rates_file(), fresh=fresh))
+    return (yield from survey(System(hub_cache.home(), __version__, measure_layers), _rates_file(), fresh=fresh))
 
 
 def glance_at_computer(options: EngineOptions) -> Hardware:
     """This computer, with rough rates where it was not measured yet; in about a tenth of a second."""
     torch.set_num_threads(set_threads(options.threads))
-    return glance(System(hub_cache.home()), _rates_file())
+    return glance(System(hub_cache.home(), __version__), _rates_file())
 
 
 def _rates_file() -> Path:
@@ -200,11 +201,7 @@ def summary(foretold: Forecast) -> str:
     if chosen.disk_bytes:
         places.append(f"{gigabytes(chosen.disk_bytes)} read from disk when needed")
     about = "roughly" if foretold.rough else "about"
-    return f"{', '.join(places)}; {about} {_rate(foretold.decode_tokens_per_s)} tokens/s expected"
-
-
-def _rate(tokens_per_s: float) -> str:
-    return f"{tokens_per_s:.0f}" if tokens_per_s >= 20 else f"{tokens_per_s:.2g}"
+    return f"{', '.join(places)}; {about} {' '.join(pace(foretold.decode_tokens_per_s))} expected"
 
 
 def expectation(model: str, options: EngineOptions) -> str:

@@ -30,6 +30,10 @@ class Routing:
         except CorruptError as error:
             found = None
             self._unheard.append(f"{error.message}; {error.hint}")
+        else:
+            if found is None and path.exists():
+                what = "the routing history beside this model is of other weights and is not used; a new one begins"
+                self._unheard.append(what)
         self.history = found or RoutingHistory.empty(identity)
 
     def counted(self, bank: ExpertBank) -> ExpertBank:

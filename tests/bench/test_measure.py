@@ -12,7 +12,6 @@ import torch
 from localr1.bench import measure, speed, subject
 from localr1.bench.energy import Meters
 from localr1.bench.floor import operations
-from localr1.bench.machine import OtherPrograms
 from localr1.bench.parts import REST, Stopwatch, timed_twin
 from localr1.bench.report import Report, parse_report
 from localr1.bench.speed import SpeedBench, parse_depths, visit
@@ -22,6 +21,7 @@ from localr1.bench.text import real_text, text_tokens
 from localr1.errors import UsageError
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import BenchOptions, EngineOptions
+from localr1.placement.load import OtherPrograms
 from tests import tiny
 from tests.bench.results import result_of
 

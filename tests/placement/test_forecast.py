@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localr1.placement.forecast import Forecast, choose, forecast, layer_s
+from localr1.placement.forecast import Forecast, choose, forecast, layer_s, pace
 from localr1.placement.hardware import GpuRates
 from localr1.placement.plan import Budget, plan_cpu
 from tests.placement.computers import GPU_RATES, RATES
@@ -74,7 +74,8 @@ def test_too_little_ram_reads_from_disk() -> None:
 
 def test_a_gpu_that_only_slows_things_down_is_left_alone() -> None:
     slow = replace(RATES, gpu=GpuRates(5e9, 1e9, 1e9, 1e12))
-    assert choose(V2_LITE, Budget(8 * GB, 64 * GB, 4096), None, slow).plan.device == "cpu"
+    alone = choose(V2_LITE, Budget(8 * GB, 64 * GB, 4096), None, slow).plan
+    assert alone.device == "cpu" and alone.notes == ("CPU only: with the GPU it would be slower",)
     assert choose(V2_LITE, Budget(8 * GB, 64 * GB, 4096), None, WITH_GPU).plan.device == "gpu"
 
 
@@ -82,3 +83,24 @@ def test_all_in_gpu_memory_is_bound_by_it() -> None:
     foretold = choose(DENSE, Budget(16 * GB, 64 * GB, 4096), None, WITH_GPU)
     assert foretold.plan.device == "gpu" and foretold.plan.ram_experts == 0
     assert foretold.floor_tokens_per_s == pytest.approx(500e9 / DENSE.active_bytes)
+
+
+@pytest.mark.parametrize(
+    ("speed", "told"),
+    [
+        (0.04, "25 s a token"),
+        (0.4, "2.5 s a token"),
+        (1.0, "1.0 tokens/s"),
+        (99.94, "99.9 tokens/s"),
+        (1234, "1,234 tokens/s"),
+    ],
+)
+def test_slow_is_told_in_seconds_a_token(speed: float, told: str) -> None:
+    assert " ".join(pace(speed)) == told
+
+
+def test_experts_of_few_rows_take_longer_to_read_a_prompt() -> None:
+    steep = replace(RATES, int8_flops=((1, 2e10), (48, 2e11), (512, 8e11)))
+    foretold = [forecast(plan_cpu(V2_LITE, Budget(0, 64 * GB, 4096)), rates) for rates in (RATES, steep)]
+    assert foretold[1].prefill_tokens_per_s < foretold[0].prefill_tokens_per_s
+    assert foretold[1].decode_tokens_per_s == foretold[0].decode_tokens_per_s

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from localr1.placement.hardware import Facts, diagnose, glance, read_rates, survey, to_record
+from localr1.events import Progress
+from localr1.kernels.jit import SOURCES_STAMP
+from localr1.placement import hardware
+from localr1.placement.hardware import MOST_PROBES, Facts, Rates, diagnose, glance, read_rates, survey, to_record
 from localr1.placement.probe import System, disk_rate, parse_driver
 from tests.placement.computers import CARD, FACTS, GB, GPU_RATES, RATES, WITH_GPU, Computer
 
@@ -72,6 +75,39 @@ def test_rates_are_measured_once_and_again_when_asked_or_when_the_hardware_chang
     assert result_of(survey(other, cache)).rates.gpu == GPU_RATES and other.measured == 1
     assert read_rates(cache, FACTS) is None
     assert read_rates(cache, WITH_GPU) == replace(RATES, gpu=GPU_RATES)
+
+
+def test_rates_of_a_busy_computer_are_measured_again_a_few_times_and_the_best_kept(tmp_path: Path) -> None:
+    class Busy(Computer):
+        def rates(self, facts: Facts) -> Progress[Rates]:
+            rates = yield from super().rates(facts)
+            slow = replace(rates, read_bytes_per_s=1e9 * self.measured, gemm_flops=1e12 / self.measured)
+            return replace(slow, others_share=0.5 + 0.1 * self.measured)
+
+    computer, cache = Busy(WITH_GPU), tmp_path / "hardware.json"
+    for _ in range(MOST_PROBES + 2):
+        found = result_of(survey(computer, cache))
+    assert computer.measured == MOST_PROBES
+    assert (found.rates.read_bytes_per_s, found.rates.gemm_flops) == (1e9 * MOST_PROBES, 1e12)
+    (finding,) = diagnose(found.facts, found.rates)
+    assert "60% of the processors" in finding.what and "--fresh" in finding.mend
+
+
+def test_rates_of_a_busy_computer_give_way_to_those_of_a_quiet_one(tmp_path: Path) -> None:
+    computer, cache = Computer(), tmp_path / "hardware.json"
+    hardware._write(cache, FACTS, replace(RATES, others_share=0.9, read_bytes_per_s=3e8))
+    assert result_of(survey(computer, cache)).rates.read_bytes_per_s == RATES.read_bytes_per_s
+    result_of(survey(computer, cache))
+    assert computer.measured == 1 and not diagnose(FACTS, result_of(survey(computer, cache)).rates)
+
+
+def test_another_version_of_the_program_or_its_kernels_measures_anew(tmp_path: Path) -> None:
+    cache = tmp_path / "hardware.json"
+    result_of(survey(Computer(replace(FACTS, program="1.0, kernels aa")), cache))
+    newer = Computer(replace(FACTS, program="1.0, kernels ab"))
+    result_of(survey(newer, cache))
+    assert newer.measured == 1
+    assert SOURCES_STAMP.hex()[:12] in System(tmp_path, "1.0").facts().program
 
 
 @pytest.mark.parametrize("harm", ["", "{", "[]", '{"key": 1}', "null"])

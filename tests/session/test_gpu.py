@@ -14,10 +14,11 @@ import torch
 from localr1.decode.cache import RowCache
 from localr1.decode.generate import forward, logits, step
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
-from localr1.events import AnswerText, ReasoningText
+from localr1.events import AnswerText, Notice, ReasoningText
 from localr1.model import registry
 from localr1.model.decoder import Decoder
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
+from localr1.placement import gpu as placement_gpu
 from localr1.placement.bank import CpuBank
 from localr1.placement.linear import StoreWeights
 from localr1.session import engine, gpu
@@ -204,10 +205,10 @@ def test_the_plan_leaves_other_programs_their_memory(config, monkeypatch: pytest
         vram: gpu.plan_for(config, False, 512, EngineOptions(vram=vram, ram="8GiB"), None)
         for vram in (None, "2GiB", "8GiB")
     }
-    budgets = {vram: plan.budget.vram_bytes for vram, plan in given.items() if plan}
+    budgets = {vram: plan.budget.vram_bytes for vram, plan in given.items()}
     most = free_bytes - gpu.RESERVED_VRAM_BYTES
     assert budgets == {None: most, "2GiB": 2 << 30, "8GiB": most}
-    assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None) is None
+    assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None).device == "cpu"
 
 
 NANO = Path(engine.__file__).parent.parent / "nano"
@@ -255,7 +256,7 @@ def test_what_is_chosen_on_a_gpu_goes_into_the_history(a_gpu: None, monkeypatch:
 
 def test_a_model_without_room_on_the_gpu_runs_on_the_cpu_and_says_so(a_gpu: None) -> None:
     opened, said = answer(EngineOptions(vram="100MiB", ram="8GiB", context=256, speculate="off"))
-    assert opened.placed is None and said and "runs on the CPU" in opened.notes[0]
+    assert opened.placed is None and said and "CPU only" in opened.notes[0] and "0.1 GB given" in opened.notes[0]
 
 
 def test_vram_without_a_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +277,22 @@ def test_a_failing_gpu_leaves_the_conversation_whole(a_gpu: None) -> None:
         list(talk.ask("And 3 + 4?"))
     assert [turn.role for turn in talk.transcript.messages[-2:]] == ["user", "assistant"]
     assert list(talk.ask("And 5 + 4?"))
+
+
+def test_what_befalls_the_gpu_is_said_once_with_the_turn(a_gpu: None) -> None:
+    opened = engine._open("nano", NANO, EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate="off"))
+    talk = opened.converse(SamplingOptions(temperature=0.0, max_tokens=4), ConversationOptions())
+    assert isinstance(opened.model, gpu.GpuModel)
+    failing(opened.model, [torch.OutOfMemoryError("full")])
+    said = [[event.text for event in talk.ask(text) if isinstance(event, Notice)] for text in (QUESTION, QUESTION)]
+    assert len(said[0]) == 1 and "ran short" in said[0][0] and said[1] == []
+
+
+def test_kv_b_is_of_the_type_that_the_device_multiplies_in(config, store, wanted, monkeypatch) -> None:
+    monkeypatch.setattr(placement_gpu.plain, "product_dtype", lambda device: torch.bfloat16)
+    model = on_device(config, store, 5)
+    assert model.decoder.layers[0].attention.key_up_HNC.dtype == torch.bfloat16
+    assert tiny.difference(run(model, config), wanted) < 3e-2
 
 
 def test_warming_up_runs_and_commits_nothing(config, store) -> None:

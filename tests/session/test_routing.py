@@ -1,5 +1,6 @@
 """A conversation's routes are kept beside the models, for the weights they were made with, and go with the model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from localr1.events import Notice, TurnEnd
 from localr1.hub import cache
 from localr1.hub.catalog import resolve
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
+from localr1.placement.routes import Routes
+from localr1.placement.routing_history import RoutingHistory
+from localr1.placement.routing_history import _write as write_history
 from localr1.session import Engine, load
 
 
@@ -64,6 +68,17 @@ def test_a_damaged_history_is_said_once_and_made_anew(file: Path) -> None:
     assert [str(file) in text for text in notices] == [True]
     ask(engine, "Hi")
     assert opened()[1] == []
+
+
+def test_a_history_of_other_weights_is_said_and_not_used(file: Path) -> None:
+    engine, _ = opened()
+    assert engine.routing is not None
+    identity = replace(engine.routing.history.identity, weights="other")
+    counts = np.zeros((len(identity.layers), identity.experts))
+    write_history(file, RoutingHistory(identity, counts, 9, Routes.of(identity.layers, identity.experts, ())))
+    again, notices = opened()
+    assert [text for text in notices if "of other weights" in text]
+    assert again.routing is not None and again.routing.history.tokens == 0
 
 
 def test_a_folder_that_cannot_be_written_stops_nobody(file: Path) -> None:
