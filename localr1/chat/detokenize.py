@@ -111,8 +111,16 @@ class TextStream:
     `<0x..>` tokens that `tokenizers` would replace byte by byte, the valid characters in it are kept.)
     """
 
-    def __init__(self, rule: DecodeRule, token: Callable[[int], str | None], verbatim: Mapping[int, str]) -> None:
-        """`token`: a token's spelling, None for an unknown number; `verbatim`: the added tokens' text as shown."""
+    def __init__(
+        self,
+        rule: DecodeRule,
+        token: Callable[[int], str | None],
+        verbatim: Mapping[int, str],
+        known: dict[int, bytes] | None = None,
+    ) -> None:
+        """`token`: a token's spelling, None for an unknown number; `verbatim`: the added tokens' text as shown;
+        `known`: bytes of tokens that came before, which streams of one tokenizer may share."""
+        self._known = {} if known is None else known
         self._rule = rule
         self._token = token
         self._verbatim = verbatim
@@ -121,7 +129,11 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The characters that are certain now; "" for a hidden or unknown token or half a character."""
-        return self._strip(self._utf8.decode(self._bytes(token_id)))
+        spelled = self._known.get(token_id)
+        if spelled is None:
+            spelled = self._known[token_id] = self._bytes(token_id)
+        text = self._utf8.decode(spelled)
+        return self._strip(text) if self._leading_spaces else text
 
     def flush(self) -> str:
         """What was held back, now that nothing follows: "" or the replacement character."""

@@ -40,6 +40,7 @@ class ThoughtSplitter:
         self._open_tag = open_tag
         self._tags = re.compile(f"{re.escape(open_tag)}|{re.escape(close_tag)}")
         self._prefixes = {tag[:length] for tag in (open_tag, close_tag) for length in range(1, len(tag))}
+        self._first = {open_tag[0], close_tag[0]}
         self._longest = max(len(open_tag), len(close_tag)) - 1
         self._held = ""
         self._newlines = ""
@@ -56,6 +57,10 @@ class ThoughtSplitter:
     def push(self, text: str) -> list[Piece]:
         """The pieces that are certain once `text` has come; the start of what may become a tag is held back."""
         text = self._held + text
+        if self._first.isdisjoint(text):  # neither a tag nor the start of one
+            self._held = ""
+            self._emit(text)
+            return self._taken()
         position = 0
         for tag in self._tags.finditer(text):
             self._emit(text[position : tag.start()])

@@ -40,6 +40,7 @@ class Tokenizer:
         }
         self._first_characters = {text[0] for text in self._control.values()}
         self._plain: tokenizers.Tokenizer | None = None
+        self._known: dict[int, bytes] = {}
         self._rule = read_rule(_state(backend.decoder))
 
     @classmethod
@@ -103,7 +104,7 @@ class Tokenizer:
 
     def stream(self) -> TextStream:
         """A fresh stream, for one answer."""
-        return TextStream(self._rule, self._backend.id_to_token, self._verbatim)
+        return TextStream(self._rule, self._backend.id_to_token, self._verbatim, self._known)
 
     def _without_control(self) -> tokenizers.Tokenizer:
         """The same model without its control tokens; it shares the vocabulary, so it costs next to nothing."""
