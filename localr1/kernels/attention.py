@@ -1,38 +1,41 @@
 """Attention of a few new tokens over a long cache: absorbed latent (MLA) and grouped-query, in one way.
 
-Owns the online softmax. The cache is cut into as many runs as there are threads; a thread widens BLOCK rows at a time
-into float32 and uses them for every head and token before it goes on, so the cache is read from memory once. Each
+Owns how the work is shared out. The cache is cut into as many runs as there are threads; a thread goes through its
+run in blocks and uses each for every head and token before it goes on, so the cache is read from memory once. Each
 thread keeps its own highest score, sum and weighted values for every query, and they are merged at the end in the
 threads' order: the result depends on the number of threads, never on timing. Tokens are taken PASS_QUERIES / H at a
-time.
+time. Latents of 8 or 16 bits go through `latent_attention`, everything else through `float_attention`.
 
 Q queries of a group (token-major: q = t * (H / G) + head within the group), padded to P; `geometry` is (key_step,
 value_first, value_step, W, C): a group's keys start at column `g * key_step` of a row of W numbers, and its values at
-`value_first + g * value_step`.
+`value_first + g * value_step`; C is 0 but for latents. `place` is (tokens before the first query's, heads of a group,
+what scores are multiplied by).
 """
 
 import numpy as np
 from numba import prange
 
-from localr1.kernels import intrinsics
-from localr1.kernels.cache_rows import widen_latent
-from localr1.kernels.features import LANES
-from localr1.kernels.intrinsics import VALUE_PANELS
-from localr1.kernels.jit import address_of, compiled, exp, stay_out_of_line, widen
+from localr1.kernels.arena import cache_at, cube_at, int64s_at, rows_at
+from localr1.kernels.attention_loops import VALUE_ROWS
+from localr1.kernels.cache_rows import FLOAT32
+from localr1.kernels.emitter import calling
+from localr1.kernels.features import BITS, LANES
+from localr1.kernels.float_attention import attend_run, block_rows
+from localr1.kernels.jit import address_of, bits_of_float, compiled, exp, float_from_bits, used
+from localr1.kernels.latent_attention import NEGATIVE_INFINITY, attend_fixed
 
 PASS_QUERIES = 1024
-SCORE_ROWS = 8  # cache rows of a score tile
-VALUE_ROWS = 4  # queries of a value tile
 SMALL_WORK = 1 << 19  # numbers of the cache times queries below which other threads are not woken
-NEGATIVE_INFINITY = np.float32(-np.inf)
 
-score_4, score_8, score_all, score_two = (
-    intrinsics.score_4,
-    intrinsics.score_8,
-    intrinsics.score_all,
-    intrinsics.score_two,
-)
-value_one, value_wide = intrinsics.value_one, intrinsics.value_wide
+attend_latents = attend_fixed if BITS else attend_run
+attend_rows = calling("attend_rows", 1)
+"""`attend_job` by its name, so that it is not compiled again into all that calls it."""
+
+(
+    WORDS, ROWS, ROW_WORDS, KIND, BEGIN, END, QUERY, GROUPS, QUERIES, KEYS, START, HEADS, SCALE, KEY_STEP, VALUE_FIRST,
+    VALUE_STEP, WIDTH, LATENT, HIGHEST, TOTAL, PADDED, SUM, SUM_ROWS, SUM_COLUMNS, FRAME,
+) = range(25)  # fmt: skip
+"""Places in the frame of `attend_job`."""
 
 
 @compiled(inline=True)
@@ -45,132 +48,23 @@ def padded_queries(queries):  # type: ignore[no-untyped-def]
     return (queries + LANES - 1) // LANES * LANES
 
 
-@compiled(inline=True)
-def block_rows(width):  # type: ignore[no-untyped-def]
-    """Cache rows to widen at a time: what fits into about 150 KB."""
-    return max(16, min(64, 38_000 // width // SCORE_ROWS * SCORE_ROWS))
-
-
 @compiled()
-def widen_block(words_SW, halves, first, rows, width, values, wide_BW):  # type: ignore[no-untyped-def]
-    """Cache rows of `width` numbers as float32; `words` are bfloat16 numbers (halves = 1), the two halves of float32
-    numbers (2), or rows whose first `values` numbers are int8 (0; see `cache_rows`)."""
-    for r in range(rows):
-        words, place = words_SW[first + r], wide_BW[r]
-        if halves == 2:
-            place[:width] = words.view(np.float32)
-        elif halves == 0:
-            widen_latent(words, values, place[:width])
-        else:
-            for i in range(width):
-                place[i] = widen(words[i])
-    wide_BW[rows : (rows + SCORE_ROWS - 1) // SCORE_ROWS * SCORE_ROWS] = 0
-
-
-@compiled(inline=True)
-def block_scores(wide_BW, rows, key_first, query_kP, score_BP):  # type: ignore[no-untyped-def]
-    """score[r, q] = key r . query q."""
-    width, P = query_kP.shape
-    row_bytes = wide_BW.shape[1] * 4
-    score_BP[:] = 0
-    for r in range(0, rows, SCORE_ROWS):
-        a = address_of(wide_BW) + r * row_bytes + key_first * 4
-        p = 0
-        while p < P:
-            b, c = address_of(query_kP) + p * 4, address_of(score_BP) + (r * P + p) * 4
-            if P == 4:
-                score_4(a, row_bytes, 4, b, P * 4, width, c, P * 4)
-                p += 4
-            elif P - p >= 2 * LANES:
-                score_two(a, row_bytes, 4, b, P * 4, width, c, P * 4)
-                p += 2 * LANES
-            elif P - p >= LANES:
-                score_all(a, row_bytes, 4, b, P * 4, width, c, P * 4)
-                p += LANES
-            else:
-                score_8(a, row_bytes, 4, b, P * 4, width, c, P * 4)
-                p += min(8, LANES)
-
-
-@compiled(inline=True)
-def add_values(wide_BW, rows, value_first, score_BP, sum_QV):  # type: ignore[no-untyped-def]
-    """sum[q] += score[r, q] * value r."""
-    Q, V = sum_QV.shape
-    P = score_BP.shape[1]
-    row_bytes = wide_BW.shape[1] * 4
-    for q in range(0, Q, VALUE_ROWS):
-        a = address_of(score_BP) + q * 4
-        v = 0
-        while v < V:
-            b = address_of(wide_BW) + (value_first + v) * 4
-            c = address_of(sum_QV) + (q * V + v) * 4
-            if V - v >= VALUE_PANELS * LANES:
-                value_wide(a, 4, P * 4, b, row_bytes, rows, c, V * 4)
-                v += VALUE_PANELS * LANES
-            else:
-                value_one(a, 4, P * 4, b, row_bytes, rows, c, V * 4)
-                v += LANES
-
-
-@compiled(inline=True)
-def hide_later_rows(score_BP, first, rows, start, heads):  # type: ignore[no-untyped-def]
-    """A query of token t sees cache rows up to start + t."""
-    for r in range(rows):
-        row = score_BP[r]
-        for q in range(min(row.size, max(0, first + r - start) * heads)):
-            row[q] = NEGATIVE_INFINITY
-
-
-@compiled()
-def block_softmax(score_BP, rows, highest_P, total_P, shrink_P):  # type: ignore[no-untyped-def]
-    """Scores to weights against the highest score so far; `shrink` is what earlier weights must be multiplied by."""
-    P = highest_P.size
-    for q in range(P):
-        shrink_P[q] = highest_P[q]
-    for r in range(rows):
-        row = score_BP[r]
-        for q in range(P):
-            highest_P[q] = row[q] if row[q] > highest_P[q] else highest_P[q]
-    for q in range(P):
-        base = highest_P[q] if highest_P[q] > NEGATIVE_INFINITY else np.float32(0.0)
-        shrink_P[q] = exp(shrink_P[q] - base)
-        total_P[q] *= shrink_P[q]
-    for r in range(rows):
-        row = score_BP[r]
-        for q in range(P):
-            base = highest_P[q] if highest_P[q] > NEGATIVE_INFINITY else np.float32(0.0)
-            weight = exp(row[q] - base)
-            row[q] = weight
-            total_P[q] += weight
-
-
-@compiled()
-def attend_run(words_SW, halves, begin, end, query_GkP, geometry, place, result):  # type: ignore[no-untyped-def]
-    """One thread's rows begin .. end of the cache, for all queries."""
-    stay_out_of_line()
-    G, _, P = query_GkP.shape
-    key_step, value_first, value_step, W, latent = geometry
-    start, heads = place
-    highest_GP, total_GP, sum_GQV = result
-    block = block_rows(W)
-    wide_BW = np.zeros((block, (W + 2 * LANES - 1) // LANES * LANES), np.float32)
-    score_BP, shrink_P = np.empty((block, P), np.float32), np.empty(P, np.float32)
-    highest_GP[:] = NEGATIVE_INFINITY
-    total_GP[:] = 0
-    sum_GQV[:] = 0
-    for first in range(begin, end, block):
-        rows = min(block, end - first)
-        widen_block(words_SW, halves, first, rows, W, latent, wide_BW)
-        for g in range(G):
-            block_scores(wide_BW, rows, g * key_step, query_GkP[g], score_BP)
-            if first + rows - 1 > start:
-                hide_later_rows(score_BP, first, rows, start, heads)
-            block_softmax(score_BP, rows, highest_GP[g], total_GP[g], shrink_P)
-            sum_QV = sum_GQV[g]
-            for q in range(sum_QV.shape[0]):
-                if shrink_P[q] != np.float32(1.0):
-                    sum_QV[q] *= shrink_P[q]
-            add_values(wide_BW, rows, value_first + g * value_step, score_BP, sum_QV)
+def attend_job(frame_at):  # type: ignore[no-untyped-def]
+    """One thread's rows of the cache, for all queries."""
+    frame = int64s_at(frame_at, FRAME)
+    words_SW = cache_at(frame[WORDS], frame[ROWS], frame[ROW_WORDS])
+    query_GQk = cube_at(frame[QUERY], frame[GROUPS], frame[QUERIES], frame[KEYS])
+    geometry = (frame[KEY_STEP], frame[VALUE_FIRST], frame[VALUE_STEP], frame[WIDTH], frame[LATENT])
+    place = (frame[START], frame[HEADS], float_from_bits(np.int32(frame[SCALE])))
+    result = (
+        rows_at(frame[HIGHEST], frame[GROUPS], frame[PADDED]),
+        rows_at(frame[TOTAL], frame[GROUPS], frame[PADDED]),
+        cube_at(frame[SUM], frame[GROUPS], frame[SUM_ROWS], frame[SUM_COLUMNS]),
+    )
+    if frame[LATENT] and frame[KIND] != FLOAT32:
+        attend_latents(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)
+    else:
+        attend_run(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)
 
 
 @compiled()
@@ -206,33 +100,45 @@ def padded_values(queries, V):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
-def attend_part(n, words_SW, halves, visible, query_GkP, geometry, place, partial):  # type: ignore[no-untyped-def]
+def attend_part(n, words_SW, halves, visible, query_GQk, geometry, place, partial):  # type: ignore[no-untyped-def]
     """Run n of the cache."""
     highest_NGP, total_NGP, sum_NGQV = partial
     runs = highest_NGP.shape[0]
     block = block_rows(geometry[3])
     blocks = (visible + block - 1) // block
     begin, end = n * blocks // runs * block, min(visible, (n + 1) * blocks // runs * block)
-    mine = (highest_NGP[n], total_NGP[n], sum_NGQV[n])
-    attend_run(words_SW, halves, begin, end, query_GkP, geometry, place, mine)
+    G, P = highest_NGP.shape[1:]
+    rows, columns = sum_NGQV.shape[2:]
+    frame = np.array(
+        (
+            *(address_of(words_SW), words_SW.shape[0], words_SW.shape[1], halves, begin, end),
+            *(address_of(query_GQk), G, query_GQk.shape[1], query_GQk.shape[2], place[0], place[1]),
+            np.int64(bits_of_float(place[2])),
+            *geometry,
+            *(address_of(highest_NGP) + 4 * n * G * P, address_of(total_NGP) + 4 * n * G * P, P),
+            *(address_of(sum_NGQV) + 4 * n * G * rows * columns, rows, columns),
+        )
+    )
+    attend_rows(address_of(frame))
+    used(frame)
 
 
 @compiled(parallel=True)
-def attend(words_SW, halves, query_GkP, queries, geometry, start, heads, out_GQV, threads):  # type: ignore[no-untyped-def]
-    """`queries` queries of each group, token-major, over cache rows 0 .. start + tokens - 1; writes out[g, q]."""
-    G, _, P = query_GkP.shape
-    visible = start + queries // heads
+def attend(words_SW, halves, query_GQk, geometry, place, out_GQV, threads):  # type: ignore[no-untyped-def]
+    """The queries of each group, token-major, over cache rows 0 .. start + tokens - 1; writes out[g, q]."""
+    G, queries, _ = query_GQk.shape
+    start, heads, _ = place
+    P, visible = padded_queries(queries), start + queries // heads
     runs = runs_of(visible, geometry[3], P, threads)
     rows, columns = padded_values(queries, out_GQV.shape[2])
     highest_NGP, total_NGP = np.empty((runs, G, P), np.float32), np.empty((runs, G, P), np.float32)
     sum_NGQV = np.empty((runs, G, rows, columns), np.float32)
     partial = (highest_NGP, total_NGP, sum_NGQV)
-    place = (start, heads)
     if runs == 1:
-        attend_part(0, words_SW, halves, visible, query_GkP, geometry, place, partial)
+        attend_part(0, words_SW, halves, visible, query_GQk, geometry, place, partial)
     else:
         for n in prange(runs):
-            attend_part(n, words_SW, halves, visible, query_GkP, geometry, place, partial)
+            attend_part(n, words_SW, halves, visible, query_GQk, geometry, place, partial)
     for g in range(G):
         for q in range(queries):
             merge(g, q, highest_NGP, total_NGP, sum_NGQV, out_GQV[g, q])
@@ -240,50 +146,32 @@ def attend(words_SW, halves, query_GkP, queries, geometry, start, heads, out_GQV
 
 @compiled()
 def mla_attention(q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, threads):  # type: ignore[no-untyped-def]
-    scale = np.float32(scale)
     T, H, C = q_latent_THC.shape
-    R = q_rope_THR.shape[2]
+    W = C + q_rope_THR.shape[2]
     step = max(1, PASS_QUERIES // H)
     for t in range(0, T, step):
-        queries = min(step, T - t) * H
-        query_GkP = np.zeros((1, C + R, padded_queries(queries)), np.float32)
-        for q in range(queries):
-            latent, rope = q_latent_THC[t + q // H, q % H], q_rope_THR[t + q // H, q % H]
-            for c in range(C):
-                query_GkP[0, c, q] = latent[c] * scale
-            for r in range(R):
-                query_GkP[0, C + r, q] = rope[r] * scale
-        out = out_THC[t : t + queries // H].reshape((1, queries, C))
-        attend(words_SW, halves, query_GkP, queries, (0, 0, 0, C + R, C), start + t, H, out, threads)
+        tokens = min(step, T - t)
+        query_THW = np.empty((tokens, H, W), np.float32)
+        query_THW[:, :, :C] = q_latent_THC[t : t + tokens]
+        query_THW[:, :, C:] = q_rope_THR[t : t + tokens]
+        query_GQW, out_GQC = query_THW.reshape((1, tokens * H, W)), out_THC[t : t + tokens].reshape((1, tokens * H, C))
+        attend(words_SW, halves, query_GQW, (0, 0, 0, W, C), (start + t, H, np.float32(scale)), out_GQC, threads)
 
 
 @compiled()
 def gqa_attention(q_THd, words_SW, halves, kv_heads, start, scale, out_THd, threads):  # type: ignore[no-untyped-def]
-    scale = np.float32(scale)
     T, H, d = q_THd.shape
     heads = H // kv_heads
+    geometry = (d, kv_heads * d, d, 2 * kv_heads * d, 0)
     step = max(1, PASS_QUERIES // H)
     for t in range(0, T, step):
         tokens = min(step, T - t)
-        queries = tokens * heads
-        query_GkP = np.zeros((kv_heads, d, padded_queries(queries)), np.float32)
-        out_GQd = np.empty((kv_heads, queries, d), np.float32)
+        query_GQd = np.empty((kv_heads, tokens * heads, d), np.float32)
+        out_GQd = np.empty((kv_heads, tokens * heads, d), np.float32)
         for g in range(kv_heads):
-            for q in range(queries):
-                query = q_THd[t + q // heads, g * heads + q % heads]
-                for i in range(d):
-                    query_GkP[g, i, q] = query[i] * scale
-        attend(
-            words_SW,
-            halves,
-            query_GkP,
-            queries,
-            (d, kv_heads * d, d, 2 * kv_heads * d, 0),
-            start + t,
-            heads,
-            out_GQd,
-            threads,
-        )
+            for q in range(tokens * heads):
+                query_GQd[g, q] = q_THd[t + q // heads, g * heads + q % heads]
+        attend(words_SW, halves, query_GQd, geometry, (start + t, heads, np.float32(scale)), out_GQd, threads)
         for g in range(kv_heads):
-            for q in range(queries):
+            for q in range(tokens * heads):
                 out_THd[t + q // heads, g * heads + q % heads] = out_GQd[g, q]

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from localr1.kernels import attention_block as attention
 from localr1.kernels import feed_forward_block as feed_forward
+from localr1.kernels import gqa_block as gqa
 from localr1.kernels import head_block as head
+from localr1.kernels import mla_block as mla
 from localr1.kernels.compilation import compile_kernel, run_job
 from localr1.kernels.cpu import cache_words, latent_row_bytes
 from localr1.kernels.features import BITS
@@ -173,7 +175,7 @@ def mla_block(
     scratch: Scratch,
 ) -> AttentionBlock:
     """A latent attention. ValueError where shapes disagree."""
-    plan = Plan(attention.MLA_PLAN, (eps, latent_eps, scale))
+    plan = Plan(mla.MLA_PLAN, (eps, latent_eps, scale))
     heads, outputs, latent = weights.kv_b_HOC.shape
     hidden, value, width = weights.norm_D.size, outputs - nope, heads * (nope + rope)
     rank = 0 if weights.q_b is None else weights.q_b.q_OD.shape[1]
@@ -181,22 +183,22 @@ def mla_block(
         (attention.HIDDEN, hidden),
         (attention.HEADS, heads),
         (attention.INTERLEAVED, interleaved),
-        (attention.NOPE, nope),
-        (attention.ROPE, rope),
-        (attention.VALUE, value),
-        (attention.LATENT, latent),
-        (attention.Q_RANK, rank),
-        (attention.KV_B_HALVES, 1 if weights.kv_b_HOC.dtype == np.uint16 else 2),
+        (mla.NOPE, nope),
+        (mla.ROPE, rope),
+        (mla.VALUE, value),
+        (mla.LATENT, latent),
+        (mla.Q_RANK, rank),
+        (mla.KV_B_HALVES, 1 if weights.kv_b_HOC.dtype == np.uint16 else 2),
     ):
         plan.numbers[place] = number
     plan.point(attention.NORM, weights.norm_D, hidden)
     plan.point_matrix(attention.Q, weights.q, rank or width, hidden)
     if weights.q_b is not None:
-        plan.point(attention.Q_NORM, weights.q_norm, rank)
-        plan.point_matrix(attention.Q_B, weights.q_b, width, rank)
-    plan.point_matrix(attention.KV_A, weights.kv_a, latent + rope, hidden)
-    plan.point(attention.KV_NORM, weights.kv_norm_C, latent)
-    plan.point(attention.KV_B, weights.kv_b_HOC, heads, outputs, latent)
+        plan.point(mla.Q_NORM, weights.q_norm, rank)
+        plan.point_matrix(mla.Q_B, weights.q_b, width, rank)
+    plan.point_matrix(mla.KV_A, weights.kv_a, latent + rope, hidden)
+    plan.point(mla.KV_NORM, weights.kv_norm_C, latent)
+    plan.point(mla.KV_B, weights.kv_b_HOC, heads, outputs, latent)
     plan.point_matrix(attention.OUT, weights.out, hidden, heads * value)
     return AttentionBlock("mla_block", plan, scratch, heads, (latent + rope, latent_row_bytes(latent, rope)))
 
@@ -205,22 +207,22 @@ def gqa_block(
     weights: GqaWeights, heads: int, kv_heads: int, interleaved: bool, eps: float, scale: float, scratch: Scratch
 ) -> AttentionBlock:
     """A grouped-query attention. ValueError where shapes disagree."""
-    plan = Plan(attention.GQA_PLAN, (eps, eps, scale))
+    plan = Plan(gqa.GQA_PLAN, (eps, eps, scale))
     hidden, head_size = weights.norm_D.size, len(weights.q.q_OD) // heads
     for place, number in (
         (attention.HIDDEN, hidden),
         (attention.HEADS, heads),
         (attention.INTERLEAVED, interleaved),
-        (attention.KV_HEADS, kv_heads),
-        (attention.HEAD_SIZE, head_size),
+        (gqa.KV_HEADS, kv_heads),
+        (gqa.HEAD_SIZE, head_size),
     ):
         plan.numbers[place] = number
     plan.point(attention.NORM, weights.norm_D, hidden)
     plan.point_matrix(attention.Q, weights.q, heads * head_size, hidden)
-    plan.point_matrix(attention.K, weights.k, kv_heads * head_size, hidden)
-    plan.point_matrix(attention.V, weights.v, kv_heads * head_size, hidden)
-    plan.point(attention.HEAD_Q_NORM, weights.q_norm_d, head_size)
-    plan.point(attention.HEAD_K_NORM, weights.k_norm_d, head_size)
+    plan.point_matrix(gqa.K, weights.k, kv_heads * head_size, hidden)
+    plan.point_matrix(gqa.V, weights.v, kv_heads * head_size, hidden)
+    plan.point(gqa.HEAD_Q_NORM, weights.q_norm_d, head_size)
+    plan.point(gqa.HEAD_K_NORM, weights.k_norm_d, head_size)
     plan.point_matrix(attention.OUT, weights.out, hidden, heads * head_size)
     return AttentionBlock("gqa_block", plan, scratch, heads, (2 * kv_heads * head_size,))
 

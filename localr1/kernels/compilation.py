@@ -20,12 +20,14 @@ from localr1.kernels import (
     embedding,
     feed_forward_block,
     ffn,
+    gqa_block,
     head_block,
-    intrinsics,
     linear,
+    mla_block,
     mtp_front,
     norm,
     plain,
+    symbols,
 )
 from localr1.kernels.features import BITS
 from localr1.kernels.jit import job_address
@@ -67,8 +69,8 @@ PLAIN = {
 VECTOR = {
     "linear": Kernel(linear.linear, LINEAR, linear.linear_job),
     "routed_ffn": Kernel(ffn.routed_ffn, ROUTED_FFN, ffn.routed_ffn_job),
-    "mla_block": Kernel(attention_block.run_attention, ATTENTION_BLOCK, attention_block.mla_job),
-    "gqa_block": Kernel(attention_block.run_attention, ATTENTION_BLOCK, attention_block.gqa_job),
+    "mla_block": Kernel(attention_block.run_attention, ATTENTION_BLOCK, mla_block.mla_job),
+    "gqa_block": Kernel(attention_block.run_attention, ATTENTION_BLOCK, gqa_block.gqa_job),
     "feed_forward_block": Kernel(
         feed_forward_block.run_feed_forward, FEED_FORWARD_BLOCK, feed_forward_block.feed_forward_job
     ),
@@ -100,7 +102,7 @@ def is_compiled(name: str) -> bool:
 def compile_kernel(name: str) -> Any:
     """Compile one kernel, or load it from disk; returns it."""
     kernel = KERNELS[name]
-    intrinsics.define_symbols()
+    symbols.define_symbols()
     code = None if kernel.job is None else job_address(kernel.job)
     if signature_of(kernel) not in kernel.function.overloads:
         kernel.function.compile(signature_of(kernel))

@@ -1,119 +1,24 @@
-"""The innermost loops, written in LLVM's language: products of int8 weights with int16 activations, and small float
-tiles.
+"""The innermost loops: products of int8 weights with int16 activations, and what prepares their operands.
 
-Owns the instructions and nothing of memory: every function takes addresses and the caller has made room. LLVM turns the
-multiply-add and the addition into one `vpdpwssd` where the processor has it.
+Owns the instructions and nothing of memory (see `emitter`).
 
 Invariant of the integer loops: at most `MAX_STEPS` products of two pairs are added into an int32 before the sum moves
 to a float, so that no row is long enough to overflow (2 * 128 * 32767 * 256 < 2^31).
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
 from localr1.kernels.features import BITS, CHUNK, LANES
-from localr1.kernels.jit import compiled
 
 MAX_STEPS = 256
 MAX_ACTIVATION = 32767
-
-I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 PREFETCH_AHEAD_BYTES = 1024
-SYMBOL_PREFIX = "localr1_"
-
-
-class Emitter:
-    """A thin layer over llvmlite's builder: loads and stores of vectors at byte offsets from integer addresses."""
-
-    def __init__(self, builder: Any) -> None:
-        self.b = builder
-
-    def at(self, address: Any, offset: Any = 0) -> Any:
-        return self.b.add(address, offset if isinstance(offset, ir.Value) else I64(offset))
-
-    def load(self, kind: Any, address: Any, align: int = 1) -> Any:
-        load = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
-        load.align = align
-        return load
-
-    def store(self, value: Any, address: Any, align: int = 1) -> None:
-        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = align
-
-    def vector(self, lanes: int, element: Any) -> Any:
-        return ir.VectorType(element, lanes)
-
-    def zero(self, kind: Any) -> Any:
-        return ir.Constant(kind, None)
-
-    def broadcast(self, scalar: Any, lanes: int) -> Any:
-        kind = ir.VectorType(scalar.type, lanes)
-        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
-        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), self.zero(ir.VectorType(I32, lanes)))
-
-    def variables(self, kind: Any, count: int) -> list[Any]:
-        made = [cgutils.alloca_once(self.b, kind) for _ in range(count)]
-        for variable in made:
-            self.b.store(self.zero(kind), variable)
-        return made
-
-    def call(self, name: str, result: Any, *args: Any) -> Any:
-        kind = ir.FunctionType(result, [arg.type for arg in args])
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
-
-    def multiply_add(self, total: Any, a: Any, b: Any) -> Any:
-        """total += a * b over pairs of int16, `total` int32."""
-        name = "llvm.x86.avx512.pmaddw.d.512" if BITS == 512 else "llvm.x86.avx2.pmadd.wd"
-        return self.b.add(total, self.call(name, total.type, a, b))
-
-    def fma(self, total: Any, a: Any, b: Any) -> Any:
-        suffix = f"v{total.type.count}f32"
-        return self.call(f"llvm.fma.{suffix}", total.type, a, b, total)
-
-    def sum_lanes(self, value: Any) -> Any:
-        kind = ir.FunctionType(F32, [F32, value.type])
-        name = f"llvm.vector.reduce.fadd.v{value.type.count}f32"
-        function = cgutils.get_or_insert_function(self.b.module, kind, name)
-        return self.b.call(function, [F32(0.0), value], fastmath=("reassoc",))
-
-    def prefetch(self, address: Any) -> None:
-        pointer = self.b.inttoptr(address, I8.as_pointer())
-        void = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        function = cgutils.get_or_insert_function(self.b.module, void, "llvm.prefetch.p0")
-        self.b.call(function, [pointer, I32(0), I32(3), I32(1)])
-
-
-EMITTERS: dict[str, tuple[Callable[..., None], int]] = {}
-"""Every innermost loop by its name: who writes its body, and how many int64 arguments it takes."""
-
-
-def returning_nothing(emit: Callable[..., None], arguments: int, name: str) -> Any:
-    """An intrinsic of `arguments` int64 values (addresses, strides in bytes, counts) whose body `emit` writes.
-
-    It is a call of a function that `define_symbols` makes once: LLVM would otherwise compile the body again into
-    every function that calls it, and their callers.
-    """
-    EMITTERS[name] = emit, arguments
-
-    def typed(typing_context: Any, *args: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, SYMBOL_PREFIX + name), values)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * arguments), codegen
-
-    names = ", ".join(f"a{i}" for i in range(arguments))
-    scope: dict[str, Any] = {"typed": typed}
-    exec(f"def {name}(typing_context, {names}):\n    return typed(typing_context, {names})", scope)
-    return intrinsic(scope[name])
-
 
 PAIRED_FROM = 3
 """Activation rows from which two weight rows are taken at once, so that each activation is loaded half as often."""
@@ -231,34 +136,6 @@ def make_tile(panels: int) -> Any:
     return returning_nothing(emit, 7, f"tile_{panels}")
 
 
-def make_float_tile(rows: int, panels: int, lanes: int) -> Any:
-    """`tile(a, a_row, a_step, b, b_step, count, c, c_row)`: c += a b for `rows` rows and `panels * lanes` columns of
-    float32.
-
-    `a_row`, `a_step`, `b_step`, `c_row` are strides in bytes; the columns of b and c are contiguous.
-    """
-    kind = ir.VectorType(F32, lanes)
-
-    def emit(e: Emitter, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, c: Any, c_row: Any) -> None:
-        totals = e.variables(kind, rows * panels)
-        row_at = [e.at(a, e.b.mul(a_row, I64(r))) for r in range(rows)]
-        with cgutils.for_range_slice(e.b, I64(0), count, I64(1)) as (i, _):
-            column = e.at(b, e.b.mul(i, b_step))
-            y = [e.load(kind, e.at(column, p * lanes * 4), 4) for p in range(panels)]
-            step = e.b.mul(i, a_step)
-            for r in range(rows):
-                x = e.broadcast(e.load(F32, e.at(row_at[r], step), 4), lanes)
-                for p in range(panels):
-                    total = totals[r * panels + p]
-                    e.b.store(e.fma(e.b.load(total), x, y[p]), total)
-        for r in range(rows):
-            for p in range(panels):
-                place = e.at(e.at(c, e.b.mul(c_row, I64(r))), p * lanes * 4)
-                e.store(e.b.fadd(e.load(kind, place, 4), e.b.load(totals[r * panels + p])), place, 4)
-
-    return returning_nothing(emit, 8, f"float_tile_{rows}_{panels}_{lanes}")
-
-
 def emit_widen(e: Emitter, source: Any, place: Any, chunks: Any) -> None:
     """`widen_chunks(source, place, chunks)`: whole chunks of int8 to int16."""
     with cgutils.for_range_slice(e.b, I64(0), chunks, I64(1)) as (i, _):
@@ -359,54 +236,9 @@ def next_task(typing_context: Any, counter: Any) -> Any:
 dot_1, dot_2, dot_3, dot_4 = make_dot(1, 1), make_dot(2, 1), make_dot(3, 2), make_dot(4, 2)
 dot_5, dot_6, dot_7, dot_8 = make_dot(5, 2), make_dot(6, 2), make_dot(7, 2), make_dot(8, 2)
 quad_1, quad_2, quad_3, quad_4 = make_dot(1, QUAD), make_dot(2, QUAD), make_dot(3, QUAD), make_dot(4, QUAD)
-score_4, score_8, score_all = (
-    make_float_tile(8, 1, 4),
-    make_float_tile(8, 1, min(8, LANES)),
-    make_float_tile(8, 1, LANES),
-)
-score_two = make_float_tile(8, 2, LANES)
-VALUE_PANELS = 4 if BITS == 512 else 2
-value_one, value_wide = make_float_tile(4, 1, LANES), make_float_tile(4, VALUE_PANELS, LANES)
 read_kilobytes = returning_nothing(emit_read, 3, "read_kilobytes")
 widen_chunks = returning_nothing(emit_widen, 3, "widen_chunks")
 largest_of_vectors = returning_nothing(emit_largest, 3, "largest_of_vectors")
 transpose = returning_nothing(emit_transpose, 5, "transpose")
 round_chunks = make_round(CHUNK)
 tile_1, tile_2, tile_3 = make_tile(1), make_tile(2), make_tile(TILE_PANELS)
-
-
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def loop_addresses(typing_context: Any) -> Any:
-    """The addresses of the innermost loops that this processor can run; their bodies are compiled with the caller."""
-    names = present_loops()
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = []
-        for name in names:
-            emit, arguments = EMITTERS[name]
-            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
-            function = ir.Function(builder.module, kind, f"body_of_{name}")
-            body = ir.IRBuilder(function.append_basic_block())
-            emit(Emitter(body), *function.args)
-            body.ret_void()
-            addresses.append(builder.ptrtoint(function, I64))
-        return context.make_tuple(builder, signature.return_type, addresses)
-
-    return types.UniTuple(types.int64, len(names))(), codegen
-
-
-def present_loops() -> list[str]:
-    """The names of all loops, without the integer products where the processor has none."""
-    return [name for name in EMITTERS if BITS or not name.startswith(("dot_", "tile_"))]
-
-
-@compiled()
-def all_loop_addresses():  # type: ignore[no-untyped-def]
-    return loop_addresses()
-
-
-@cache
-def define_symbols() -> None:
-    """Compile the innermost loops, or load them from disk, and give them names for what is compiled or loaded later."""
-    for name, address in zip(present_loops(), all_loop_addresses(), strict=True):
-        llvm.add_symbol(SYMBOL_PREFIX + name, address)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from localr1.kernels import cpu, reference
 
 TOLERANCE = 2e-4  # of the result row's norm: activations of 15 bits
+FIXED_TOLERANCE = 5e-4  # rows, queries and softmax weights of 13 to 15 bits; half of what rounding to bfloat16 costs
 
 
 def rows(rng, *shape):
@@ -169,7 +170,7 @@ def test_routed_ffn_with_saturated_gates():
     check_ffn(x * np.float32(1e4), experts, scb, expert, weight)
 
 
-def check_mla(rng, T, H, C, R, start, bf16, scale=0.2, spread=1.0, spare=3):
+def check_mla(rng, T, H, C, R, start, bf16, scale=0.2, spread=1.0, tolerance=None, spare=3):
     q_latent, q_rope, cache = rows(rng, T, H, C), rows(rng, T, H, R), rows(rng, start + T + spare, C + R)
     q_latent *= np.float32(spread)
     cache[start + T :] = np.nan  # rows that no token may see
@@ -177,7 +178,7 @@ def check_mla(rng, T, H, C, R, start, bf16, scale=0.2, spread=1.0, spare=3):
     got, want = np.full((T, H, C), np.nan, np.float32), np.empty((T, H, C))
     cpu.mla_attention(q_latent, q_rope, cache, start, scale, got)
     reference.mla_attention(q_latent, q_rope, cache, start, scale, want)
-    assert row_error(got, want) < TOLERANCE
+    assert row_error(got, want) < (tolerance or (FIXED_TOLERANCE if bf16 else TOLERANCE))
 
 
 MLA_SHAPES = [
@@ -197,9 +198,9 @@ def test_mla_attention_equals_the_reference(T, H, C, R, start, bf16):
     check_mla(np.random.default_rng(T + start), T, H, C, R, start, bf16)
 
 
-@pytest.mark.parametrize("spread", [0.0, 100.0])
-def test_mla_attention_with_flat_and_with_peaked_scores(spread):
-    check_mla(np.random.default_rng(4), 2, 4, 32, 8, 500, True, spread=spread)
+@pytest.mark.parametrize(("spread", "tolerance"), [(0.0, FIXED_TOLERANCE), (100.0, 5e-3)])  # scores to 340: near ties
+def test_mla_attention_with_flat_and_with_peaked_scores(spread, tolerance):
+    check_mla(np.random.default_rng(4), 2, 4, 32, 8, 500, True, spread=spread, tolerance=tolerance)
 
 
 def check_gqa(rng, T, H, G, d, start, bf16):

@@ -1,0 +1,193 @@
+"""Latent attention (MLA) of one layer for a few tokens as one job: norm, projections, cache rows, attention, output.
+
+Owns its phases and its plan (see `attention_block`). Queries are taken into the latent, so that the cache's rows are
+attended to as they lie.
+"""
+
+import numpy as np
+
+from localr1.kernels.arena import after, doubles_at, int64s_at, rows_at
+from localr1.kernels.attention import merge
+from localr1.kernels.attention_block import (
+    ARENA,
+    EPS,
+    FLOATS,
+    FRAME,
+    HEADS,
+    HIDDEN,
+    INTERLEAVED,
+    KIND,
+    LATENT_EPS,
+    NORM,
+    PLAN,
+    SCALE,
+    START,
+    TEAM,
+    THREADS,
+    TOKENS,
+    Q,
+    attend_runs,
+    carve_attention,
+    carve_front,
+    pack_once,
+    project_out,
+    rotate,
+    take_product,
+)
+from localr1.kernels.cache_rows import store_latent
+from localr1.kernels.jit import compiled, floats_at, stay_out_of_line, widen, words_at
+from localr1.kernels.norm import normed
+from localr1.kernels.team import TEAM_NUMBERS, finish, settle, take
+
+(NOPE, ROPE, VALUE, LATENT, Q_RANK, Q_NORM, Q_B, KV_A, KV_NORM, KV_B, KV_B_HALVES, MLA_PLAN) = (
+    10, 11, 12, 13, 14, 15, 16, 19, 22, 23, 24, 25,
+)  # fmt: skip
+"""Places in the plan, after those of every attention; a matrix takes three."""
+
+WIDENED = 4096
+"""Numbers of `kv_b` that are widened at a time."""
+
+
+@compiled()
+def widen_row(words, halves, out):  # type: ignore[no-untyped-def]
+    """Numbers of 16 (halves = 1) or 32 bits (2) as float32."""
+    if halves == 2:
+        out[:] = words.view(np.float32)
+    else:
+        for i in range(out.size):
+            out[i] = widen(words[i])
+
+
+@compiled()
+def absorb_head(h, plan, q_TQ, rotation, query_QW):  # type: ignore[no-untyped-def]
+    """A head's queries in the latent: q_nope W_UK and the rotated q_pe, as rows of `query`."""
+    stay_out_of_line()
+    H, N, R, C = plan[HEADS], plan[NOPE], plan[ROPE], plan[LATENT]
+    cos_TR, sin_TR = rotation
+    T = q_TQ.shape[0]
+    halves = plan[KV_B_HALVES]
+    key_up = words_at(plan[KV_B] + 2 * halves * C * h * (N + plan[VALUE]), N * C * halves)
+    block = max(1, WIDENED // C)
+    weights = np.empty(block * C, np.float32)
+    for t in range(T):
+        query_QW[t * H + h, :C] = 0
+        rotate(
+            q_TQ[t, h * (N + R) + N : (h + 1) * (N + R)],
+            cos_TR[t],
+            sin_TR[t],
+            plan[INTERLEAVED],
+            query_QW[t * H + h, C:],
+        )
+    for first in range(0, N, block):
+        rows = min(block, N - first)
+        widen_row(key_up[first * C * halves : (first + rows) * C * halves], halves, weights[: rows * C])
+        for t in range(T):
+            latent_C = query_QW[t * H + h, :C]
+            for n in range(rows):
+                q, at = q_TQ[t, h * (N + R) + first + n], n * C
+                for c in range(C):
+                    latent_C[c] += q * weights[at + c]
+
+
+@compiled()
+def store_latents(plan, floats, row_TW, rotation, start, words_SW, kind):  # type: ignore[no-untyped-def]
+    """The new tokens' cache rows: normed latent and rotated key."""
+    stay_out_of_line()
+    R, C = plan[ROPE], plan[LATENT]
+    cos_TR, sin_TR = rotation
+    weight_C = floats_at(plan[KV_NORM], C)
+    new_W = np.empty(C + R, np.float32)
+    for t in range(row_TW.shape[0]):
+        normed(row_TW[t, :C], weight_C, floats[LATENT_EPS], new_W[:C])
+        rotate(row_TW[t, C:], cos_TR[t], sin_TR[t], plan[INTERLEAVED], new_W[C:])
+        store_latent(new_W, C, words_SW[start + t], kind)
+
+
+@compiled()
+def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
+    """A head's attended latents, merged from the runs, times W_UV."""
+    stay_out_of_line()
+    H, N, V, C = plan[HEADS], plan[NOPE], plan[VALUE], plan[LATENT]
+    T = out_TO.shape[0]
+    halves = plan[KV_B_HALVES]
+    value_up = words_at(plan[KV_B] + 2 * halves * C * (h * (N + V) + N), V * C * halves)
+    latent_TC = np.empty((T, C), np.float32)
+    block = max(1, WIDENED // C)
+    weights = np.empty(block * C, np.float32)
+    highest_NGP, total_NGP, sum_NGQV = partial
+    for t in range(T):
+        merge(0, t * H + h, highest_NGP, total_NGP, sum_NGQV, latent_TC[t])
+    for first in range(0, V, block):
+        rows = min(block, V - first)
+        widen_row(value_up[first * C * halves : (first + rows) * C * halves], halves, weights[: rows * C])
+        for t in range(T):
+            latent_C = latent_TC[t]
+            for v in range(rows):
+                total, at = np.float32(0.0), v * C
+                for c in range(C):
+                    total += latent_C[c] * weights[at + c]
+                out_TO[t, h * V + first + v] = total
+
+
+@compiled()
+def project_in(plan, floats, packed, x_TD, first_TQ, q_TQ, row_TW, threads, team):  # type: ignore[no-untyped-def]
+    """Queries and new latents from x, in phases 0 to 4."""
+    pack_once(x_TD, plan[NORM], floats[EPS], packed, team, 0)
+    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, first_TQ, threads, team, 1)
+    tasks_kv = take_product(plan, KV_A, plan[HIDDEN], packed, row_TW, threads, team, 2)
+    settle(team, 1, tasks_q)
+    settle(team, 2, tasks_kv)
+    if plan[Q_RANK]:
+        pack_once(first_TQ, plan[Q_NORM], floats[LATENT_EPS], packed, team, 3)
+        settle(team, 4, take_product(plan, Q_B, plan[Q_RANK], packed, q_TQ, threads, team, 4))
+
+
+@compiled()
+def take_heads(plan, floats, q_TQ, row_TW, rotation, query_QW, words_SW, start, kind, team):  # type: ignore[no-untyped-def]
+    """The cache's new rows, and every head's queries in the latent: phase 5."""
+    while True:
+        h = take(team, 5)
+        if h > plan[HEADS]:
+            break
+        if h == 0:
+            store_latents(plan, floats, row_TW, rotation, start, words_SW, kind)
+        else:
+            absorb_head(h - 1, plan, q_TQ, rotation, query_QW)
+        finish(team, 5)
+    settle(team, 5, plan[HEADS] + 1)
+
+
+@compiled()
+def mla_job(frame_at):  # type: ignore[no-untyped-def]
+    """A thread's share of x += latent attention(norm(x)). With no arena, writes into the frame how large it must be."""
+    frame = int64s_at(frame_at, FRAME)
+    plan, floats = int64s_at(frame[PLAN], MLA_PLAN), doubles_at(frame[FLOATS], 3)
+    T, threads, start, kind = frame[TOKENS], frame[THREADS], frame[START], frame[KIND]
+    H, C, R, rank = plan[HEADS], plan[LATENT], plan[ROPE], plan[Q_RANK]
+    q_width, W, O = H * (plan[NOPE] + R), C + R, H * plan[VALUE]  # noqa: E741
+    first_width = rank if rank else q_width
+
+    packed, x_TD, words_SW, rotation, first_at = carve_front(frame, plan[HIDDEN], max(plan[HIDDEN], rank, O), R)
+    q_at = after(first_at, T * first_width, 4)
+    row_at = after(q_at, T * q_width, 4)
+    out_at = after(row_at, T * W, 4)
+    query_GQW, partial, end = carve_attention(after(out_at, T * O, 4), frame, 1, T * H, W, C, W)
+    if frame[ARENA] == 0:
+        frame[ARENA] = end
+        return
+    first_TQ, q_TQ = rows_at(first_at, T, first_width), rows_at(q_at, T, q_width)
+    row_TW, out_TO, team = rows_at(row_at, T, W), rows_at(out_at, T, O), int64s_at(frame[TEAM], TEAM_NUMBERS)
+
+    project_in(plan, floats, packed, x_TD, first_TQ, q_TQ, row_TW, threads, team)
+    queries_TQ = q_TQ if rank else first_TQ
+    take_heads(plan, floats, queries_TQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, team)
+    place = (start, H, np.float32(floats[SCALE]))
+    attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, team, 6)
+    while True:
+        h = take(team, 7)
+        if h >= H:
+            break
+        raise_head(h, plan, partial, out_TO)
+        finish(team, 7)
+    settle(team, 7, H)
+    project_out(plan, out_TO, x_TD, packed, threads, team, 8)

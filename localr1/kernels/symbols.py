@@ -1,0 +1,55 @@
+"""What is compiled once, and given names by which everything else calls it: the innermost loops, and attention."""
+
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from localr1.kernels import attention, attention_loops, intrinsics
+from localr1.kernels.emitter import EMITTERS, I64, SYMBOL_PREFIX, Emitter
+from localr1.kernels.features import BITS
+from localr1.kernels.jit import compiled, job_address
+
+LOOPS = (intrinsics, attention_loops)
+"""Whoever writes loops; importing them fills `EMITTERS`."""
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def loop_addresses(typing_context: Any) -> Any:
+    """The addresses of the innermost loops that this processor can run; their bodies are compiled with the caller."""
+    names = present_loops()
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        addresses = []
+        for name in names:
+            emit, arguments = EMITTERS[name]
+            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
+            function = ir.Function(builder.module, kind, f"body_of_{name}")
+            body = ir.IRBuilder(function.append_basic_block())
+            emit(Emitter(body), *function.args)
+            body.ret_void()
+            addresses.append(builder.ptrtoint(function, I64))
+        return context.make_tuple(builder, signature.return_type, addresses)
+
+    return types.UniTuple(types.int64, len(names))(), codegen
+
+
+def present_loops() -> list[str]:
+    """The names of all loops, without the integer products where the processor has none."""
+    return [name for name in EMITTERS if BITS or not name.startswith(("dot_", "tile_", "fixed_"))]
+
+
+@compiled()
+def all_loop_addresses():  # type: ignore[no-untyped-def]
+    return loop_addresses()
+
+
+@cache
+def define_symbols() -> None:
+    """Compile what has names, or load it from disk, before what calls it is compiled or loaded."""
+    for name, address in zip(present_loops(), all_loop_addresses(), strict=True):
+        llvm.add_symbol(SYMBOL_PREFIX + name, address)
+    llvm.add_symbol(SYMBOL_PREFIX + "attend_rows", job_address(attention.attend_job))
