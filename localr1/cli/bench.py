@@ -11,6 +11,7 @@ from localr1.cli.start import STARTING
 from localr1.errors import DiskError, ExitStatus, NotFoundError, UsageError
 from localr1.events import Progress
 from localr1.options import BenchOptions, EngineOptions
+from localr1.terminal.background import Background
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
 from localr1.terminal.tables import show_table
@@ -27,7 +28,7 @@ def run(environment: Environment, options: BenchOptions, engine: EngineOptions) 
         return _diff(environment, options.words[1:])
     if options.replay:
         return _replay(environment, options)
-    report = follow(environment, _measure(options, engine))
+    report = follow(environment, Background().run(_measure(options, engine)))  # Ctrl-C waits for no compilation
     _print(environment, options, report)
     if options.json is not None:
         _write(environment, options.json, report.to_json() + "\n")
