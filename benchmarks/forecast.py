@@ -46,7 +46,7 @@ def judged(name: str, shape: ModelShape, subject: Subject, hardware: Hardware) -
     bench = SpeedBench(subject, BENCH)
     result_of(bench.run())
     samples = bench.samples[0]
-    decode = [BENCH.decode_tokens / seconds for seconds in samples.decode_s]
+    decode = [1 / seconds for seconds in samples.token_s]
     prefill = [BENCH.prompt_tokens / seconds for seconds in samples.prefill_s]
     found = {
         "model": name,

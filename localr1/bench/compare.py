@@ -135,13 +135,11 @@ def _round(
         pass
     prefilled_s = time.perf_counter()
     visit(cache, tokens, depth)
-    decode_start_s = time.perf_counter()
-    decode_along(side.engine.model, cache, tokens[depth : depth + options.decode_tokens])
-    decode_s = time.perf_counter() - decode_start_s
+    token_s = decode_along(side.engine.model, cache, tokens[depth : depth + options.decode_tokens])
     answers = answer(side.engine, asked, _answer_tokens(subject, options), stop=subject.shape is None)
     if keep:
         side.prefill.append(options.prompt_tokens / (prefilled_s - start_s))
-        side.decode.append(options.decode_tokens / decode_s)
+        side.decode.append(1 / token_s)
         side.answers.append(answers)
 
 

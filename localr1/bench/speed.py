@@ -69,7 +69,7 @@ def usable_depths(options: BenchOptions, limit: int, name: str) -> tuple[tuple[i
 class Samples:
     """Rounds at one depth."""
 
-    decode_s: list[float] = field(default_factory=list)
+    token_s: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     read_bytes_per_s: list[float] = field(default_factory=list)
     operations_per_s: list[float] = field(default_factory=list)
@@ -95,6 +95,7 @@ class SpeedBench:
         self.parts: dict[int, dict[str, float]] = {}
         self.cache = self.engine.new_cache()
         self.meters = Meters()
+        self.least_s = LEAST_S
 
     def run(self) -> Progress[None]:
         """All rounds, then one pass that times the parts."""
@@ -122,7 +123,7 @@ class SpeedBench:
         """Visit the depths in turn, often and long enough."""
         number, least = 0, self.options.repeats + 1
         began_s = time.monotonic()
-        while number < least or time.monotonic() - began_s < LEAST_S:
+        while number < least or time.monotonic() - began_s < self.least_s:
             for at, depth in enumerate(self.depths):
                 if time.monotonic() > deadline_s:
                     self._leave_out([depth for depth in self.depths if depth not in self.samples])
@@ -150,9 +151,9 @@ class SpeedBench:
         """Decode and prefill once at this depth, with the machine's own speed before and after each."""
         read_before = ceilings.read_bytes_per_s()
         visit(self.cache, self.tokens, depth)
-        energy, start_s = self.meters.read(), time.perf_counter()
-        decode_along(self.engine.model, self.cache, self._after(depth, self.options.decode_tokens))
-        decode_s, joules = time.perf_counter() - start_s, self.meters.since(energy)
+        energy = self.meters.read()
+        token_s = decode_along(self.engine.model, self.cache, self._after(depth, self.options.decode_tokens))
+        joules = self.meters.since(energy)
         read_after, multiplied_before = ceilings.read_bytes_per_s(), ceilings.operations_per_s()
         visit(self.cache, self.tokens, depth)
         start_s = time.perf_counter()
@@ -161,7 +162,7 @@ class SpeedBench:
             pass
         prefill_s = time.perf_counter() - start_s
         samples = self.samples[depth]
-        samples.decode_s.append(decode_s)
+        samples.token_s.append(token_s)
         samples.prefill_s.append(prefill_s)
         samples.read_bytes_per_s.append(max(read_before, read_after))
         samples.operations_per_s.append(max(multiplied_before, ceilings.operations_per_s()))
@@ -197,7 +198,7 @@ class SpeedBench:
             cells: tuple[Cell, ...] = (
                 _figure((prompt / seconds for seconds in samples.prefill_s), "tokens/s", "more"),
                 _figure(samples.prefill_s, "s", "less"),
-                _figure((decoded / seconds for seconds in samples.decode_s), "tokens/s", "more"),
+                _figure((1 / seconds for seconds in samples.token_s), "tokens/s", "more"),
             )
             if self.meters.names:
                 cells += (_figure((joules / decoded for joules in samples.energy_j), "J", "less"),)
@@ -206,9 +207,9 @@ class SpeedBench:
         return Section("speed", "Speed by context", tuple(columns), tuple(rows), tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
-        rounds = " or ".join(sorted({str(len(self.samples[depth].decode_s)) for depth in self.depths}))
+        rounds = " or ".join(sorted({str(len(self.samples[depth].token_s)) for depth in self.depths}))
         yield f"medians of {rounds} repeats in turn; in brackets where they lay, the outermost tenths left out"
-        yield "without guessing ahead; `--compare speculate=off,auto` measures that"
+        yield "decode: by the median token, without guessing ahead; `--compare speculate=off,auto` measures that"
         if self.skipped:
             skipped = ", ".join(f"{depth:,}" for depth in self.skipped)
             yield f"contexts of {skipped} do not fit the limit of {self.engine.context_limit:,} tokens"
@@ -229,8 +230,7 @@ class SpeedBench:
             # While n tokens are decoded the context grows from depth to depth + n.
             needed = read_bytes(self.sizes, depth + self.options.decode_tokens // 2, cache_bytes)
             work = operations(self.engine.config, tensors, self.sizes, self.options.prompt_tokens, depth)
-            token_s = [seconds / self.options.decode_tokens for seconds in samples.decode_s]
-            rate = zip(samples.read_bytes_per_s, token_s, strict=True)
+            rate = zip(samples.read_bytes_per_s, samples.token_s, strict=True)
             product = zip(samples.operations_per_s, samples.prefill_s, strict=True)
             cells: tuple[Cell, ...] = (
                 _figure([float(needed)], "B", "less"),
@@ -281,10 +281,17 @@ def visit(cache: RowCache, tokens: Sequence[int], depth: int) -> None:
     cache.commit(tokens[cache.length : depth])
 
 
-def decode_along(model: Model, cache: RowCache, tokens: Sequence[int]) -> None:
-    """Decode as if these were the tokens chosen, so that every repeat does the same work."""
+def decode_along(model: Model, cache: RowCache, tokens: Sequence[int]) -> float:
+    """Decode as if these were the tokens chosen, so that every repeat does the same work; the median seconds of one.
+
+    The median, since a token during which another program had the processor takes many times as long as the rest.
+    """
+    seconds = []
     for token in tokens:
+        start_s = time.perf_counter()
         step(model, cache, token)
+        seconds.append(time.perf_counter() - start_s)
+    return median(seconds)
 
 
 def _figure(values: Iterable[float], unit: str, better: Better = "") -> Figure:

@@ -4,7 +4,6 @@ Owns the order of turns, forwards and backwards after a round that is dropped, s
 favours no side; a ratio is taken round by round.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 from localr1.bench.compare import paired_ratio
@@ -33,9 +32,7 @@ def take_turns(what: str, calls: Sequence[Callable[[], float]], repeats: int) ->
 def decode_speed(model: Model, cache: RowCache, tokens: Sequence[int], depth: int, count: int) -> float:
     """Tokens a second of decoding `count` tokens along a text whose first `depth` are in the cache's rows."""
     visit(cache, tokens, depth)
-    start_s = time.perf_counter()
-    decode_along(model, cache, tokens[depth : depth + count])
-    return count / (time.perf_counter() - start_s)
+    return 1 / decode_along(model, cache, tokens[depth : depth + count])
 
 
 def speed_row(label: str, speeds: Sequence[Sequence[float]], baseline: str) -> Row:

@@ -95,12 +95,12 @@ def test_measuring_goes_on_for_a_while_and_ends_in_time(nano, monkeypatch):
     monkeypatch.setattr(speed.time, "monotonic", lambda: next(now_s))
     long = SpeedBench(nano, replace(OPTIONS, depths="0"))
     result_of(long.run())
-    rounds = len(long.samples[0].decode_s)
+    rounds = len(long.samples[0].token_s)
     assert 2 < rounds < 40
     short = SpeedBench(nano, replace(OPTIONS, depths="0,40,80", max_seconds=4))
     result_of(short.run())
     assert short.depths == (0, 40) and short.late == (80,)
-    assert len(short.samples[0].decode_s) == 1, "the warm-up counts where there was time for nothing else"
+    assert len(short.samples[0].token_s) == 1, "the warm-up counts where there was time for nothing else"
     assert any("contexts of 80 were left out, since 4 s were over" in note for note in short.sections()[0].notes)
     with pytest.raises(UsageError, match="nothing could be measured within 1 s"):
         result_of(SpeedBench(nano, replace(OPTIONS, max_seconds=1)).run())
