@@ -215,6 +215,9 @@ class FloatWeights:
     def fused(self, config, layer, experts) -> Fused:
         return Fused()
 
+    def fused_stack(self, layers) -> None:
+        return None
+
     def fused_head(self, config, norm, head) -> None:
         return None
 

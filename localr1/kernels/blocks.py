@@ -17,9 +17,10 @@ from localr1.kernels import feed_forward_block as feed_forward
 from localr1.kernels import gqa_block as gqa
 from localr1.kernels import head_block as head
 from localr1.kernels import mla_block as mla
-from localr1.kernels.compilation import compile_kernel, run_job
+from localr1.kernels.compilation import KERNELS, compile_kernel, run_job
 from localr1.kernels.cpu import cache_words, latent_row_bytes
 from localr1.kernels.features import BITS
+from localr1.kernels.jit import job_address
 from localr1.kernels.packing import FEW
 from localr1.kernels.team import TEAM_NUMBERS
 
@@ -119,23 +120,42 @@ class Block:
         self._frame[places["FLOATS"]] = plan.floats.ctypes.data
         self._tokens, self._threads, self._arena = places["TOKENS"], places["THREADS"], places["ARENA"]
         self._room_bytes: dict[tuple[int, int], int] = {}
-        self._weights = plan.weights
+        self.weights = plan.weights
 
     def team_size(self, tokens: int, other_work: int = 0) -> int:
         """The threads in force, or 1 where there is too little to do to wake others."""
-        return 1 if tokens * self._weights + other_work < SMALL_WORK else int(get_num_threads())
+        return 1 if tokens * self.weights + other_work < SMALL_WORK else int(get_num_threads())
 
     def ready(self, tokens: int, threads: int) -> Any:
         """The kernel, once the frame names the room for a call of so many tokens. ValueError for too many."""
         if tokens > MOST_ROWS:
             raise ValueError(f"{self._kernel}: {tokens} rows, at most {MOST_ROWS}")
         kernel = compile_kernel(self._kernel)
+        self._frame[self._arena] = self._scratch.room(self.room_bytes(tokens, threads))
+        return kernel
+
+    def room_bytes(self, tokens: int, threads: int) -> int:
+        """Of the arena, for a call of so many tokens."""
         needed = self._room_bytes.get((tokens, threads))
         if needed is None:
             needed = self._measure(tokens, threads)
             self._room_bytes[tokens, threads] = needed
-        self._frame[self._arena] = self._scratch.room(needed)
-        return kernel
+        return needed
+
+    def join(self, frame: NDArray[np.int64]) -> None:
+        """Keep this block's frame there from now on."""
+        frame[: self._frame.size] = self._frame
+        self._frame = frame[: self._frame.size]
+
+    def code(self) -> int:
+        """The address of the job's code, compiled by then."""
+        compile_kernel(self._kernel)
+        return job_address(KERNELS[self._kernel].job)
+
+    def threads_for(self, tokens: int, cache_SW: Array) -> int:
+        """The threads for a call of so many tokens, with this cache where the block attends to one."""
+        del cache_SW
+        return self.team_size(tokens)
 
     def _measure(self, tokens: int, threads: int) -> int:
         frame = self._frame.copy()
@@ -155,13 +175,21 @@ class AttentionBlock(Block):
         """For T tokens, whose rows are the last T of the cache and are written here; `cos` and `sin` are the rotations
         of their positions. The cache is float32, bfloat16 bits, or
         int8 (see `cache_rows`). ValueError where shapes disagree."""
-        T, (S, words) = x_TD.shape[0], cache_SW.shape
-        start, threads = S - T, self.team_size(T, T * self._heads * S * words)
-        if x_TD.shape[1] != self._hidden or len(cos_TR) != T or start < 0 or words not in self._widths:
-            raise ValueError(f"{self._kernel}: x {x_TD.shape}, cos {cos_TR.shape}, cache {cache_SW.shape}")
+        T, S = x_TD.shape[0], len(cache_SW)
+        self.check(x_TD, cos_TR, cache_SW)
+        start, threads = S - T, self.threads_for(T, cache_SW)
         words_SW, kind = cache_words(cache_SW)
         kernel = self.ready(T, threads)
         kernel(self._frame, self._scratch.team, x_TD, cos_TR, sin_TR, words_SW, kind, start, threads)
+
+    def threads_for(self, tokens: int, cache_SW: Array) -> int:
+        return self.team_size(tokens, tokens * self._heads * cache_SW.size)
+
+    def check(self, x_TD: Float, cos_TR: Float, cache_SW: Array) -> None:
+        """ValueError where shapes disagree."""
+        T, (S, words) = x_TD.shape[0], cache_SW.shape
+        if x_TD.shape[1] != self._hidden or len(cos_TR) != T or S < T or words not in self._widths:
+            raise ValueError(f"{self._kernel}: x {x_TD.shape}, cos {cos_TR.shape}, cache {cache_SW.shape}")
 
 
 def mla_block(
@@ -251,8 +279,8 @@ class FeedForwardBlock(Block):
         """`shared` is ([1, 3 D F] int8, [1, 2 F + D] scales). ValueError where shapes disagree."""
         hidden = norm_D.size
         plan = Plan(feed_forward.FF_PLAN, (eps, routed.scale if routed else 1.0))
-        self._hidden, self._top_k = hidden, routed.top_k if routed else 0
-        plan.numbers[feed_forward.HIDDEN], plan.numbers[feed_forward.TOP_K] = hidden, self._top_k
+        self._hidden, self.top_k = hidden, routed.top_k if routed else 0
+        plan.numbers[feed_forward.HIDDEN], plan.numbers[feed_forward.TOP_K] = hidden, self.top_k
         plan.point(feed_forward.NORM, norm_D, hidden)
         if shared is not None:
             ff = shared[0].size // (3 * hidden)
@@ -286,7 +314,7 @@ class FeedForwardBlock(Block):
         threads = self.team_size(T)
         if x_TD.shape[1] != self._hidden:
             raise ValueError(f"feed_forward_block: x {x_TD.shape}, expected {self._hidden} columns")
-        expert_TK, weight_TK = np.empty((T, self._top_k), np.int64), np.empty((T, self._top_k), np.float32)
+        expert_TK, weight_TK = np.empty((T, self.top_k), np.int64), np.empty((T, self.top_k), np.float32)
         kernel = self.ready(T, threads)
         kernel(self._frame, self._scratch.team, x_TD, expert_TK, weight_TK, threads)
         return expert_TK

@@ -27,6 +27,7 @@ from localr1.kernels import (
     mtp_front,
     norm,
     plain,
+    stack,
     symbols,
 )
 from localr1.kernels.features import BITS
@@ -52,6 +53,7 @@ ATTENTION_BLOCK = (*FRAME, array(F32, 2), array(F32, 2), array(U16, 2, True), I6
 FEED_FORWARD_BLOCK = (*FRAME, array(I64, 2, True), array(F32, 2, True), I64)
 HEAD_BLOCK = (*FRAME, array(F32, 2, True), array(F32, 2, True), array(I64, 1, True), array(F32, 1, True), I64)
 MTP_FRONT = (array(I64, 1, True), array(I64, 1, True), array(I64, 1), array(F32, 2), array(F32, 2, True), I64)
+STACK = (array(I64, 1, True), array(I64, 1, True), array(I64, 1, True), array(I64, 1, True), I64)
 
 
 class Kernel(NamedTuple):
@@ -74,6 +76,7 @@ VECTOR = {
     "feed_forward_block": Kernel(
         feed_forward_block.run_feed_forward, FEED_FORWARD_BLOCK, feed_forward_block.feed_forward_job
     ),
+    "stack": Kernel(stack.run_stack, STACK, stack.stack_job),
     "head_block": Kernel(head_block.run_head, HEAD_BLOCK, head_block.head_job),
     "mtp_front": Kernel(mtp_front.run_mtp_front, MTP_FRONT, mtp_front.mtp_front_job),
 }
@@ -140,4 +143,4 @@ def fused(attention_kernel: str, mtp: bool = False) -> tuple[str, ...]:
     if not BITS:
         return ()
     block = attention_kernel.replace("attention", "block")
-    return (block, "feed_forward_block", "head_block", *(("mtp_front",) if mtp else ()))
+    return (block, "feed_forward_block", "head_block", "stack", *(("mtp_front",) if mtp else ()))

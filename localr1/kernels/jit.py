@@ -35,6 +35,7 @@ NOT_COMPILED = (
     "gpu.py",
     "mtp_block.py",
     "reference.py",
+    "stacked.py",
     "threads.py",
 )
 

@@ -110,6 +110,18 @@ def settle(team, phase, tasks):  # type: ignore[no-untyped-def]
             nap()
 
 
+@compiled()
+def meet(counters, left, entered):  # type: ignore[no-untyped-def]
+    """Wait until as many have left as have entered; `left` is read first, so that equal means nobody is inside."""
+    spins = 0
+    while fetch(counters, left) != fetch(counters, entered):
+        if spins < PATIENT_SPINS:
+            spins += 1
+            pause()
+        else:
+            nap()
+
+
 @compiled(parallel=True)
 def launch(code, frame, team, threads):  # type: ignore[no-untyped-def]
     """Run a job, the C function at `code`, on every thread of a new team. Jobs get the address of `frame`.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Cache, Embedding, Fused, FusedHead, Linear, Ops, TensorSpec, Weights
+from localr1.model.linear import Cache, Embedding, Fused, FusedHead, FusedStack, Linear, Ops, TensorSpec, Weights
 from localr1.model.rope import RotaryTable, Rotation
 
 RAM = torch.device("cpu")
@@ -92,11 +92,13 @@ class Decoder:
         embedding: Embedding,
         layers: list[Layer],
         head: Head,
+        stack: FusedStack | None = None,
     ) -> None:
         self.config = config
         self.embedding = embedding
         self.layers = layers
         self.head = head
+        self.stack = stack
         self.rotary = RotaryTable(config.rope, ops.device)
 
     def forward(self, token_T: Tensor, cache: Cache) -> Tensor:
@@ -119,6 +121,9 @@ class Decoder:
     def _run_layers(self, token_T: Tensor, cache: Cache) -> Tensor:
         rotation = self.rotary.rows(cache.length, len(token_T))
         x_TD = self.embedding(token_T)
+        if self.stack is not None and len(x_TD) <= self.stack.rows:
+            self.stack.run(x_TD, rotation, cache)
+            return x_TD
         for layer in self.layers:
             x_TD = layer(x_TD, rotation, cache)
         return x_TD
@@ -128,7 +133,8 @@ def build_decoder(config: ModelConfig, weights: Weights, build_layer: Callable[[
     """Join the layers that `build_layer` makes with the embedding, the final norm and the head."""
     layers = [build_layer(layer) for layer in range(config.num_layers)]
     head = build_head(config, weights, "model.norm.weight", layers[-1].fused)
-    return Decoder(config, weights.ops, weights.embedding("model.embed_tokens"), layers, head)
+    stack = weights.fused_stack(len(layers)) if layers[-1].fused.rows else None
+    return Decoder(config, weights.ops, weights.embedding("model.embed_tokens"), layers, head, stack)
 
 
 def build_head(config: ModelConfig, weights: Weights, norm: str, fused: Fused) -> Head:

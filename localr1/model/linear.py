@@ -80,6 +80,14 @@ class Fused(NamedTuple):
     """Of an MTP layer, `(tokens, hidden_TD) -> x_TD`: eh_proj [enorm(embedding) | hnorm(hidden)]."""
 
 
+class FusedStack(NamedTuple):
+    """All layers for steps of at most `rows` tokens in as few calls as may be, which change `x_TD` in place."""
+
+    rows: int
+    run: "Callable[[Tensor, Rotation, Cache], None]"
+    """As the layers' fused parts, one after another."""
+
+
 class FusedHead(NamedTuple):
     """The final norm and the vocabulary head of at most `rows` rows in one call. `x_TD` are hidden states before the
     norm; `normed_TD` comes back beside the results, which lie in RAM."""
@@ -120,6 +128,10 @@ class Weights(Protocol):
 
     def fused(self, config: "ModelConfig", layer: int, experts: "ExpertBank | None") -> Fused:
         """What of a layer can be run in one call; the same numbers within the kernels' tolerance."""
+        ...
+
+    def fused_stack(self, layers: int) -> FusedStack | None:
+        """The layers 0 .. layers - 1, whose parts `fused` has handed out; None where one of them has none."""
         ...
 
     def fused_head(self, config: "ModelConfig", norm: str, head: str) -> FusedHead | None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from localr1.kernels import blocks
 from localr1.kernels.mtp_block import MtpFront
+from localr1.kernels.stacked import STACK_WEIGHTS, Stack
 from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
-from localr1.model.linear import Cache, ExpertBank, Fused, FusedHead
+from localr1.model.linear import Cache, ExpertBank, Fused, FusedHead, FusedStack
 from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
 from localr1.model.rope import Rotation
 from localr1.placement.bank import CpuBank
@@ -33,6 +34,9 @@ class FusedLayers:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._scratch = blocks.Scratch()
+        self._attentions: dict[int, blocks.AttentionBlock] = {}
+        self._feed_forwards: dict[int, blocks.FeedForwardBlock] = {}
+        self._observers: dict[int, Callable[[int, Any], None]] = {}
 
     def layer(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
         """The parts of a layer that can be fused here."""
@@ -41,6 +45,31 @@ class FusedLayers:
         front = self._mtp_front(config, layer) if layer >= config.num_layers else None
         attention, feed_forward = self._attention(config, layer), self._feed_forward(config, layer, experts)
         return Fused(blocks.MOST_ROWS, attention, feed_forward, front)
+
+    def stack(self, layers: int) -> FusedStack | None:
+        """The layers that `layer` was asked for before. A call runs as many as are soon done, so that the cache may
+        stop the step between two."""
+        if not all(layer in self._attentions and layer in self._feed_forwards for layer in range(layers)):
+            return None
+        parts = [(self._attentions[layer], self._feed_forwards[layer]) for layer in range(layers)]
+        whole = [attention.weights + feed_forward.weights for attention, feed_forward in parts]
+        starts = [0]
+        for layer in range(1, layers):
+            if sum(whole[starts[-1] : layer + 1]) > STACK_WEIGHTS:
+                starts.append(layer)
+        runs = [range(*pair) for pair in zip(starts, [*starts[1:], layers], strict=True)]
+        stacks = [(run, Stack([parts[layer] for layer in run], self._scratch)) for run in runs]
+
+        def walk(x_TD: Tensor, rotation: Rotation, cache: Cache) -> None:
+            assert rotation.arrays is not None, "rotations of another device"
+            x, (cos_TR, sin_TR) = x_TD.numpy(), rotation.arrays
+            for run, stack in stacks:
+                expert_LTK = stack(x, cos_TR, sin_TR, [cache.rows(layer, len(x)) for layer in run])
+                for layer, expert_TK in zip(run, expert_LTK, strict=True):
+                    if layer in self._observers:
+                        self._observers[layer](layer, expert_TK)
+
+        return FusedStack(blocks.MOST_ROWS, walk)
 
     def head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
         """The norm and the vocabulary head."""
@@ -100,6 +129,8 @@ class FusedLayers:
                 weights, heads, gqa.num_kv_heads, interleaved, config.norm_eps, scale, self._scratch
             )
 
+        self._attentions[layer] = block
+
         def attend(x_TD: Tensor, rotation: Rotation, cache: Cache) -> None:
             assert rotation.arrays is not None, "rotations of another device"
             cos_TR, sin_TR = rotation.arrays
@@ -139,6 +170,7 @@ class FusedLayers:
         moe = config.moe
         if moe is None or f"{prefix}.gate.weight" not in self._store:
             block = blocks.FeedForwardBlock(norm_D, config.norm_eps, None, self._gated(prefix), self._scratch)
+            self._feed_forwards[layer] = block
             return lambda x_TD: block(x_TD.numpy())
         bank, observe = (experts.bank, experts.observe) if isinstance(experts, CountingBank) else (experts, None)
         if not isinstance(bank, CpuBank):
@@ -157,8 +189,10 @@ class FusedLayers:
         )
         shared = self._gated(f"{prefix}.shared_experts") if moe.shared_ff else None
         block = blocks.FeedForwardBlock(norm_D, config.norm_eps, routed, shared, self._scratch)
+        self._feed_forwards[layer] = block
         if observe is None:
             return lambda x_TD: block(x_TD.numpy())
+        self._observers[layer] = observe
         return lambda x_TD: observe(layer, block(x_TD.numpy()))
 
     def _matrix(self, prefix: str) -> blocks.Matrix:

@@ -10,7 +10,7 @@ from torch import Tensor
 from localr1.kernels import gpu
 from localr1.kernels.gpu import Kernels, plain
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, FusedHead, Linear, Position
+from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, FusedHead, FusedStack, Linear, Position
 from localr1.weights.store import Store
 
 
@@ -67,6 +67,9 @@ class GpuWeights:
 
     def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
         return Fused()
+
+    def fused_stack(self, layers: int) -> FusedStack | None:
+        return None
 
     def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
         return None

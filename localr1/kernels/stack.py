@@ -1,0 +1,46 @@
+"""Several jobs, one after another, within one parallel region: the layers of a model without a return to Python.
+
+Owns the gates between jobs. Jobs share one arena and take turns with two sets of team counters, so a thread may begin a
+job only when no other is still inside the one before. A thread that comes late finds a job closed and leaves it out; so
+a team of which some threads never come still gets to the end.
+"""
+
+from localr1.kernels.arena import int64s_at
+from localr1.kernels.jit import address_of, call_at, compiled, used
+from localr1.kernels.team import COUNTER_STRIDE, TEAM_NUMBERS, fetch, fetch_and_add, launch, meet
+
+JOBS, CODES, FRAMES, GATES, TEAMS, FRAME = range(6)
+"""Places in a frame: how many jobs; the addresses of each one's code and of its frame; the gates; two teams."""
+
+ENTERED, LEFT, CLOSED = 0, 1, 2
+"""Places in a gate, a cache line."""
+
+
+@compiled()
+def run_stack(code, frame, team, gates, teams, threads):  # type: ignore[no-untyped-def]
+    """Open the gates and run the jobs of a frame that is told already."""
+    gates[:] = 0
+    teams[:] = 0
+    frame[GATES], frame[TEAMS] = address_of(gates), address_of(teams)
+    launch(code, frame, team, threads)
+    used(gates)
+    used(teams)
+
+
+@compiled()
+def stack_job(frame_at):  # type: ignore[no-untyped-def]
+    """A thread's share of all jobs."""
+    frame = int64s_at(frame_at, FRAME)
+    jobs = frame[JOBS]
+    codes, frames = int64s_at(frame[CODES], jobs), int64s_at(frame[FRAMES], jobs)
+    gates, teams = int64s_at(frame[GATES], jobs * COUNTER_STRIDE), int64s_at(frame[TEAMS], 2 * TEAM_NUMBERS)
+    for job in range(jobs):
+        gate = job * COUNTER_STRIDE
+        fetch_and_add(gates, gate + ENTERED)
+        if fetch(gates, gate + CLOSED) == 0:
+            call_at(codes[job], frames[job])
+            if fetch_and_add(gates, gate + CLOSED) == 0:  # nobody uses the other team's counters any more, or yet
+                other = (job + 1) % 2 * TEAM_NUMBERS
+                teams[other : other + TEAM_NUMBERS] = 0
+        fetch_and_add(gates, gate + LEFT)
+        meet(gates, gate + LEFT, gate + ENTERED)
