@@ -104,13 +104,12 @@ def record_routes(subject: Subject, tokens: int) -> Progress[Routes]:
     model, parts = subject.engine.model, sparse_parts(subject)
     assert isinstance(model, Decoder)
     seen: dict[int, list[Tensor]] = {layer: [] for layer in parts}
-    twin = copy.copy(model)
-    twin.layers = list(model.layers)
+    layers = list(model.layers)
     for layer, part in parts.items():
         recording = copy.copy(part)
         recording.experts = _RecordingBank(part.experts, seen[layer])
-        twin.layers[layer] = replace(model.layers[layer], feed_forward=recording, fused=Fused())
-    engine = replace(subject.engine, model=twin)
+        layers[layer] = replace(model.layers[layer], feed_forward=recording, fused=Fused())
+    engine = replace(subject.engine, model=model.with_layers(layers))
     yield from fill_cache(engine, engine.new_cache(), subject.tokens(tokens), False)
     return {layer: torch.cat(calls).numpy() for layer, calls in seen.items()}
 

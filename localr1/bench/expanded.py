@@ -6,7 +6,6 @@ step by the grouped-query kernel. Values are padded to the keys' width where the
 one head size; `streamed_values` says what is really read.
 """
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -88,16 +87,13 @@ def cache_width(mla: MlaConfig) -> int:
 def unfused_twin(model: Model) -> Decoder:
     """The same model with its attention in parts, as the expanded one runs: only the cache then differs."""
     assert isinstance(model, Decoder), "a model of another kind needs its own twin"
-    twin = copy.copy(model)
-    twin.layers = [replace(layer, fused=layer.fused._replace(attention=None)) for layer in model.layers]
-    return twin
+    return model.with_layers([replace(layer, fused=layer.fused._replace(attention=None)) for layer in model.layers])
 
 
 def expanded_twin(model: Model, config: ModelConfig, mla: MlaConfig, weights: Weights) -> Decoder:
     """The same model with expanded attention; its cache rows are `cache_width` wide."""
     assert isinstance(model, Decoder), "a model of another kind needs its own twin"
-    twin = copy.copy(model)
-    twin.layers = [
+    layers = [
         replace(
             layer,
             attention=ExpandedAttention(config, mla, weights, number),
@@ -105,4 +101,4 @@ def expanded_twin(model: Model, config: ModelConfig, mla: MlaConfig, weights: We
         )
         for number, layer in enumerate(model.layers)
     ]
-    return twin
+    return model.with_layers(layers)

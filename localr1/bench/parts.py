@@ -63,9 +63,7 @@ class _TimedBank:
 def timed_twin(model: Model, watch: Stopwatch) -> Decoder:
     """A decoder of the same parts, whose every forward adds to the stopwatch."""
     assert isinstance(model, Decoder), "a model of another kind needs its own twin"
-    twin = copy.copy(model)
-    twin.stack = None
-    twin.layers = [_timed_layer(layer, watch) for layer in model.layers]
+    twin = model.with_layers([_timed_layer(layer, watch) for layer in model.layers])
     fused = model.head.fused
     if fused is not None:
         fused = fused._replace(logits=watch.around("head", fused.logits))

@@ -5,6 +5,7 @@ Owns the order of things in a decoder and their common tensors. Does not know wh
 leaves nothing committed.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,6 +101,12 @@ class Decoder:
         self.head = head
         self.stack = stack
         self.rotary = RotaryTable(config.rope, ops.device)
+
+    def with_layers(self, layers: list[Layer]) -> "Decoder":
+        """The same model of these layers instead, each called by itself."""
+        twin = copy.copy(self)
+        twin.layers, twin.stack = layers, None
+        return twin
 
     def forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         """Hidden states after the final norm, [T, D] float32 on the device, for T tokens from `cache.length` on."""
