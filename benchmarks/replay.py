@@ -3,7 +3,8 @@
 `python -m benchmarks.replay [--questions N] [--json FILE]` asks nano held-out questions of every kind it knows, several
 to a conversation, as a person would with the default settings (it guesses ahead with its MTP layer, samples and
 thinks). The routes of the first half of the conversations are the history, the second half judges. Prints what
-`localr1 bench --replay` prints of a user's own routes. Rerun it when nano was trained anew.
+`localr1 bench --replay` prints of a user's own routes, and, at a quarter of the experts resident, the most hits that
+the policies' own rules allow one who knows the future (exact, some minutes). Rerun it when nano was trained anew.
 """
 
 import argparse
@@ -17,9 +18,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from localr1.bench.machine import machine
-from localr1.bench.replay import compare
+from localr1.bench.optimum import rule_bound
+from localr1.bench.replay import Comparison, compare
 from localr1.events import Progress, TurnEnd
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
+from localr1.placement.replay import halves
 from localr1.placement.routes import Routes
 from localr1.session import Engine, load
 from localr1.terminal.environment import Environment
@@ -64,6 +67,20 @@ def _questions(engine: Engine, count: int) -> list[Item]:
     return found[:count]
 
 
+def bounded(routes: Routes, comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """At a quarter resident: the best within the rules and the best policy, where an expert comes at once or late."""
+    _, after = halves(routes)
+    quarter = next(one for one in comparison.budgets if one.share == 0.25)
+    found = {}
+    for when, late, policies in (("at once", False, quarter.policies), ("late", True, quarter.late)):
+        slots, moves = quarter.slots, comparison.moves_a_step
+        best = rule_bound(after, comparison.layers * comparison.experts, [slots], moves, late=late)[slots]
+        name = max(policies, key=lambda name: policies[name].rate)
+        found[when] = {"best": best.rate, "moves_a_forward": best.moves_a_forward, "policy": name}
+        found[when] |= {"reached": policies[name].rate, "share": policies[name].rate / best.rate}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=200)
@@ -73,10 +90,13 @@ def main() -> None:
         os.environ["LOCALR1_HOME"] = home
         routes, generated = record(options.questions)
     comparison = result_of(compare(routes))
+    bounds = bounded(routes, comparison)
     section = comparison.section()
     rows = [(row.label, *map(str, row.cells)) for row in section.rows]
     show_table(Environment.current(), section.title, section.columns, rows, section.notes)
-    found = {"machine": machine(), "questions": options.questions, "generated_tokens": generated}
+    for when, one in bounds.items():
+        print(f"at a quarter, within the rules, {when}: {one['best']:.1%}; {one['policy']} {one['reached']:.1%}")
+    found = {"machine": machine(), "questions": options.questions, "generated_tokens": generated, "rule_bound": bounds}
     if options.json:
         options.json.write_text(json.dumps({**found, **comparison.record()}, indent=1) + "\n", encoding="utf-8")
 

@@ -72,7 +72,7 @@ class Comparison:
             f"{self.forwards:,} forwards of {self.layers} layers of {self.experts} experts judge, as many before them "
             f"are the history; at most {self.moves_a_step} moves a forward",
             "clairvoyant: knows the future, starts with any residents, takes an expert in only just after a use, moves "
-            "as many as it likes; in brackets, the share of its hits",
+            "as many as it likes, so it is not the policies' own bound; in brackets, the share of its hits",
             "* chosen here, where an expert arrives a forward after it was called for",
         )
 

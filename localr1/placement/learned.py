@@ -1,8 +1,9 @@
 """A policy that has learned from recorded routes how soon an expert is used again.
 
-Owns the linear guess: for every expert, the discounted number of its coming uses, from what its layer chose lately and
-what the neighbouring layers just chose. Fitted by ridge regression to a user's own routes, layer by layer. A step costs
-some tenths of a millisecond for 64 experts a layer; larger layers are not learned (`MOST_EXPERTS`).
+Owns the linear guess: for every expert, the discounted number of its coming uses, from what all layers chose lately;
+in a large model from what its own layer chose lately and its neighbours just chose. Fitted by ridge regression to a
+user's own routes, layer by layer. A step costs some tenths of a millisecond for 64 experts a layer; larger layers are
+not learned (`MOST_EXPERTS`).
 
 Letters: L layers, E experts, F features, N forwards.
 """
@@ -19,9 +20,11 @@ from localr1.placement.routes import Forward
 MOST_EXPERTS = 128
 DECAYS = (0.0, 0.6, 0.9, 0.98)
 """Of the traces of uses, a forward: just now, and averages over some two, ten and fifty."""
-DISCOUNT = 0.4
+DISCOUNT = 0.7
 """What a use one forward later is worth less."""
-RIDGE = 10.0
+RIDGE = 100.0
+MOST_FEATURES = 1024
+"""Of all layers' traces together, that each layer learns from."""
 DECODE_TOKENS = 8
 LEAST_SCORE = 1e-6
 
@@ -42,8 +45,11 @@ class Traces:
         self._trace += (1 - self._kept) * used.reshape(self._trace[0].shape)
 
     def features(self) -> NDArray[np.float32]:
-        """[L, F]: the layer's traces, the last choices of the layers before and after it, and a one."""
+        """[L, F]: all layers' traces where they are few, else the layer's and the last choices of the layers before and
+        after it; and a one."""
         now = self._trace[0]
+        if self._trace.size <= MOST_FEATURES:
+            return np.broadcast_to(np.append(self._trace, np.float32(1)), (len(now), self._trace.size + 1))
         none = np.zeros_like(now[:1])
         around = np.concatenate((none, now[:-1])), np.concatenate((now[1:], none))
         return np.concatenate((*self._trace, *around, np.ones((len(now), 1), np.float32)), axis=1)
@@ -80,7 +86,7 @@ def _coming(forwards: Sequence[Forward], layers: int, experts: int) -> NDArray[n
 class Learned(ScorePolicy):
     """The experts that are guessed to be used soonest and most are resident."""
 
-    promote_at = 1.0
+    promote_at = 1.15
     stay_steps = 0
 
     def __init__(self, slots: Slots, resident: Iterable[Expert], weights: Weights) -> None:
