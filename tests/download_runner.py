@@ -100,13 +100,14 @@ class Runner:
 
 
 def serve() -> None:
-    import bitsandbytes.functional  # noqa: F401
     import torch
 
     from localr1 import session  # noqa: F401
     from localr1.hub import transfer
+    from localr1.weights.quantize import quantize_rows
 
     torch.set_num_threads(1)
+    quantize_rows(torch.ones(1, 1, dtype=torch.bfloat16), "warm")
     transfer.WAITS_S = (0.02, 0.04, 0.08, 0.1, 0.1)
     say("ready")
     for line in sys.stdin:

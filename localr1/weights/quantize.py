@@ -2,7 +2,7 @@
 
 Owns the format: for a matrix [O, I], `SCB` float32 [O] is each row's largest magnitude and q = round(127 w / SCB) as
 int8, never -128, so w ~ q * SCB / 127 (LLM.int8(), arXiv 2208.07339, without the outlier columns). bitsandbytes does
-the quantizing, on the GPU when there is one.
+the quantizing where there is a GPU; on a CPU `int8_rows` does, with the same numbers.
 """
 
 import logging
@@ -24,43 +24,45 @@ class Int8Rows(NamedTuple):
 
 
 CHUNK_BYTES = 64 << 20
-SMALLEST_ABSMAX = 1e-30
-"""A row whose largest magnitude is below this becomes zeros: 127 / absmax would overflow long before it mattered."""
 
 
 def quantize_rows(matrix_OI: Tensor, name: str) -> Int8Rows:
-    """Quantize a float matrix, whose `name` is for messages, a chunk of rows at a time (peak: the result + 256 MB).
+    """Quantize a float matrix, whose `name` is for messages (peak: the result, and 256 MB more on a GPU).
 
     Raises CorruptError when the matrix holds a NaN or an infinity.
     """
     rows, columns = matrix_OI.shape
     result = Int8Rows(torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows, dtype=torch.float32))
     chunk_rows = max(1, CHUNK_BYTES // (4 * max(columns, 1)))
+    quantize = _on_gpu if torch.cuda.is_available() else _on_cpu
     for start in range(0, rows, chunk_rows):
         chunk = slice(start, min(start + chunk_rows, rows))
-        result.weight[chunk], result.scb[chunk] = _quantize(matrix_OI[chunk])
+        quantize(matrix_OI[chunk], Int8Rows(result.weight[chunk], result.scb[chunk]))
     if not bool(torch.isfinite(result.scb).all()):
         row = int((~torch.isfinite(result.scb)).nonzero()[0])
         raise CorruptError(f"{name} holds a value that is not finite (row {row})", "download the checkpoint again")
     return result
 
 
-def _quantize(matrix_OI: Tensor) -> tuple[Tensor, Tensor]:
-    if torch.cuda.is_available():
-        quantized, scb, _ = _bitsandbytes_quant()(matrix_OI.to("cuda", torch.float16))
-        return quantized.cpu(), scb.cpu()
-    matrix_OI = matrix_OI.to(torch.float32)
-    if matrix_OI.numel():
-        tiny = matrix_OI.abs().amax(dim=1) < SMALLEST_ABSMAX
-        if bool(tiny.any()):
-            matrix_OI = matrix_OI.masked_fill(tiny[:, None], 0.0)
-    quantized, scb, _ = _bitsandbytes_quant()(matrix_OI)
-    return quantized, scb
+def _on_cpu(matrix_OI: Tensor, into: Int8Rows) -> None:
+    """By a loop of ours, fifteen times as fast as bitsandbytes' own way on a CPU, for the same numbers."""
+    from localr1.weights.int8_rows import quantize
+
+    if matrix_OI.dtype != torch.bfloat16:
+        matrix_OI = matrix_OI.to(torch.float32)
+    words = matrix_OI.contiguous().view(torch.uint16 if matrix_OI.dtype == torch.bfloat16 else torch.uint32)
+    quantize(words.numpy(), into.weight.numpy(), into.scb.numpy())
+
+
+def _on_gpu(matrix_OI: Tensor, into: Int8Rows) -> None:
+    quantized, scb, _ = _bitsandbytes_quant()(matrix_OI.to("cuda", torch.float16))
+    into.weight.copy_(quantized)
+    into.scb.copy_(scb)
 
 
 @cache
 def _bitsandbytes_quant() -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
-    """Imported late: it takes a second that only a conversion should pay."""
+    """Imported late: it takes a second that only a conversion should pay. What it logs is not for users."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from bitsandbytes.functional import int8_vectorwise_quant
 
