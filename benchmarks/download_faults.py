@@ -1,11 +1,12 @@
 """Kill downloads at random points while the hub misbehaves, and see whether every one still becomes the same store.
 
-    python -m benchmarks.download_faults --kills 300
+    python -m benchmarks.download_faults --kills 300 [--json benchmarks/results/download-faults.json]
 
 A small checkpoint of four shards is fetched from a loopback hub and quantized, through the program's own code in
 processes that get kill -9. After each kill nothing partial may look whole, and runs that follow must end with a store
 that is byte by byte the undisturbed one. The hub meanwhile cuts connections, stalls, sends too much, too little, wrong
-bytes, 429 and 500, ignores ranges and redirects. Then single cuts of a larger file count the bytes fetched twice.
+bytes, 429 and 500, ignores ranges and redirects. Where the kills fall is steered by what the runs report: `SHARES`.
+Then single cuts of a larger file count the bytes fetched twice. With `--json`, runs of other seeds add up in one file.
 """
 
 import argparse
@@ -17,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from localr1.bench.machine import machine
 from tests.download_runner import Run, Runner
 from tests.loopback_hub import LoopbackHub
 
@@ -28,6 +30,11 @@ REPO = "org/tiny"
 MANIFEST = "manifest.json"
 MOST_RUNS = 12
 PATIENCE_S = 10.0
+PACE_BYTES_PER_S = 8e6
+SHARES = {"starting": 0.1, "fetching": 0.4, "converting": 0.3, "verifying": 0.2}
+"""Where kills shall fall: before anything moves, while bytes arrive, while tensors are quantized, and while what an
+earlier run converted is checked or the whole store hashed."""
+MARKS = {"FetchProgress": "fetching", "QuantizeProgress": "converting", "LoadProgress": "verifying"}
 HARMLESS_ERRORS = {"CorruptError", "NetworkError", "UnsupportedError", "KeyboardInterrupt"}
 FAULTS: tuple[dict[str, Any], ...] = (
     {"cut_after_bytes": 20_000},
@@ -55,6 +62,19 @@ class Outcome:
     errors: Counter[str] = field(default_factory=Counter)
     downloads: int = 0
     wrong: list[str] = field(default_factory=list)
+
+    def next_phase(self) -> str:
+        """The one that lacks the most kills."""
+        return max(SHARES, key=lambda phase: SHARES[phase] * (self.kills + 1) - self.kills_while[phase])
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a download takes that nobody kills."""
+
+    sent_bytes: int
+    conversions: int
+    store: dict[str, str]
 
 
 def make_checkpoint(folder: Path, hidden: int = 64, layers: int = 3, shards: int = 4) -> Path:
@@ -154,38 +174,34 @@ def git_sha1(path: Path) -> str:
 
 
 def doing(run: Run) -> str:
-    """What a run was at when it ended, by its last event."""
-    last = run.last.get("event", "starting")
-    return {"FetchProgress": "fetching", "QuantizeProgress": "converting", "LoadProgress": "finishing"}.get(
-        last, "starting"
-    )
+    """What a run was at when it ended, by its last event of progress."""
+    marks = [MARKS[line["event"]] for line in run.lines if line.get("event") in MARKS]
+    return marks[-1] if marks else "starting"
 
 
 def campaign(scratch: Path, kills: int, seed: int = 0) -> Outcome:
     """Kill at least `kills` times. `scratch` must not exist yet."""
     noise, outcome = random.Random(seed), Outcome()
-    with LoopbackHub({REPO: make_checkpoint(scratch / "checkpoint")}) as hub:
+    with LoopbackHub({REPO: make_checkpoint(scratch / "checkpoint", hidden=128)}) as hub:
+        hub.pace_bytes_per_s = PACE_BYTES_PER_S
         home = scratch / "computer"
         with Runner(hub, home) as runner:
-            started_s = time.monotonic()
-            undisturbed = runner.finish(REPO)
-            whole_s = time.monotonic() - started_s
-            if undisturbed.folder is None:
-                raise ValueError(f"the undisturbed download failed: {undisturbed.last}")
-            reference = store_facts(undisturbed.folder)
+            run = runner.finish(REPO)
+            if run.folder is None:
+                raise ValueError(f"the undisturbed download failed: {run.last}")
+            undisturbed = Undisturbed(hub.sent_bytes, len(run.events("QuantizeProgress")), store_facts(run.folder))
             while outcome.kills < kills:
                 shutil.rmtree(home)
                 home.mkdir()
-                disturbed(runner, hub, noise, whole_s, reference, outcome)
+                disturbed(runner, hub, noise, undisturbed, outcome)
                 print(f"\r{outcome.kills} kills, {len(outcome.wrong)} wrong ", end="", file=sys.stderr, flush=True)
     return outcome
 
 
-def disturbed(
-    runner: Runner, hub: LoopbackHub, noise: random.Random, whole_s: float, reference: dict[str, str], outcome: Outcome
-) -> None:
+def disturbed(runner: Runner, hub: LoopbackHub, noise: random.Random, whole: Undisturbed, outcome: Outcome) -> None:
     """One download with up to three kills, and runs until it is whole."""
     hub.redirect = noise.random() < 0.3
+    hub.sent_bytes = 0
     keep_source = noise.random() < 0.2
     kills_left = noise.randint(1, 3)
     for _ in range(MOST_RUNS):
@@ -196,14 +212,12 @@ def disturbed(
                 outcome.faults += 1
         run = runner.start(REPO, keep_source=keep_source)
         if kills_left:
-            if noise.random() < 0.8:
-                wait_for_progress(run)
-            time.sleep(noise.uniform(0, 1.2 * whole_s))
+            wait_for(outcome.next_phase(), run, hub, runner.home, noise, whole)
             run.kill()
             kills_left -= 1
         run.wait()
         outcome.runs += 1
-        outcome.wrong += partial_taken_as_whole(runner.home, reference)
+        outcome.wrong += partial_taken_as_whole(runner.home, whole.store)
         if "error" in run.last:
             outcome.errors[run.last["error"]] += 1
             if run.last["error"] not in HARMLESS_ERRORS:
@@ -211,20 +225,35 @@ def disturbed(
         elif run.folder is None:
             outcome.kills += 1
             outcome.kills_while[doing(run)] += 1
-        elif not kills_left:
+        else:
             outcome.downloads += 1
-            check_whole(run.folder, runner.home, reference, keep_source, outcome)
+            check_whole(run.folder, runner.home, whole.store, keep_source, outcome)
             return
     outcome.wrong.append(f"not whole after {MOST_RUNS} runs: {run.last}")
 
 
-def wait_for_progress(run: Run) -> None:
-    """Until the first byte moves, so that most kills are not spent on the start."""
+def wait_for(phase: str, run: Run, hub: LoopbackHub, home: Path, noise: random.Random, whole: Undisturbed) -> None:
+    """Until some random moment of a phase; returns also when the run has ended before."""
+    until_bytes = hub.sent_bytes + noise.uniform(0, max(1, whole.sent_bytes - hub.sent_bytes))
+    converted = sum(
+        path.read_bytes().count(b"\n") - 1 for path in home.glob("localr1/models/*/*.partial/journal.jsonl")
+    )
+    until_conversions = noise.randint(1, max(1, whole.conversions - converted))
     deadline_s = time.monotonic() + PATIENCE_S
-    while (
-        time.monotonic() < deadline_s and not run.events("FetchProgress") and not {"store", "error"} & run.last.keys()
-    ):
-        time.sleep(0.002)
+    while time.monotonic() < deadline_s:
+        said = run.log.read_bytes() if run.log.exists() else b""
+        if (
+            b'"store":' in said
+            or b'"error":' in said
+            or phase == "starting"
+            or (phase == "fetching" and hub.sent_bytes >= until_bytes)
+            or (phase == "converting" and said.count(b'"QuantizeProgress"') >= until_conversions)
+            or (phase == "verifying" and b'"LoadProgress"' in said)
+        ):
+            break
+        time.sleep(0.0005)
+    longest_s = {"starting": 0.05, "verifying": 0.01}.get(phase, 0.002)
+    time.sleep(noise.uniform(0, longest_s))
 
 
 def check_whole(folder: Path, home: Path, reference: dict[str, str], keep_source: bool, outcome: Outcome) -> None:
@@ -270,6 +299,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--cuts", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="add what was seen to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started_s = time.monotonic()
@@ -278,8 +308,23 @@ def main() -> None:
         print(f"{outcome.downloads} downloads in {outcome.runs} runs; errors told: {dict(outcome.errors)}")
         print(f"wrong: {len(outcome.wrong)} ({time.monotonic() - started_s:.0f} s)", *outcome.wrong[:10], sep="\n  ")
         shares = fetched_twice(Path(folder) / "twice", arguments.cuts, arguments.seed, hidden=2048)
-        print(f"fetched twice after one cut: at most {max(shares):.2%} of all bytes, {len(shares)} cuts")
-    raise SystemExit(bool(outcome.wrong) or max(shares) > 0.01)
+        most = max(shares, default=0.0)
+        print(f"fetched twice after one cut: at most {most:.2%} of all bytes, {len(shares)} cuts")
+    if arguments.json is not None:
+        add_to(arguments.json, {"seed": arguments.seed, **asdict(outcome), "fetched_twice": shares})
+    raise SystemExit(bool(outcome.wrong) or most > 0.01)
+
+
+def add_to(path: Path, piece: dict[str, Any]) -> None:
+    """A piece of the campaign beside those of other seeds, and the sums of all."""
+    pieces = json.loads(path.read_text())["pieces"] if path.exists() else []
+    pieces = [other for other in pieces if other["seed"] != piece["seed"]] + [piece]
+    total: dict[str, Any] = {key: sum(part[key] for part in pieces) for key in ("kills", "faults", "runs", "downloads")}
+    for key in ("kills_while", "errors"):
+        total[key] = dict(sum((Counter(part[key]) for part in pieces), Counter()))
+    total["wrong"] = sum(len(part["wrong"]) for part in pieces)
+    total["most_fetched_twice"] = max((share for part in pieces for share in part["fetched_twice"]), default=None)
+    path.write_text(json.dumps({"machine": machine(), "total": total, "pieces": pieces}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ STAGES = ("download", "convert", "both")
 
 def serve(folder: str, limit_mb_per_s: float, pipe: Connection) -> None:
     with LoopbackHub({REPO: Path(folder)}) as hub:
+        hub.send_buffer_bytes = 1 << 20  # for a line of some length, as a real one has
         for path in Path(folder).iterdir():
             hub.hashes(path)
         if limit_mb_per_s:
