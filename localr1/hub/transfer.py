@@ -9,7 +9,9 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,9 +22,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from localr1.errors import CorruptError, NetworkError
 from localr1.events import Notice
 from localr1.hub.failures import may_pass
-from localr1.hub.remote import RemoteFile
+from localr1.hub.remote import Digest, RemoteFile
 
 CHUNK_BYTES = 128 << 10
+HASH_BYTES = 512 << 10
+HASHES_BEHIND = 8
 RECEIVE_BYTES = 512 << 10
 SYNC_BYTES = 256 << 20
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -31,13 +35,51 @@ NAP_S = 0.2
 CONTENT_RANGE = re.compile(r"bytes (\d+)-")
 
 
+class Behind:
+    """A running hash that is fed by a thread of its own, so that a file need not wait for it."""
+
+    def __init__(self, digest: Digest) -> None:
+        self._digest = digest
+        self._thread = ThreadPoolExecutor(1, "hash")
+        self._fed: deque[Future[None]] = deque()
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+
+    def update(self, chunk: bytes) -> None:
+        self._waiting.append(chunk)
+        self._waiting_bytes += len(chunk)
+        if self._waiting_bytes >= HASH_BYTES:
+            self._feed()
+
+    def hexdigest(self) -> str:
+        self._feed()
+        while self._fed:
+            self._fed.popleft().result()
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _feed(self) -> None:
+        """Hand over what waits, staying at most `HASHES_BEHIND` such pieces ahead."""
+        chunks, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        self._fed.append(self._thread.submit(_update, self._digest, chunks))
+        if len(self._fed) > HASHES_BEHIND:
+            self._fed.popleft().result()
+
+
+def _update(digest: Digest, chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        digest.update(chunk)
+
+
 class Unfinished:
     """The bytes of a file that have arrived, with their running hash."""
 
     def __init__(self, path: Path, file: RemoteFile) -> None:
         self._remote = file
         self._file = path.open("r+b" if path.exists() else "w+b")
-        self._digest = file.new_digest()
+        self._digest = Behind(file.new_digest())
         self._unsynced_bytes = 0
         self.done_bytes = 0
         while chunk := self._file.read(CHUNK_BYTES):
@@ -52,8 +94,8 @@ class Unfinished:
                 f"the hub sends more than the {self._remote.size_bytes} bytes that {self._remote.path} has",
                 "try again later; if it stays so, the repository is broken",
             )
-        self._file.write(chunk)
         self._digest.update(chunk)
+        self._file.write(chunk)
         self.done_bytes += len(chunk)
         self._unsynced_bytes += len(chunk)
         if self._unsynced_bytes >= SYNC_BYTES:
@@ -62,7 +104,8 @@ class Unfinished:
     def restart(self) -> None:
         self._file.seek(0)
         self._file.truncate()
-        self._digest = self._remote.new_digest()
+        self._digest.close()
+        self._digest = Behind(self._remote.new_digest())
         self.done_bytes = 0
 
     @property
@@ -88,6 +131,7 @@ class Unfinished:
         self._unsynced_bytes = 0
 
     def close(self) -> None:
+        self._digest.close()
         self._file.close()
 
 
