@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +311,7 @@ def main() -> None:
         most = max(shares, default=0.0)
         print(f"fetched twice after one cut: at most {most:.2%} of all bytes, {len(shares)} cuts")
     if arguments.json is not None:
-        add_to(arguments.json, {"seed": arguments.seed, **asdict(outcome), "fetched_twice": shares})
+        add_to(arguments.json, {"seed": arguments.seed, **vars(outcome), "fetched_twice": shares})
     raise SystemExit(bool(outcome.wrong) or most > 0.01)
 
 

@@ -20,7 +20,7 @@ from localr1 import __version__
 from localr1.errors import DiskError
 from localr1.events import DownloadPlan, Event, FetchProgress, Notice
 from localr1.hub.failures import AGAIN
-from localr1.hub.hub_cache import HashedFiles, HubCache, hash_into
+from localr1.hub.hub_cache import HashedFiles, HubCache, hash_into, remember
 from localr1.hub.lookup import look_up, talking_to_hub
 from localr1.hub.parallel import Job, Parallel, Report
 from localr1.hub.remote import Listing, RemoteFile
@@ -160,7 +160,7 @@ class Download:
             heads[file.path] = self._head_here(file)
         for file in self._listing.shards:
             if self._scratch is not None and (head := heads[file.path]) is not None:
-                _remember(self._memory(file, "header"), head)
+                self._remember(self._memory(file, "header"), head)
         return {name: head for name, head in heads.items() if head is not None}
 
     def forget_heads(self) -> None:
@@ -188,7 +188,7 @@ class Download:
         """A shard is no longer needed: if it is this program's, it goes, and the next may come."""
         file = self._held.pop(name, None)
         if file is not None and self._scratch is not None:
-            _remember(self._memory(file, "done"), b"")
+            self._remember(self._memory(file, "done"), b"")
             self._released.add(name)
             if all(other.path in self._released for other in self._files if other.oid == file.oid):
                 self._cache.release(file)
@@ -217,6 +217,12 @@ class Download:
         self._done_bytes[file.path] = news
         done_bytes = sum(self._done_bytes.values())
         yield FetchProgress(file.path, news, file.size_bytes, done_bytes, self._total_bytes)
+
+    def _remember(self, path: Path, content: bytes) -> None:
+        try:
+            remember(path, content)
+        except OSError as error:
+            raise (self._full_disk() if is_full(error) else error) from error
 
     def _full_disk(self) -> DiskError:
         """How much room must be made."""
@@ -339,11 +345,3 @@ def _head_length(path: Path) -> int:
     """Bytes that a safetensors file's header takes with its length, as far as is known."""
     with path.open("rb") as file:
         return LENGTH_BYTES + min(int.from_bytes(file.read(LENGTH_BYTES), "little"), LONGEST_HEADER_BYTES)
-
-
-def _remember(path: Path, content: bytes) -> None:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".new")
-        scratch.write_bytes(content)
-        scratch.replace(path)

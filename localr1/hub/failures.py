@@ -136,5 +136,7 @@ def _disk(error: OSError) -> LocalR1Error:
             f"cannot write {where}: {reason}", "check its permissions, or set HF_HOME to a folder of yours"
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError(f"the disk is full: {where}", f"make room, or set HF_HOME to a larger disk; then {AGAIN}")
+        return DiskError(
+            f"the disk is full: {where}", f"free some space, or set HF_HOME to a larger disk; then {AGAIN}"
+        )
     return DiskError(f"the disk failed at {where}: {reason}", "check the disk, or set HF_HOME to another one")

@@ -185,3 +185,12 @@ def hash_into(digest: Digest, path: Path) -> Iterator[int]:
             digest.update(chunk)
             done_bytes += len(chunk)
             yield done_bytes
+
+
+def remember(path: Path, content: bytes) -> None:
+    """Write a small file whole, unless it is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".new")
+        scratch.write_bytes(content)
+        scratch.replace(path)
