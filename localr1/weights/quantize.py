@@ -24,6 +24,7 @@ class Int8Rows(NamedTuple):
 
 
 CHUNK_BYTES = 64 << 20
+SMALLEST_ABSMAX = 1e-30
 
 
 def quantize_rows(matrix_OI: Tensor, name: str) -> Int8Rows:
