@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks import offload  # noqa: E402
 from localr1.bench.machine import machine  # noqa: E402
 from localr1.bench.synthetic import find_shape, make_store  # noqa: E402
 from localr1.bench.text import text_tokens  # noqa: E402
@@ -321,6 +322,28 @@ def show(row: Row) -> str:
     )
 
 
+def offloaded(names: Sequence[str], budgets: Sequence[float]) -> list[offload.Offloaded]:
+    """The baseline at the budget that is nearest to 8 GiB, for each shape that its libraries can build."""
+    if lacking := offload.missing():
+        print(f"no baseline: {lacking} is not installed")
+        return []
+    budget, found = min(budgets, key=lambda one: abs(one - 8)), []
+    for name in names:
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            one = offload.measure(name, budget)
+        except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
+            print(f"no baseline for {name}: {error}")
+            continue
+        found.append(one)
+        print(
+            f"  {name}: transformers with accelerate at {budget:g} GiB, {one.decode_tokens_per_s:.2f} tok/s decode "
+            f"({one.layers} of {one.of_layers} layers, scaled)"
+        )
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default="v2-lite,glm-4.7-flash")
@@ -347,9 +370,11 @@ def main() -> int:
             gc.collect()  # the last placement's memory
             rows.append(measure(bench, wanted, placement, budget, resident, hotness))
             print(show(rows[-1]), flush=True)
+    baselines = [] if options.dry else offloaded(options.shapes.split(","), budgets)
     if options.json:
         device = "cpu (dry)" if options.dry else torch.cuda.get_device_name()
         record = {"device": device, "skew": options.skew, "machine": machine(), "rows": [asdict(row) for row in rows]}
+        record["offloaded"] = [asdict(one) for one in baselines]
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     wrong = [row for row in rows if not row.difference < MOST_DIFFERENT]
     for row in wrong:
