@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.cli.start import load
-from localr1.errors import ExitStatus, NotFoundError, UsageError
+from localr1.errors import ContextError, ExitStatus, LocalR1Error, NotFoundError, UsageError
 from localr1.events import TurnEnd
 from localr1.options import (
     BenchOptions,
@@ -95,12 +95,13 @@ def run(
     if resumed is not None:
         talk.recall(resumed.path)
     if chat.json:
-        return _answer_json(environment, talk, question, loaded.name)
+        end = _answer_json(environment, talk, question, loaded.name)
+        return _status(end, options)
     if question:
         end = answer(environment, conversation, talk.ask(question), terminal)
         talk.keep()
         talk.close()
-        return _status(end)
+        return _status(end, options)
     host = _host(environment, background, loaded, engine, folder)
     if not terminal.save:
         host.history_file = None
@@ -108,7 +109,13 @@ def run(
     return ExitStatus.OK
 
 
-def _status(end: TurnEnd | None) -> ExitStatus:
+def _status(end: TurnEnd | None, options: ConversationOptions) -> ExitStatus:
+    """Raises LocalR1Error for an answer that was to have a form and was cut before it had it."""
+    if end is not None and (options.json_schema or options.grammar):
+        if end.reason == "context":
+            raise ContextError("the context was full before the answer had its form", "raise --context")
+        if end.reason == "max_tokens":
+            raise LocalR1Error("the answer was cut before it had its form", "raise --max-tokens")
     return ExitStatus.INTERRUPTED if end is not None and end.reason == "interrupted" else ExitStatus.OK
 
 
@@ -163,7 +170,7 @@ def _host(
     return Host(loaded.name, models, open_model, folder, history_file, tools, session.gpu_bytes)
 
 
-def _answer_json(environment: Environment, talk: "Talk", question: str, model: str) -> ExitStatus:
+def _answer_json(environment: Environment, talk: "Talk", question: str, model: str) -> TurnEnd | None:
     """One record on stdout: what was asked, thought and answered, and the figures."""
     from localr1.terminal.talk import stopped_by_ctrl_c
 
@@ -187,7 +194,7 @@ def _answer_json(environment: Environment, talk: "Talk", question: str, model: s
         "statistics": {name: value for name, value in asdict(end).items() if name != "reason"} if end else {},
     }
     environment.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return _status(end)
+    return end
 
 
 def _resumed(folder: Path, words: list[str]) -> "tuple[Saved, list[str]]":

@@ -6,7 +6,7 @@ from localr1.cli.chat import split_words
 from localr1.errors import ContextError, NotFoundError, UsageError
 from localr1.events import AnswerText, ReasoningText
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
-from tests.terminal.fakes import press_ctrl_c
+from tests.terminal.fakes import press_ctrl_c, turn_end
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,15 @@ def test_a_name_with_a_models_size_is_never_a_question(word):
 @pytest.mark.parametrize("word", ["covid-19", "7b", "plan-b", "mp3-10bit"])
 def test_other_words_with_dashes_and_digits_are_a_question(word):
     assert split_words([word, "explained"]) == (None, f"{word} explained")
+
+
+@pytest.mark.parametrize(("reason", "status", "hint"), [("max_tokens", 1, "--max-tokens"), ("context", 9, "--context")])
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_an_answer_cut_before_it_had_its_form_is_an_error(
+    reason, status, hint, json, session, localr1_command, tmp_path, monkeypatch
+):
+    (tmp_path / "sum.json").write_text('{"type": "object"}')
+    monkeypatch.setattr(session.conversation, "ask", lambda text: iter([AnswerText('{"a'), turn_end(reason=reason)]))
+    outcome = localr1_command("chat", "--json-schema", str(tmp_path / "sum.json"), *json, "Who?")
+    assert (outcome.status, hint in outcome.err) == (status, True) and '{"a' in outcome.out.replace("\\", "")
+    assert localr1_command("chat", "Who?").status == 0

@@ -103,6 +103,7 @@ def load(model, engine):
 
 
 session = types.ModuleType("localr1.session")
+session.__path__ = [str(Path(localr1.__file__).parent / "session")]  # for /plan, which is the real one
 session.load = load
 session.gpu_bytes = lambda: None
 session.expectation = lambda model, engine: "in RAM; about 20 tokens/s expected"
