@@ -12,21 +12,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from localr1.model.decoder import Decoder, Layer
 from localr1.model.linear import ExpertBank, FeedForward
 from localr1.model.moe import MixtureOfExperts
 from localr1.model.registry import Model
+from localr1.session.gpu import GpuModel
 
 PARTS = ("attention", "router", "experts", "shared experts", "dense layers", "head")
 REST = "norms and Python"
 
 
 class Stopwatch:
-    """Seconds by part; a part that runs inside another is counted once."""
+    """Seconds by part; a part that runs inside another is counted once. `settle` waits for work given to a device."""
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], None] | None = None) -> None:
+        self._settle = settle
         self.seconds: dict[str, float] = defaultdict(float)
         self._inner_s: list[float] = []
 
@@ -37,7 +40,10 @@ class Stopwatch:
             self._inner_s.append(0.0)
             start_s = time.perf_counter()
             try:
-                return call(*arguments)
+                result = call(*arguments)
+                if self._settle is not None:
+                    self._settle()
+                return result
             finally:
                 took_s = time.perf_counter() - start_s
                 self.seconds[part] += took_s - self._inner_s.pop()
@@ -60,8 +66,16 @@ class _TimedBank:
         return out_TD
 
 
+def stopwatch_for(model: Model) -> Stopwatch:
+    """One that waits for the GPU where the model runs there."""
+    on_gpu = isinstance(model, GpuModel) and model.device.type == "cuda"
+    return Stopwatch(torch.cuda.synchronize if on_gpu else None)
+
+
 def timed_twin(model: Model, watch: Stopwatch) -> Decoder:
-    """A decoder of the same parts, whose every forward adds to the stopwatch."""
+    """A decoder of the same parts, whose every forward adds to the stopwatch; on a GPU its steps are not replayed."""
+    if isinstance(model, GpuModel):
+        model = model.decoder
     assert isinstance(model, Decoder), "a model of another kind needs its own twin"
     twin = model.with_layers([_timed_layer(layer, watch) for layer in model.layers])
     fused = model.head.fused

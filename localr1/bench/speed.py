@@ -15,7 +15,7 @@ from statistics import median
 
 from localr1.bench.energy import Meters
 from localr1.bench.floor import Ceilings, operations, read_bytes
-from localr1.bench.parts import PARTS, REST, Stopwatch, timed_twin
+from localr1.bench.parts import PARTS, REST, stopwatch_for, timed_twin
 from localr1.bench.report import Better, Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
 from localr1.decode.cache import RowCache
@@ -174,7 +174,7 @@ class SpeedBench:
 
     def _time_parts(self, depth: int) -> dict[str, float]:
         """Seconds a token by part, of decoding at this depth."""
-        watch = Stopwatch()
+        watch = stopwatch_for(self.engine.model)
         twin = timed_twin(self.engine.model, watch)
         visit(self.cache, self.tokens, depth)
         steps: list[dict[str, float]] = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from localr1.kernels import blocks
 from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.stacked import STACK_WEIGHTS, Stack
+from localr1.kernels.vocabulary_head import HeadBlock
 from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
 from localr1.model.linear import Cache, ExpertBank, Fused, FusedHead, FusedStack
 from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
@@ -76,7 +77,7 @@ class FusedLayers:
         if not blocks.MOST_ROWS:
             return None
         matrix = self._matrix(head)
-        block = blocks.HeadBlock(self._float(norm), config.norm_eps, matrix, self._scratch)
+        block = HeadBlock(self._float(norm), config.norm_eps, matrix, self._scratch)
         vocab = len(matrix.q_OD)
 
         def logits(x_TD: Tensor) -> tuple[Tensor, Tensor]:

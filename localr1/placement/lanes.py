@@ -97,9 +97,9 @@ class Streamer:
         ready: "torch.cuda.Event | None",
     ) -> tuple[float, Tensor]:
         start_s = time.perf_counter()
-        if not self._stages:
-            self._stages = [Stage(self._cold.rows((layer, 0)), self._device) for _ in range(BUFFERS)]
         with torch.cuda.stream(self._compute):
+            if not self._stages:
+                self._stages = [Stage(self._cold.rows((layer, 0)), self._device) for _ in range(BUFFERS)]
             if self._compute is not None and ready is not None:
                 self._compute.wait_event(ready)
             sum_TD = torch.zeros_like(hidden_TD)
@@ -124,6 +124,7 @@ class Stage:
         if self._cuda:
             self._pinned = pinned_like(rows)
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._copies.wait_stream(torch.cuda.current_stream())  # which the memory may have been used on before
             self._copied, self._released = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(self._copies)
 

@@ -137,14 +137,11 @@ class SplitBank:
         return out_TD + desk.sum_TD[:rows].to(self.slots.device, non_blocking=True)
 
     def _compute_cold(self, layer: int, rows: int) -> None:
-        """The CPU's sum of a layer handed over; where every expert is resident nobody waits."""
+        """The CPU's sum of a layer handed over."""
         desk, row_of = self._desk, self.slots.row_of[self.slots.layer_row(layer)]
         assert desk is not None
         sum_TD = desk.sum_TD[:rows]
-        if not self._watched and bool((row_of >= 0).all()):
-            sum_TD.zero_()
-            return
-        desk.wait()
+        desk.wait()  # by then the sum of the layer before has left, too
         expert_TK = desk.expert_TK[:rows]
         chosen_TK = expert_TK.numpy()
         if self._watched:

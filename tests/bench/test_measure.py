@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from localr1.bench.text import real_text, text_tokens
 from localr1.errors import UsageError
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import BenchOptions, EngineOptions
+from localr1.placement.gpu import GpuWeights
 from localr1.placement.load import OtherPrograms
+from localr1.session.gpu import GpuModel, Placed
 from tests import tiny
 from tests.bench.results import result_of
 
@@ -192,6 +195,18 @@ def test_a_timed_twin_says_the_same_and_leaves_the_model_alone(nano):
         theirs = twin.forward(torch.arange(9), nano.engine.new_cache())
     assert torch.equal(ours, theirs)
     assert model.layers == before and set(watch.seconds) >= {"attention", "router", "experts", "shared experts"}
+
+
+def test_a_model_on_a_gpu_is_timed_by_its_decoder(nano):
+    device = torch.device("cpu")
+    settled: list[None] = []
+    watch = Stopwatch(lambda: settled.append(None))
+    twin = timed_twin(GpuModel(nano.engine.model, Placed(cast(GpuWeights, None), None, device)), watch)
+    with torch.inference_mode():
+        theirs = twin.forward(torch.arange(9), nano.engine.new_cache())
+        ours = nano.engine.model.forward(torch.arange(9), nano.engine.new_cache())
+    assert torch.equal(ours, theirs)
+    assert len(settled) >= len(nano.engine.model.layers)
 
 
 def test_a_stopwatch_counts_nested_parts_once():

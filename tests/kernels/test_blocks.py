@@ -6,6 +6,7 @@ import pytest
 
 from localr1.kernels import blocks, cpu, reference
 from localr1.kernels.mtp_block import MtpFront
+from localr1.kernels.vocabulary_head import HeadBlock
 from tests.kernels.test_cpu import bfloat16, row_error, rows, weights
 
 if not blocks.MOST_ROWS:
@@ -219,7 +220,7 @@ def test_feed_forward(T, D, F, E, K, sigmoid, groups, shared):
 def test_head(T, D, V, bias):
     rng = np.random.default_rng(T + D)
     given, weight_D, x = matrix(rng, V, D, bias), rows(rng, D), rows(rng, T, D)
-    block, before = blocks.HeadBlock(weight_D, EPS, given, blocks.Scratch()), x.copy()
+    block, before = HeadBlock(weight_D, EPS, given, blocks.Scratch()), x.copy()
     normed, logits = np.empty_like(x), np.empty((T, V), np.float32)
     block.logits(x, normed, logits)
     wanted = norm(x, weight_D)
@@ -239,7 +240,7 @@ def test_the_likeliest_token_is_the_first_of_several_and_a_broken_row_has_none()
     given.q_OD[[2300, 4990]], given.scb_O[[2300, 4990]] = 127, given.scb_O.max()
     x[1, 3] = np.nan
     normed, best, top = np.empty_like(x), np.zeros(3, np.int64), np.zeros(3, np.float32)
-    block = blocks.HeadBlock(np.ones(D, np.float32), EPS, given, blocks.Scratch())
+    block = HeadBlock(np.ones(D, np.float32), EPS, given, blocks.Scratch())
     block.likeliest(x, normed, best, top)
     assert best.tolist() == [2300, 0, 2300] and not top[1] > -np.inf
     with pytest.raises(ValueError, match="head_block"):
