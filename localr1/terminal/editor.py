@@ -154,7 +154,7 @@ def _keys() -> "KeyBindings":
     """Enter sends, or starts another line within three quotation marks; Alt-Enter, which terminals send as Escape and
     Enter, always starts another line."""
     from prompt_toolkit.application import get_app
-    from prompt_toolkit.filters import Condition, completion_is_selected
+    from prompt_toolkit.filters import Condition, completion_is_selected, is_searching
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     bindings = KeyBindings()
@@ -170,7 +170,7 @@ def _keys() -> "KeyBindings":
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None
 
-    @bindings.add("c-c", filter=Condition(lambda: bool(get_app().current_buffer.text)))
+    @bindings.add("c-c", filter=Condition(lambda: bool(get_app().current_buffer.text)) & ~is_searching)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.reset()
 

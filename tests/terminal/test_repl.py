@@ -12,7 +12,7 @@ from localr1.terminal.repl import Host, Repl, answer
 from localr1.terminal.talk import Talk
 from tests.terminal.fakes import FakeConversation, environment, err, out, press_ctrl_c, turn_end
 
-ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
+ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R = "\r", "\x1b\r", "\x03", "\x04", "\x12"
 
 
 def converse(keys: str, conversation: FakeConversation):
@@ -46,6 +46,12 @@ def test_pasted_lines_are_one_message():
 def test_ctrl_c_at_the_prompt_clears_the_line():
     conversation = FakeConversation()
     converse(f"never{CTRL_C}asked{ENTER}{CTRL_D}", conversation)
+    assert conversation.asked == ["asked"]
+
+
+def test_ctrl_c_in_a_search_of_the_history_ends_the_search():
+    conversation = FakeConversation()
+    converse(f"never{CTRL_R}nev{CTRL_C}{CTRL_C}asked{ENTER}{CTRL_D}", conversation)
     assert conversation.asked == ["asked"]
 
 
