@@ -35,7 +35,7 @@ from localr1.decode.cache import RowCache
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.decode.speculate import Speculation
-from localr1.events import Progress
+from localr1.events import result_of
 from localr1.options import EngineOptions
 from localr1.session import Engine
 
@@ -122,26 +122,17 @@ def run(engine: Engine, prompt: list[int], answer: list[int], cache: RowCache, s
     return items[-1]
 
 
-def finish(operation: Progress[Any]) -> Any:
-    """What a long operation returns."""
-    while True:
-        try:
-            next(operation)
-        except StopIteration as end:
-            return end.value
-
-
 def engines(arguments: argparse.Namespace) -> Callable[[str], Engine]:
     """Engines of one synthetic model under different settings."""
     options = EngineOptions(threads=arguments.threads, vram="0", speculate="lookup")
     shape = find_shape(arguments.shape, arguments.layers, arguments.skew)
     context = 2 * (PROMPT_TOKENS + ANSWER_TOKENS)
-    store = finish(make_store(shape, options, context))
+    store = result_of(make_store(shape, options, context))
 
     def engine(setting: str) -> Engine:
         changed = replace(options, speculate="off") if setting == "off" else options
         changed = replace(changed, draft_tokens=int(setting)) if setting.isdigit() else changed
-        opened: Engine = finish(open_shape(shape, store, changed, context))
+        opened: Engine = result_of(open_shape(shape, store, changed, context))
         return opened
 
     return engine

@@ -18,6 +18,7 @@ from localr1.bench.speed import SpeedBench
 from localr1.bench.stand_ins import measure_layers
 from localr1.bench.subject import Subject, open_model, open_synthetic
 from localr1.bench.synthetic import find_shape
+from localr1.events import result_of
 from localr1.model.registry import expected_tensors
 from localr1.options import BenchOptions, DownloadOptions, EngineOptions
 from localr1.placement.forecast import choose
@@ -28,15 +29,6 @@ from localr1.session.outlook import find_subject, survey_computer
 
 BENCH = BenchOptions(depths="0", repeats=5)
 CONTEXT = 1024
-
-
-def result_of(operation: Any) -> Any:
-    """What a generator of events returns."""
-    while True:
-        try:
-            next(operation)
-        except StopIteration as end:
-            return end.value
 
 
 def judged(name: str, shape: ModelShape, subject: Subject, hardware: Hardware) -> dict[str, Any]:

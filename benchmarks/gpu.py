@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from localr1.events import result_of
 from localr1.kernels import threads
 
 threads.unify_openmp()
@@ -165,13 +166,7 @@ def open_bench(name: str, skew: float, dry: bool) -> Bench:
         store, config = Store(NANO), registry.read_config(NANO)
     else:
         shape = find_shape(name, None, skew)
-        config, making = shape.config, make_store(shape, EngineOptions(), CONTEXT)
-        while True:
-            try:
-                next(making)
-            except StopIteration as end:
-                store = end.value
-                break
+        config, store = shape.config, result_of(make_store(shape, EngineOptions(), CONTEXT))
     tokens = text_tokens(Tokenizer.open(NANO), CONTEXT)
     sizes = shape_of(config, registry.expected_tensors(config, False), False)
     ram = ram_bytes_per_s(np.ones((64 if dry else 2048) << 20, np.int8))

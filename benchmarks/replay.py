@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from localr1.bench.machine import machine
 from localr1.bench.optimum import rule_bound
 from localr1.bench.replay import Comparison, compare
-from localr1.events import Progress, TurnEnd
+from localr1.events import TurnEnd, result_of
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.replay import halves
 from localr1.placement.routes import Routes
@@ -32,15 +32,6 @@ from tools.nano.tokenizer import known_words
 
 TURNS = 4
 SEED = 7
-
-
-def result_of(operation: Progress[Any]) -> Any:
-    """What a generator of events returns."""
-    while True:
-        try:
-            next(operation)
-        except StopIteration as end:
-            return end.value
 
 
 def record(questions: int) -> tuple[Routes, int]:

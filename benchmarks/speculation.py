@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from localr1.bench.machine import machine
-from localr1.events import AnswerText, ReasoningText, TurnEnd
+from localr1.events import AnswerText, ReasoningText, TurnEnd, result_of
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.session import Engine, load
 
@@ -38,12 +38,7 @@ def engines(model: str, threads: int | None) -> dict[str, Engine]:
         options = EngineOptions(threads=threads, speculate="off" if setting == "off" else "auto")
         if setting.isdigit():
             options = replace(options, draft_tokens=int(setting))
-        operation = load(model, options)
-        while setting not in opened:
-            try:
-                next(operation)
-            except StopIteration as end:
-                opened[setting] = end.value
+        opened[setting] = result_of(load(model, options))
     return opened
 
 

@@ -73,13 +73,7 @@ def run(
     resumed, words = _resumed(folder, words) if chat.resume else (None, words)
     model, asked = split_words(words)
     question = "\n\n".join(filter(None, [asked, environment.read_piped()]))
-    _check_encodable(question)
-    if not question and (chat.json or not environment.interactive):
-        raise UsageError("there is nothing to ask", 'give a question: localr1 chat "What is 347 + 85?"')
-    if options.json_schema is not None or options.grammar is not None:
-        from localr1.chat.structure import read_structure
-
-        read_structure(options.json_schema, options.grammar)  # a wrong one is told before anything slow begins
+    _check(environment, chat, options, question)
     if resumed is not None:
         model = model or resumed.model or None
         options = replace(options, system=resumed.system if options.system is None else options.system)
@@ -107,6 +101,17 @@ def run(
         host.history_file = None
     Repl(environment, talk, Settings(sampling, options, terminal), host).run()
     return ExitStatus.OK
+
+
+def _check(environment: Environment, chat: ChatOptions, options: ConversationOptions, question: str) -> None:
+    """What can be refused before anything slow begins."""
+    _check_encodable(question)
+    if not question and (chat.json or not environment.interactive):
+        raise UsageError("there is nothing to ask", 'give a question: localr1 chat "What is 347 + 85?"')
+    if options.json_schema is not None or options.grammar is not None:
+        from localr1.chat.structure import read_structure
+
+        read_structure(options.json_schema, options.grammar)
 
 
 def _status(end: TurnEnd | None, options: ConversationOptions) -> ExitStatus:

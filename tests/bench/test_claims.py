@@ -12,10 +12,10 @@ from localr1.bench.report import Report
 from localr1.bench.synthetic import Shape
 from localr1.decode.cache import RowCache
 from localr1.errors import UsageError
+from localr1.events import result_of
 from localr1.model.registry import parse_config
 from localr1.options import BenchOptions, EngineOptions
 from tests import tiny
-from tests.bench.results import result_of
 
 OPTIONS = BenchOptions(prompt_tokens=32, decode_tokens=6, repeats=3, depths="0,64,9999", claims=True, fidelity=True)
 

@@ -7,8 +7,8 @@ import pytest
 from localr1 import session
 from localr1.bench import measure, subject
 from localr1.bench.report import Report
+from localr1.events import result_of
 from localr1.options import BenchOptions, DownloadOptions, EngineOptions
-from tests.bench.results import result_of
 
 pytestmark = pytest.mark.smollm2
 OPTIONS = BenchOptions(prompt_tokens=48, decode_tokens=4, repeats=1, depths="0", claims=True)

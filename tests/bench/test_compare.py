@@ -9,8 +9,8 @@ from localr1.bench.compare import judge, paired_ratio, parse_comparison
 from localr1.bench.plot import curves
 from localr1.bench.report import Figure
 from localr1.errors import UsageError
+from localr1.events import result_of
 from localr1.options import BenchOptions, EngineOptions
-from tests.bench.results import result_of
 
 BASE = EngineOptions(threads=1)
 

@@ -20,13 +20,13 @@ from localr1.bench.subject import Subject
 from localr1.bench.synthetic import Shape
 from localr1.bench.text import real_text, text_tokens
 from localr1.errors import UsageError
+from localr1.events import result_of
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import BenchOptions, EngineOptions
 from localr1.placement.gpu import GpuWeights
 from localr1.placement.load import OtherPrograms
 from localr1.session.gpu import GpuModel, Placed
 from tests import tiny
-from tests.bench.results import result_of
 
 OPTIONS = BenchOptions(prompt_tokens=24, decode_tokens=4, repeats=2, depths="0,40,9999")
 

@@ -1,24 +1,15 @@
 """Replays of one's own conversations, as `localr1 bench --replay` prints them."""
 
 import json
-from collections.abc import Generator
-from typing import Any
 
 import numpy as np
 import pytest
 
 from localr1.bench.replay import Comparison, compare
 from localr1.errors import UsageError
+from localr1.events import result_of
 from localr1.placement.replay import DEFAULT, POLICIES
 from localr1.placement.routes import Routes
-
-
-def result_of(operation: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(operation)
-        except StopIteration as end:
-            return end.value
 
 
 def skewed(tokens: int) -> Routes:

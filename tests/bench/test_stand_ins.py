@@ -1,21 +1,11 @@
 """Stand-in layers are run for real, and are of the kinds and sizes that they say."""
 
-from collections.abc import Generator
-from typing import Any
-
 import pytest
 
 from localr1.bench import stand_ins
+from localr1.events import result_of
 from localr1.model.registry import parse_config
 from localr1.options import EngineOptions
-
-
-def result_of(operation: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(operation)
-        except StopIteration as end:
-            return end.value
 
 
 def test_each_kind_comes_smallest_first() -> None:

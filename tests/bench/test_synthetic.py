@@ -11,11 +11,11 @@ from localr1.bench.claim_experts import record_routes
 from localr1.bench.subject import open_synthetic
 from localr1.bench.synthetic import Shape, SyntheticStore, busiest, check_memory, find_shape
 from localr1.errors import NotFoundError, OutOfMemoryError, UsageError
+from localr1.events import result_of
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import EngineOptions
 from localr1.placement.linear import expert_prefixes
 from tests import tiny
-from tests.bench.results import result_of
 
 SMALL = tiny.DEFAULTS["deepseek_v3"] | {"model_type": "deepseek_v3", "rope_theta": 1e4, "vocab_size": 1000}
 

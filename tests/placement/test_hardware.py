@@ -2,27 +2,18 @@
 
 import json
 import re
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from localr1.events import Progress
+from localr1.events import Progress, result_of
 from localr1.kernels.jit import SOURCES_STAMP
 from localr1.placement import hardware
 from localr1.placement.hardware import MOST_PROBES, Facts, Rates, diagnose, glance, read_rates, survey, to_record
 from localr1.placement.probe import System, disk_rate, parse_driver
 from tests.placement.computers import CARD, FACTS, GB, GPU_RATES, RATES, WITH_GPU, Computer
-
-
-def result_of(operation: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(operation)
-        except StopIteration as end:
-            return end.value
 
 
 def test_a_healthy_computer_has_nothing_wrong_with_or_without_a_gpu() -> None:

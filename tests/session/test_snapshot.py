@@ -14,7 +14,7 @@ from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.decode.speculate import FixedDepth, Speculation
 from localr1.errors import CorruptError, UnsupportedError
-from localr1.events import TurnEnd
+from localr1.events import TurnEnd, result_of
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.session import Conversation, Engine, snapshot
 from localr1.session.engine import load
@@ -29,12 +29,7 @@ FAMILY = "deepseek_v3"
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALR1_HOME", str(tmp_path_factory.mktemp("home")))
-        loading = load("nano", EngineOptions(threads=1))
-        while True:
-            try:
-                next(loading)
-            except StopIteration as end:
-                return replace(end.value, routing=None)
+        return replace(result_of(load("nano", EngineOptions(threads=1))), routing=None)
 
 
 def converse(engine: Engine, **options: Any) -> Conversation:
