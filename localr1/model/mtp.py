@@ -29,7 +29,8 @@ class MtpLayer:
         self.layer = layer
         self.embedding_norm = Norm(weights, f"{prefix}.enorm.weight", config.norm_eps)
         self.hidden_norm = Norm(weights, f"{prefix}.hnorm.weight", config.norm_eps)
-        self.eh_proj_DI = weights.tensor(f"{prefix}.eh_proj.weight")
+        front = layer.fused.mtp_front  # which holds the projection in a form of its own
+        self.eh_proj_DI = weights.tensor(f"{prefix}.eh_proj.weight") if front is None else None
         self.head = build_head(config, weights, f"{prefix}.shared_head.norm.weight", layer.fused)
         self.carries_normed = config.model_type in CARRIES_NORMED
 
@@ -40,7 +41,7 @@ class MtpLayer:
         Appends T rows to `cache`. `normed_TD` goes to `Decoder.logits` for the token after `token_T`.
         """
         rotation = self.main.rotary.rows(cache.length, len(token_T))
-        out_TD = self.layer(self._joined(token_T, hidden_TD), rotation, cache)
+        out_TD = self.layer(self._joined(token_T.tolist(), hidden_TD), rotation, cache)
         normed_TD = self.head.norm(out_TD)
         return normed_TD, normed_TD if self.carries_normed else out_TD
 
@@ -49,17 +50,21 @@ class MtpLayer:
 
         Of the pairs before the last only their cache rows are needed, so no feed-forward runs for them.
         """
-        front, few = self.layer.fused.mtp_front, len(tokens) <= self.layer.fused.rows
-        if few and front is not None:
-            x_TD = front(tokens, hidden_TD)
-        else:
-            x_TD = self._joined(torch.tensor(tokens), hidden_TD)
+        x_TD = self._joined(tokens, hidden_TD)
         rotation = self.main.rotary.rows(cache.length, len(tokens))
         last_1D = self.layer(x_TD, rotation, cache, last_only=True)
         normed_1D, token_1, _ = self.head.likeliest(last_1D)
         return int(token_1), normed_1D if self.carries_normed else last_1D
 
-    def _joined(self, token_T: Tensor, hidden_TD: Tensor) -> Tensor:
-        embedded_TD = self.embedding_norm(self.main.embedding(token_T))
+    def _joined(self, tokens: Sequence[int], hidden_TD: Tensor) -> Tensor:
+        """eh_proj [enorm(embedding) | hnorm(hidden)] of each pair, as many pairs at a time as the fused part takes."""
+        front, rows = self.layer.fused.mtp_front, self.layer.fused.rows
+        if front is not None and len(tokens) <= rows:
+            return front(tokens, hidden_TD)
+        if front is not None:
+            starts = range(0, len(tokens), rows)
+            return torch.cat([front(tokens[at : at + rows], hidden_TD[at : at + rows]) for at in starts])
+        assert self.eh_proj_DI is not None, "an MTP layer with neither form of its projection"
+        embedded_TD = self.embedding_norm(self.main.embedding(torch.tensor(tokens)))
         joined_TI = torch.cat((embedded_TD, self.hidden_norm(hidden_TD)), dim=-1)
         return F.linear(joined_TI, self.eh_proj_DI)
