@@ -257,7 +257,7 @@ COMMANDS: Mapping[str, Command] = {
 KEYS = [
     ("Alt-Enter", "Start another line of the same message."),
     ('"""', "Begin and end a message of several lines."),
-    ("Ctrl-R", "Search the messages before."),
+    ("Ctrl-R", "Search the messages before; Enter takes one."),
     ("Ctrl-C", "Stop the answer, or clear the line; again, leave."),
     ("Ctrl-D", "Leave."),
 ]

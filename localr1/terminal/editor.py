@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.input import Input
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.key_binding.key_processor import KeyPress
     from prompt_toolkit.output import Output
 
 QUOTES = '"""'
@@ -65,6 +66,7 @@ def editor(
     from prompt_toolkit import PromptSession
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.enums import EditingMode
+    from prompt_toolkit.input.typeahead import get_typeahead
     from prompt_toolkit.output.color_depth import ColorDepth
     from prompt_toolkit.styles import Style
 
@@ -80,6 +82,7 @@ def editor(
         auto_suggest=AutoSuggestFromHistory(),
         history=_history(history_file),
         enable_history_search=False,
+        search_ignore_case=True,
         editing_mode=EditingMode.VI if options.keys == "vi" else EditingMode.EMACS,
         bottom_toolbar=lambda: _fitted(bar(), environment.size()[0]),
         style=Style.from_dict({"bottom-toolbar": "noreverse dim", "auto-suggestion": "dim"}),
@@ -87,7 +90,11 @@ def editor(
         input=keys,
         output=screen,
     )
-    return lambda beginning: session.prompt(default=beginning)
+
+    def read_message(beginning: str) -> str:
+        return session.prompt(default=beginning, pre_run=lambda: _after_history(get_typeahead(session.app.input)))
+
+    return read_message
 
 
 def is_open(text: str) -> bool:
@@ -150,6 +157,21 @@ def _completer(commands: Mapping[str, str], arguments: Callable[[str], Iterable[
     return Commands()
 
 
+def _after_history(keys: "list[KeyPress]") -> None:
+    """Keys that wait already take effect once the history is there, which an empty message's first drawing would load:
+    a search or the arrows would find nothing."""
+    from prompt_toolkit.application import get_app
+
+    app = get_app()
+
+    async def feed() -> None:
+        app.key_processor.feed_multiple(keys)
+        app.key_processor.process_keys()
+
+    app.current_buffer.load_history_if_not_yet_loaded()
+    app.create_background_task(feed())  # begun after the loading, which goes through without a pause
+
+
 def _keys() -> "KeyBindings":
     """Enter sends, or starts another line within three quotation marks; Alt-Enter, which terminals send as Escape and
     Enter, always starts another line."""
@@ -159,7 +181,7 @@ def _keys() -> "KeyBindings":
 
     bindings = KeyBindings()
 
-    @bindings.add("enter")
+    @bindings.add("enter", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
         if is_open(event.current_buffer.text):
             event.current_buffer.newline(copy_margin=False)
@@ -172,7 +194,9 @@ def _keys() -> "KeyBindings":
 
     @bindings.add("c-c", filter=Condition(lambda: bool(get_app().current_buffer.text)) & ~is_searching)
     def _(event: KeyPressEvent) -> None:
+        waiting = event.key_processor.empty_queue()
         event.current_buffer.reset()
+        _after_history(waiting)
 
     @bindings.add("escape", "enter")
     @bindings.add("escape", "c-j")  # typed ahead, before the terminal was set to send Enter as it is

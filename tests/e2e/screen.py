@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pexpect
 import pyte
 
-ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A"
+ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, UP = "\r", "\x1b\r", "\x03", "\x04", "\x12", "\x1b[A"
 
 
 class ResizableScreen(pyte.HistoryScreen):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.screen import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP, Terminal
+from tests.e2e.screen import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, ENTER, UP, Terminal
 
 FAKE = str(Path(__file__).with_name("fake_localr1.py"))
 
@@ -151,6 +151,28 @@ def test_a_thought_in_a_window_that_changes_leaves_no_copy_of_itself(start, vari
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
     assert terminal.plain()
+
+
+def test_ctrl_r_finds_an_earlier_message_also_when_it_was_typed_ahead(start):
+    terminal = start("chat")
+    terminal.wait_for("❯")
+    for number, question in enumerate(["zebra", "apple"], start=1):
+        terminal.type(question + ENTER)
+        terminal.wait_for(f"turn {number}.")
+        terminal.wait_for(f"context {number}0/4,096")
+    terminal.type(CTRL_R + "zeb")
+    terminal.wait_for("I-search backward: zeb")
+    terminal.type(ENTER)
+    terminal.wait_for("❯ zebra\n" + "\n" * 3)  # accepted, not sent
+    terminal.type(ENTER)
+    terminal.wait_for("You said 'zebra', turn 3.")
+    terminal.type("think" + ENTER)
+    terminal.wait_for("thinking for")
+    terminal.type(CTRL_R + "app" + ENTER + ENTER)
+    terminal.wait_for("You said 'apple', turn 5.")
+    terminal.wait_for("context 50/4,096")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])

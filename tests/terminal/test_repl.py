@@ -8,18 +8,25 @@ from localr1.errors import ContextError, UsageError
 from localr1.events import AnswerText
 from localr1.options import TerminalOptions
 from localr1.terminal.commands import COMMANDS, find_command
-from localr1.terminal.repl import Host, Repl, answer
+from localr1.terminal.repl import Host, Repl, Settings, answer
 from localr1.terminal.talk import Talk
 from tests.terminal.fakes import FakeConversation, environment, err, out, press_ctrl_c, turn_end
 
-ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R = "\r", "\x1b\r", "\x03", "\x04", "\x12"
+ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, UP = "\r", "\x1b\r", "\x03", "\x04", "\x12", "\x1b[A"
 
 
-def converse(keys: str, conversation: FakeConversation):
+def converse(keys: str, conversation: FakeConversation, mode: str = "emacs"):
     shown = environment(tty="ioe", NO_COLOR="1")
     with create_pipe_input() as typed:
         typed.send_text(keys)
-        Repl(shown, Talk(conversation), host=Host("nano"), keys=typed, screen=DummyOutput()).run()
+        Repl(
+            shown,
+            Talk(conversation),
+            Settings(terminal=TerminalOptions(keys=mode)),
+            Host("nano"),
+            keys=typed,
+            screen=DummyOutput(),
+        ).run()
     return shown
 
 
@@ -53,6 +60,19 @@ def test_ctrl_c_in_a_search_of_the_history_ends_the_search():
     conversation = FakeConversation()
     converse(f"never{CTRL_R}nev{CTRL_C}{CTRL_C}asked{ENTER}{CTRL_D}", conversation)
     assert conversation.asked == ["asked"]
+
+
+def test_a_search_of_the_history_finds_its_line_in_every_mode_of_keys():
+    for keys in ("emacs", "vi"):
+        conversation = FakeConversation()
+        converse(f"apple pie{ENTER}pear{ENTER}{CTRL_R}APPLE{ENTER}{ENTER}{CTRL_D}", conversation, keys)
+        assert conversation.asked == ["apple pie", "pear", "apple pie"]
+
+
+def test_what_follows_ctrl_c_at_once_has_the_history():
+    conversation = FakeConversation()
+    converse(f"first{ENTER}never{CTRL_C}{UP}{ENTER}{CTRL_D}", conversation)
+    assert conversation.asked == ["first", "first"]
 
 
 def test_commands_are_not_asked():
