@@ -71,8 +71,8 @@ def typed_ahead(terminal: Terminal, question: str, repeats: int) -> list[float]:
     took_ms = []
     for number in range(repeats):
         shown = f"❯ next{number}"
-        mark = len(terminal.raw)
         streaming(terminal, question)
+        mark = len(terminal.raw)  # the bar of the prompt before tells tokens/s too
         terminal.type(f"next{number}")
         until(terminal, lambda mark=mark: "tokens/s" in terminal.raw[mark:])
         took_ms.append(until(terminal, lambda shown=shown: shown in terminal.text()))
