@@ -16,6 +16,7 @@ from localr1.kernels import attention_block as attention
 from localr1.kernels import feed_forward_block as feed_forward
 from localr1.kernels import gqa_block as gqa
 from localr1.kernels import mla_block as mla
+from localr1.kernels.arena import LINE_BYTES
 from localr1.kernels.compilation import KERNELS, compile_kernel, run_job
 from localr1.kernels.cpu import cache_words, latent_row_bytes
 from localr1.kernels.features import BITS
@@ -104,9 +105,9 @@ class Scratch:
 
     def room(self, size_bytes: int) -> int:
         """The address of so many bytes, whose contents last until another block is called."""
-        if size_bytes > self._arena.size:
-            self._arena = np.empty(size_bytes, np.int8)
-        return int(self._arena.ctypes.data)
+        if size_bytes > self._arena.size - LINE_BYTES:
+            self._arena = np.empty(size_bytes + LINE_BYTES, np.int8)
+        return -(-int(self._arena.ctypes.data) // LINE_BYTES) * LINE_BYTES
 
 
 class Block:

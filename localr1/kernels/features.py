@@ -22,7 +22,13 @@ def vector_bits(features: set[str]) -> int:
     return 256 if {"avx2", "fma"} <= features else 0
 
 
+def has_byte_products(features: set[str]) -> bool:
+    """Whether vectors of 512 bits multiply unsigned by signed bytes."""
+    return vector_bits(features) == 512 and "avx512vnni" in features
+
+
 BITS = vector_bits(target_features())
+BYTE_PRODUCTS = has_byte_products(target_features())
 LANES = max(BITS, 128) // 32
 """Floats, or int32 sums, in a vector."""
 

@@ -11,7 +11,7 @@ from localr1.kernels.ffn import carve_buffers, pack_one, place_groups, run_group
 from localr1.kernels.grouping import carve_routes, group_pairs
 from localr1.kernels.jit import address_of, compiled, floats_at, used
 from localr1.kernels.norm import normed
-from localr1.kernels.packing import padded
+from localr1.kernels.packing import packed_size
 from localr1.kernels.routing import ROUTER_BLOCK, choose, route_block
 from localr1.kernels.team import TEAM_NUMBERS, finish, launch, settle, take
 
@@ -67,7 +67,7 @@ def feed_forward_job(frame_at):  # type: ignore[no-untyped-def]
     middle = T * (K * plan[EXPERT_FF] + shared * plan[SHARED_FF])
     logit_at = after(frame[ARENA], T * D, 4)
     routes, buffers_at = carve_routes(after(logit_at, T * E, 4), pairs, groups)
-    x_numbers, packed_numbers = (1 if T == 1 else pairs) * padded(D), pairs * padded(widest)
+    x_numbers, packed_numbers = packed_size(1, D) * (1 if T == 1 else pairs), packed_size(1, widest) * pairs
     buffers, end = carve_buffers(buffers_at, x_numbers, pairs, groups, middle, packed_numbers)
     if frame[ARENA] == 0:
         frame[ARENA] = end

@@ -10,11 +10,21 @@ Memory of a call: (T * K) * (2 D + 6 F) bytes and, a thread, about 16 * SUM_STRI
 
 import numpy as np
 
-from localr1.kernels.arena import after, doubles_at, indices_at, int16s_at, int64s_at, line_at, rows_at
+from localr1.kernels.arena import (
+    LINE_BYTES,
+    after,
+    doubles_at,
+    indices_at,
+    int16s_at,
+    int64s_at,
+    line_at,
+    line_start,
+    rows_at,
+)
 from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_routes, group_pairs
 from localr1.kernels.jit import address_of, compiled, exp, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
-from localr1.kernels.packing import pack, packed_size, padded, round_row
+from localr1.kernels.packing import pack, pack_few, packed_size
 from localr1.kernels.team import TEAM_NUMBERS, finish, launch, settle, take
 
 SMALL_WORK = 1 << 18
@@ -56,7 +66,7 @@ def place_groups(routes, tokens, D, buffers):  # type: ignore[no-untyped-def]
 def pack_one(x_at, D, routes, x):  # type: ignore[no-untyped-def]
     """Pack the only token's row, for all groups."""
     packed, _, scale_P = x
-    scale_P[: routes[0][PAIRS]] = round_row(x_at, D, packed, 0, padded(1))
+    scale_P[: routes[0][PAIRS]] = pack_few(x_at, D, packed, 0, 1)
 
 
 @compiled()
@@ -226,8 +236,8 @@ def routed_ffn(code, x_TD, experts_E3M, scb_ES, expert_TK, weight_TK, out_TD, th
         frame[X_NUMBERS] += packed_size(first_G[g + 1] - first_G[g], D)
         frame[PACKED_NUMBERS] += packed_size(first_G[g + 1] - first_G[g], F)
     frame[THREADS] = 1 if count[PAIRS] * F * D < SMALL_WORK else threads
-    arena = np.empty(carve(frame)[2], np.int8)
-    frame[ARENA], frame[TEAM] = address_of(arena), address_of(team)
+    arena = np.empty(carve(frame)[2] + LINE_BYTES, np.int8)
+    frame[ARENA], frame[TEAM] = line_start(address_of(arena)), address_of(team)
     routes, buffers, _ = carve(frame)
     group_pairs(expert, weight, bank, (0, 0, 0), D, routes)
     place_groups(routes, T, D, buffers)

@@ -5,7 +5,7 @@ Owns the split of the output rows over threads: each takes the next block of row
 
 import numpy as np
 
-from localr1.kernels.arena import doubles_at, int16s_at, int64s_at, rows_at
+from localr1.kernels.arena import LINE_BYTES, doubles_at, int16s_at, int64s_at, line_start, rows_at
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import pack, packed_size
@@ -73,7 +73,9 @@ def linear(code, x_TD, q_OD, scb_O, out_TO, threads):  # type: ignore[no-untyped
     T, D = x_TD.shape
     if T == 0 or q_OD.shape[0] == 0:
         return
-    packed, scale_T = np.empty(packed_size(T, D), np.int16), np.empty(T, np.float64)
+    size, scale_T = packed_size(T, D), np.empty(T, np.float64)
+    room = np.empty(size + LINE_BYTES // 2, np.int16)
+    packed = int16s_at(line_start(address_of(room)), size)
     frame, team = np.empty(FRAME, np.int64), np.empty(TEAM_NUMBERS, np.int64)
     pack(address_of(x_TD), D, np.arange(T), 0, T, packed, scale_T)
     frame[WEIGHTS], frame[SCB], frame[OUTPUTS], frame[INPUTS] = address_of(q_OD), address_of(scb_O), q_OD.shape[0], D
@@ -88,6 +90,6 @@ def linear(code, x_TD, q_OD, scb_O, out_TO, threads):  # type: ignore[no-untyped
     used(x_TD)
     used(q_OD)
     used(scb_O)
-    used(packed)
+    used(room)
     used(scale_T)
     used(out_TO)

@@ -8,8 +8,8 @@ Sums lie token by token: `sums[i * SUM_STRIDE + r]` is weight row r times activa
 
 import numpy as np
 
-from localr1.kernels import intrinsics
-from localr1.kernels.features import CHUNK, LANES
+from localr1.kernels import byte_products, intrinsics
+from localr1.kernels.features import BYTE_PRODUCTS, CHUNK, LANES
 from localr1.kernels.intrinsics import MAX_STEPS, PAIRED_FROM, QUAD, SHORT_ROW, TILE_PANELS, TILE_ROWS
 from localr1.kernels.jit import address_of, compiled, int8_at, stay_out_of_line, used
 from localr1.kernels.packing import FEW, padded
@@ -28,6 +28,8 @@ WIDE_STRIDE = DEPTH + 32  # not a power of two, so that the rows of a tile fall 
 dot_1, dot_2, dot_3, dot_4 = intrinsics.dot_1, intrinsics.dot_2, intrinsics.dot_3, intrinsics.dot_4
 quad_1, quad_2, quad_3, quad_4 = intrinsics.quad_1, intrinsics.quad_2, intrinsics.quad_3, intrinsics.quad_4
 dot_5, dot_6, dot_7, dot_8 = intrinsics.dot_5, intrinsics.dot_6, intrinsics.dot_7, intrinsics.dot_8
+rows_1, rows_2, rows_3, rows_4 = byte_products.rows_1, byte_products.rows_2, byte_products.rows_3, byte_products.rows_4
+rows_5, rows_6, rows_7, rows_8 = byte_products.rows_5, byte_products.rows_6, byte_products.rows_7, byte_products.rows_8
 widen_chunks, transpose = intrinsics.widen_chunks, intrinsics.transpose
 tile_1, tile_2, tile_3 = intrinsics.tile_1, intrinsics.tile_2, intrinsics.tile_3
 
@@ -89,7 +91,7 @@ def dot(n, weights, row_stride, packed, chunks, sums, sum_stride):  # type: igno
 
 
 @compiled(inline=True)
-def multiply_few(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
+def multiply_words(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
     """Row by row, or two rows at a time; what is left of a row after whole chunks is copied and padded with zeros."""
     whole = K // CHUNK
     rest = K - whole * CHUNK
@@ -112,6 +114,33 @@ def multiply_few(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
                 for i in range(n):
                     at = i * SUM_STRIDE + r + w
                     sums[at] = dots[w, i] + (sums[at] if part else np.float32(0.0))
+
+
+@compiled(inline=True)
+def multiply_bytes(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
+    """As `multiply_words`, of rows packed in bytes."""
+    x, place, stride = address_of(packed), address_of(sums), SUM_STRIDE * 4
+    if n == 1:
+        rows_1(q, K, rows, x, place, stride)
+    elif n == 2:
+        rows_2(q, K, rows, x, place, stride)
+    elif n == 3:
+        rows_3(q, K, rows, x, place, stride)
+    elif n == 4:
+        rows_4(q, K, rows, x, place, stride)
+    elif n == 5:
+        rows_5(q, K, rows, x, place, stride)
+    elif n == 6:
+        rows_6(q, K, rows, x, place, stride)
+    elif n == 7:
+        rows_7(q, K, rows, x, place, stride)
+    else:
+        rows_8(q, K, rows, x, place, stride)
+    used(packed)
+    used(sums)
+
+
+multiply_few = multiply_bytes if BYTE_PRODUCTS else multiply_words
 
 
 @compiled(inline=True)

@@ -1,17 +1,18 @@
 """Activation rows as int16, laid out for the integer products.
 
-Owns the rounding and the two layouts: up to FEW rows lie as [chunk][row][CHUNK], so that one pass over a weight row
-serves all of them; more lie as panels of LANES tokens, [panel][pair][LANES][2]. Both are padded with zeros to whole
-chunks.
+Owns the rounding and the layouts: up to FEW rows lie as [chunk][row][CHUNK], so that one pass over a weight row
+serves all of them, or in bytes where the processor has products for those (see `byte_products`); more lie as panels of
+LANES tokens, [panel][pair][LANES][2]. All are padded with zeros to whole chunks.
 
-A row is scaled so that its largest magnitude becomes 32767: the error of a product is about 4e-5 of the row's norm.
+A row is scaled so that its largest magnitude becomes LARGEST: the error of a product is about 4e-5 of the row's norm.
 The scale is a float64, so rows of denormals keep their precision. A row that holds infinity or not-a-number gets a
 scale of not-a-number and makes every result of its own not-a-number, and no other's.
 """
 
 import numpy as np
 
-from localr1.kernels.features import CHUNK, LANES
+from localr1.kernels.byte_products import STEP, split_row
+from localr1.kernels.features import BYTE_PRODUCTS, CHUNK, LANES
 from localr1.kernels.intrinsics import MAX_ACTIVATION, largest_of_vectors, round_chunks, transpose
 from localr1.kernels.jit import (
     address_of,
@@ -21,10 +22,14 @@ from localr1.kernels.jit import (
     floats_at,
     nearest,
     stay_out_of_line,
+    used,
 )
 
 FEW = 8
 """The most rows that share one pass over a weight row."""
+
+LARGEST = 127 * 256 + 127 if BYTE_PRODUCTS else MAX_ACTIVATION
+"""What a row's largest magnitude becomes: two signed bytes of 127, or as large as an int16 can be."""
 
 INFINITY_BITS = np.int32(0x7F800000)
 MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
@@ -38,9 +43,23 @@ def padded(length):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
+def steps_of(length):  # type: ignore[no-untyped-def]
+    """`length` in steps of a row in bytes."""
+    return (length + STEP - 1) // STEP
+
+
+@compiled(inline=True)
+def few_size(length):  # type: ignore[no-untyped-def]
+    """int16 numbers that a packed row takes among few."""
+    return (1 + steps_of(length)) * STEP if BYTE_PRODUCTS else padded(length)
+
+
+@compiled(inline=True)
 def packed_size(rows, length):  # type: ignore[no-untyped-def]
     """int16 numbers that `rows` packed rows take."""
-    return padded(length) * (rows if rows <= FEW else (rows + LANES - 1) // LANES * LANES)
+    if rows > FEW:
+        return padded(length) * ((rows + LANES - 1) // LANES * LANES)
+    return rows * few_size(length)
 
 
 @compiled()
@@ -69,7 +88,7 @@ def round_row(x_at, K, packed, first, stride):  # type: ignore[no-untyped-def]
         for i in range(padded(K) // CHUNK):
             packed[first + i * stride : first + i * stride + CHUNK] = 0
         return 0.0 if finite else np.nan
-    times = MAX_ACTIVATION / np.float64(top)
+    times = LARGEST / np.float64(top)
     if top < SAFE_MAGNITUDE:
         whole = 0
     elif whole:
@@ -78,7 +97,28 @@ def round_row(x_at, K, packed, first, stride):  # type: ignore[no-untyped-def]
     for i in range(whole * CHUNK, padded(K)):
         rounded = nearest(np.float32(x_K[i] * times)) if i < K else np.int32(0)
         packed[first + i // CHUNK * stride + i % CHUNK] = np.int16(rounded)
-    return np.float64(top) / MAX_ACTIVATION
+    return np.float64(top) / LARGEST
+
+
+@compiled()
+def pack_words(x_at, K, packed, i, n):  # type: ignore[no-untyped-def]
+    """Pack row i of n few rows as int16; returns its scale."""
+    return round_row(x_at, K, packed, i * CHUNK, n * CHUNK)
+
+
+@compiled()
+def pack_bytes(x_at, K, packed, i, n):  # type: ignore[no-untyped-def]
+    """Pack row i of n few rows in bytes; returns its scale."""
+    steps = steps_of(K)
+    words = np.empty(steps * STEP, np.int16)
+    words[padded(K) :] = 0
+    scale = round_row(x_at, K, words, 0, CHUNK)
+    split_row(address_of(words), address_of(packed) + 2 * STEP * i, 2 * STEP * n, steps)
+    used(words)
+    return scale
+
+
+pack_few = pack_bytes if BYTE_PRODUCTS else pack_words
 
 
 @compiled()
@@ -90,7 +130,7 @@ def pack(x_at, K, token_n, first, n, packed, scale_n):  # type: ignore[no-untype
     stay_out_of_line()
     if n <= FEW:
         for i in range(n):
-            scale_n[first + i] = round_row(x_at + 4 * K * token_n[first + i], K, packed, i * CHUNK, n * CHUNK)
+            scale_n[first + i] = pack_few(x_at + 4 * K * token_n[first + i], K, packed, i, n)
         return
     width = padded(K)
     rows = np.zeros(LANES * width, np.int16)

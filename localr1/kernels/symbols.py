@@ -8,12 +8,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from localr1.kernels import attention, attention_loops, intrinsics
+from localr1.kernels import attention, attention_loops, byte_products, intrinsics
 from localr1.kernels.emitter import EMITTERS, I64, SYMBOL_PREFIX, Emitter
-from localr1.kernels.features import BITS
+from localr1.kernels.features import BITS, BYTE_PRODUCTS
 from localr1.kernels.jit import compiled, job_address
 
-LOOPS = (intrinsics, attention_loops)
+LOOPS = (intrinsics, byte_products, attention_loops)
 """Whoever writes loops; importing them fills `EMITTERS`."""
 
 
@@ -38,8 +38,9 @@ def loop_addresses(typing_context: Any) -> Any:
 
 
 def present_loops() -> list[str]:
-    """The names of all loops, without the integer products where the processor has none."""
-    return [name for name in EMITTERS if BITS or not name.startswith(("dot_", "tile_", "fixed_"))]
+    """The names of all loops, without the integer products that the processor does not have."""
+    absent = (() if BITS else ("dot_", "tile_", "fixed_")) + (() if BYTE_PRODUCTS else ("rows_",))
+    return [name for name in EMITTERS if not name.startswith(absent)]
 
 
 @compiled()

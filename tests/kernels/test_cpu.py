@@ -95,6 +95,15 @@ def test_linear_of_long_rows_that_would_overflow_an_int32_sum(T):
     check_linear(-x, np.full((5, D), 127, np.int8), np.ones(5, np.float32))
 
 
+@pytest.mark.parametrize("T", [1, 2, 5, 8])
+@pytest.mark.parametrize("D", [64, 63, 128, 191])
+def test_linear_of_numbers_at_the_ends_of_their_ranges(T, D):
+    rng = np.random.default_rng(D)
+    x = rng.choice(np.array([-1, -0.9961, -0.5, -0.0039, 0, 0.0039, 0.9961, 1], np.float32), (T, D))
+    q = rng.choice(np.array([-128, -127, -1, 0, 1, 127], np.int8), (33, D))
+    check_linear(x, q, np.ones(33, np.float32))
+
+
 @pytest.mark.parametrize("T", [1, 2, 8, 33])
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-6, 1e6, 1e30])
 def test_linear_at_extreme_scales(T, scale):

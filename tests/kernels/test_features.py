@@ -29,6 +29,13 @@ def test_the_vector_width_follows_the_features(present, bits):
     assert features.vector_bits(present) == bits
 
 
+def test_byte_products_take_wide_vectors_and_their_instruction():
+    wide = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl"}
+    assert features.has_byte_products(wide | {"avx512vnni"})
+    assert not features.has_byte_products(wide)
+    assert not features.has_byte_products({"avx2", "fma", "avxvnni", "avx512vnni"})  # narrow vectors
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("bits", [bits for bits in LESSER if bits < features.BITS])
 def test_the_kernels_agree_with_the_reference_on_a_lesser_processor(bits):

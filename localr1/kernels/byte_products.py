@@ -1,0 +1,113 @@
+"""Rows of int8 weights times a few activation rows in bytes, where the processor multiplies unsigned by signed bytes.
+
+Owns the loops and the layout of a row: each activation is an int16 split into two signed bytes, 256 high + low. A
+packed group of rows lies as [1 + steps][row][2][STEP] bytes. The bytes of a step are the high and the low ones; in
+place of the first lie int32 sums, lane by lane, of -128 times the row's bytes. Weights become unsigned by adding 128,
+which those sums take away again, so that no step needs to widen anything.
+
+Invariant: sums wrap around and come out right for rows of up to LONGEST_ROW weights, since what a lane holds in the
+end, at most 128 * 128 * LONGEST_ROW / LANES, is an int32.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
+from localr1.kernels.features import LANES
+
+STEP = 4 * LANES
+"""Weights of a vector."""
+
+LONGEST_ROW = 1 << 20
+
+UNROLL = 2
+
+BYTES, WORDS = ir.VectorType(I8, STEP), ir.VectorType(I16, STEP)
+INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+
+
+def dot_bytes(e: Emitter, total: Any, unsigned: Any, signed: Any) -> Any:
+    """total += products of unsigned and signed bytes, four to a lane, without saturation."""
+    both = [e.b.bitcast(factor, INTS) for factor in (unsigned, signed)]
+    return e.call(f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", INTS, total, *both)
+
+
+def emit_split(e: Emitter, source: Any, place: Any, stride: Any, steps: Any) -> None:
+    """`split_row(source, place, stride, steps)`: int16 numbers to a packed row; its steps lie `stride` bytes apart."""
+    totals = e.variables(INTS, 2)
+    with cgutils.for_range_slice(e.b, I64(0), steps, I64(1)) as (i, _):
+        whole = e.load(WORDS, e.at(source, e.b.mul(i, I64(2 * STEP))), 2)
+        high = e.b.ashr(e.b.add(whole, ir.Constant(WORDS, [128] * STEP)), ir.Constant(WORDS, [8] * STEP))
+        at = e.at(place, e.b.mul(e.b.add(i, I64(1)), stride))
+        for half, total in enumerate(totals):  # the low byte, read as signed, is what the rounded high one leaves
+            narrow = e.b.trunc(whole if half else high, BYTES)
+            e.store(narrow, e.at(at, half * STEP))
+            e.b.store(dot_bytes(e, e.b.load(total), ir.Constant(BYTES, [-128] * STEP), narrow), total)
+    for half, total in enumerate(totals):
+        e.store(e.b.sub(e.zero(INTS), e.b.load(total)), e.at(place, half * STEP))
+
+
+def load_first(e: Emitter, address: Any, count: Any) -> Any:
+    """The first `count` bytes at an address and zeros; nothing behind them is read."""
+    index = ir.VectorType(I32, STEP)
+    counts = e.broadcast(e.b.trunc(count, I32), STEP)
+    mask = e.b.icmp_signed("<", ir.Constant(index, list(range(STEP))), counts)
+    pointer = e.b.inttoptr(address, BYTES.as_pointer())
+    kind = ir.FunctionType(BYTES, [pointer.type, I32, mask.type, BYTES])
+    function = cgutils.get_or_insert_function(e.b.module, kind, f"llvm.masked.load.v{STEP}i8.p0")
+    return e.b.call(function, [pointer, I32(1), mask, e.zero(BYTES)])
+
+
+def make_rows(n: int) -> Any:
+    """`rows(weights, length, count, activations, sums, sum_stride)`: `count` rows of `length` weights, one after
+    another, times n packed rows; `sum_stride` bytes from one packed row's sums to the next one's."""
+    unroll = UNROLL if n <= 4 else 1
+    cells = [(i, half) for i in range(n) for half in range(2)]
+
+    def emit(e: Emitter, weights: Any, length: Any, count: Any, activations: Any, sums: Any, sum_stride: Any) -> None:
+        steps, rest = e.b.sdiv(length, I64(STEP)), e.b.srem(length, I64(STEP))
+        even = e.b.sub(steps, e.b.srem(steps, I64(unroll)))
+        totals = {(cell, u): cgutils.alloca_once(e.b, INTS) for cell in cells for u in range(unroll)}
+        first_step = e.at(activations, n * 2 * STEP)
+
+        def multiply(raw: Any, x: Any, u: int) -> None:
+            unsigned = e.b.xor(raw, ir.Constant(BYTES, [-128] * STEP))
+            for i, half in cells:
+                total = totals[(i, half), u]
+                signed = e.load(BYTES, e.at(x, (2 * i + half) * STEP))
+                e.b.store(dot_bytes(e, e.b.load(total), unsigned, signed), total)
+
+        def run(row: Any, first: Any, last: Any, width: int) -> None:
+            with cgutils.for_range_slice(e.b, first, last, I64(width)) as (step, _):
+                at, x = e.at(row, e.b.mul(step, I64(STEP))), e.at(first_step, e.b.mul(step, I64(n * 2 * STEP)))
+                for u in range(width):
+                    multiply(e.load(BYTES, e.at(at, u * STEP)), e.at(x, u * n * 2 * STEP), u)
+
+        with cgutils.for_range_slice(e.b, I64(0), count, I64(1)) as (r, _):
+            row = e.at(weights, e.b.mul(r, length))
+            for ((i, half), u), total in totals.items():
+                start = e.zero(INTS) if u else e.load(INTS, e.at(activations, (2 * i + half) * STEP))
+                e.b.store(start, total)
+            run(row, I64(0), even, unroll)
+            if unroll > 1:
+                run(row, even, steps, 1)
+            with e.b.if_then(e.b.icmp_signed(">", rest, I64(0))):
+                tail = load_first(e, e.at(row, e.b.mul(steps, I64(STEP))), rest)
+                multiply(tail, e.at(first_step, e.b.mul(steps, I64(n * 2 * STEP))), 0)
+            for i in range(n):
+                halves = []
+                for half in range(2):
+                    parts = [e.b.load(totals[(i, half), u]) for u in range(unroll)]
+                    halves.append(e.b.sitofp(parts[0] if unroll == 1 else e.b.add(*parts), FLOATS))
+                total = e.fma(halves[1], halves[0], ir.Constant(FLOATS, [256.0] * LANES))
+                place = e.at(e.at(sums, e.b.mul(sum_stride, I64(i))), e.b.mul(r, I64(4)))
+                e.store(e.sum_lanes(total), place, 4)
+
+    return returning_nothing(emit, 6, f"rows_{n}")
+
+
+rows_1, rows_2, rows_3, rows_4 = make_rows(1), make_rows(2), make_rows(3), make_rows(4)
+rows_5, rows_6, rows_7, rows_8 = make_rows(5), make_rows(6), make_rows(7), make_rows(8)
+split_row = returning_nothing(emit_split, 4, "rows_split")
