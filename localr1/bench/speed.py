@@ -32,6 +32,11 @@ PART_STEPS = 12
 LEAST_S = 15.0
 """Measuring lasts at least this long, the warm-up not counted."""
 
+IMPOSSIBLE = (
+    "decode / floor above 1 cannot be: other programs held up the reading that it is judged by; "
+    "end them and measure again"
+)
+
 FILLING_SHARE = 0.5
 """Of the time that a run may take, what filling the context may."""
 
@@ -224,7 +229,7 @@ class SpeedBench:
     def _floor(self) -> Section:
         cache_bytes = self.cache.token_nbytes
         tensors = expected_tensors(self.engine.config)
-        rows = []
+        rows, impossible = [], False
         for depth in self.depths:
             samples = self.samples[depth]
             # While n tokens are decoded the context grows from depth to depth + n.
@@ -232,10 +237,12 @@ class SpeedBench:
             work = operations(self.engine.config, tensors, self.sizes, self.options.prompt_tokens, depth)
             rate = zip(samples.read_bytes_per_s, samples.token_s, strict=True)
             product = zip(samples.operations_per_s, samples.prefill_s, strict=True)
+            share = _figure((needed / (read * seconds) for read, seconds in rate), "", "more")
+            impossible = impossible or share.median > 1
             cells: tuple[Cell, ...] = (
                 _figure([float(needed)], "B", "less"),
                 _figure((one / 1e9 for one in samples.read_bytes_per_s), "GB/s", "more"),
-                _figure((needed / (read * seconds) for read, seconds in rate), "", "more"),
+                share,
                 _figure((work / 1e9 / seconds for seconds in samples.prefill_s), "GFLOP/s", "more"),
                 _figure((one / 1e9 for one in samples.operations_per_s), "GFLOP/s", "more"),
                 _figure((work / (rate_ * seconds) for rate_, seconds in product), "", "more"),
@@ -253,6 +260,7 @@ class SpeedBench:
         notes = (
             "decode / floor: the time to read the active weights and the cache once, over the time it took",
             "prefill / GEMM: useful operations a second over those of torch's fp32 product; int8 products may pass 1",
+            *((IMPOSSIBLE,) if impossible else ()),
         )
         title = "Achieved against what this machine could do, measured in turn with the same threads"
         return Section("floor", title, columns, tuple(rows), notes)

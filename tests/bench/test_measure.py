@@ -15,7 +15,7 @@ from localr1.bench.energy import Meters
 from localr1.bench.floor import operations
 from localr1.bench.parts import REST, Stopwatch, timed_twin
 from localr1.bench.report import Report, parse_report
-from localr1.bench.speed import SpeedBench, parse_depths, visit
+from localr1.bench.speed import IMPOSSIBLE, Samples, SpeedBench, parse_depths, visit
 from localr1.bench.subject import Subject
 from localr1.bench.synthetic import Shape
 from localr1.bench.text import real_text, text_tokens
@@ -165,6 +165,17 @@ def test_the_floor_counts_the_active_weights_and_the_cache(nano, report):
     share = floor.figure("0", "decode / floor").median
     speed, gb_per_s = report.section("speed").figure("0", "decode 4").median, floor.figure("0", "memory reads").median
     assert share == pytest.approx(read["0"] * speed / (gb_per_s * 1e9), rel=0.5)
+
+
+def test_a_share_above_the_floor_is_told_to_be_the_fault_of_the_ceiling(nano):
+    bench = SpeedBench(nano, replace(OPTIONS, depths="0"))
+    honest = Samples([1e-3], [1e-2], read_bytes_per_s=[1e12], operations_per_s=[1e9])
+    starved = replace(honest, read_bytes_per_s=[1e6])
+    noted = []
+    for samples in (honest, starved):
+        bench.samples[0] = samples
+        noted.append(IMPOSSIBLE in bench._floor().notes)
+    assert noted == [False, True]
 
 
 def test_operations_are_two_a_weight_and_row():
