@@ -24,6 +24,10 @@ LONGEST_ROW = 1 << 20
 
 UNROLL = 2
 
+PAIRED = range(3, 7)
+"""Packed rows for which two weight rows are taken at once, so that each activation is loaded half as often; more would
+not leave room for their sums in registers."""
+
 BYTES, WORDS = ir.VectorType(I8, STEP), ir.VectorType(I16, STEP)
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 
@@ -63,8 +67,9 @@ def load_first(e: Emitter, address: Any, count: Any) -> Any:
 def make_rows(n: int) -> Any:
     """`rows(weights, length, count, activations, sums, sum_stride)`: `count` rows of `length` weights, one after
     another, times n packed rows; `sum_stride` bytes from one packed row's sums to the next one's."""
-    unroll = UNROLL if n <= 4 else 1
-    cells = [(i, half) for i in range(n) for half in range(2)]
+    taken = 2 if n in PAIRED else 1
+    unroll = UNROLL if n < PAIRED.start else 1
+    cells = [(w, i, half) for w in range(taken) for i in range(n) for half in range(2)]
 
     def emit(e: Emitter, weights: Any, length: Any, count: Any, activations: Any, sums: Any, sum_stride: Any) -> None:
         steps, rest = e.b.sdiv(length, I64(STEP)), e.b.srem(length, I64(STEP))
@@ -72,38 +77,47 @@ def make_rows(n: int) -> Any:
         totals = {(cell, u): cgutils.alloca_once(e.b, INTS) for cell in cells for u in range(unroll)}
         first_step = e.at(activations, n * 2 * STEP)
 
-        def multiply(raw: Any, x: Any, u: int) -> None:
-            unsigned = e.b.xor(raw, ir.Constant(BYTES, [-128] * STEP))
-            for i, half in cells:
-                total = totals[(i, half), u]
-                signed = e.load(BYTES, e.at(x, (2 * i + half) * STEP))
-                e.b.store(dot_bytes(e, e.b.load(total), unsigned, signed), total)
+        def multiply(raw: list[Any], x: Any, u: int) -> None:
+            unsigned = [e.b.xor(weights_of_row, ir.Constant(BYTES, [-128] * STEP)) for weights_of_row in raw]
+            for i in range(n):
+                for half in range(2):
+                    signed = e.load(BYTES, e.at(x, (2 * i + half) * STEP))
+                    for w in range(taken):
+                        total = totals[(w, i, half), u]
+                        e.b.store(dot_bytes(e, e.b.load(total), unsigned[w], signed), total)
 
-        def run(row: Any, first: Any, last: Any, width: int) -> None:
+        def run(rows: list[Any], first: Any, last: Any, width: int) -> None:
             with cgutils.for_range_slice(e.b, first, last, I64(width)) as (step, _):
-                at, x = e.at(row, e.b.mul(step, I64(STEP))), e.at(first_step, e.b.mul(step, I64(n * 2 * STEP)))
+                offset, x = e.b.mul(step, I64(STEP)), e.at(first_step, e.b.mul(step, I64(n * 2 * STEP)))
                 for u in range(width):
-                    multiply(e.load(BYTES, e.at(at, u * STEP)), e.at(x, u * n * 2 * STEP), u)
+                    raw = [e.load(BYTES, e.at(e.at(row, offset), u * STEP)) for row in rows]
+                    multiply(raw, e.at(x, u * n * 2 * STEP), u)
 
-        with cgutils.for_range_slice(e.b, I64(0), count, I64(1)) as (r, _):
-            row = e.at(weights, e.b.mul(r, length))
-            for ((i, half), u), total in totals.items():
+        with cgutils.for_range_slice(e.b, I64(0), count, I64(taken)) as (r, _):
+            last = e.b.sub(count, I64(1))
+            places = [r]  # the last of an odd number of rows is taken twice
+            if taken == 2:
+                second = e.b.add(r, I64(1))
+                places.append(e.b.select(e.b.icmp_signed("<", second, count), second, last))
+            rows = [e.at(weights, e.b.mul(place, length)) for place in places]
+            for ((_, i, half), u), total in totals.items():
                 start = e.zero(INTS) if u else e.load(INTS, e.at(activations, (2 * i + half) * STEP))
                 e.b.store(start, total)
-            run(row, I64(0), even, unroll)
+            run(rows, I64(0), even, unroll)
             if unroll > 1:
-                run(row, even, steps, 1)
+                run(rows, even, steps, 1)
             with e.b.if_then(e.b.icmp_signed(">", rest, I64(0))):
-                tail = load_first(e, e.at(row, e.b.mul(steps, I64(STEP))), rest)
-                multiply(tail, e.at(first_step, e.b.mul(steps, I64(n * 2 * STEP))), 0)
-            for i in range(n):
-                halves = []
-                for half in range(2):
-                    parts = [e.b.load(totals[(i, half), u]) for u in range(unroll)]
-                    halves.append(e.b.sitofp(parts[0] if unroll == 1 else e.b.add(*parts), FLOATS))
-                total = e.fma(halves[1], halves[0], ir.Constant(FLOATS, [256.0] * LANES))
-                place = e.at(e.at(sums, e.b.mul(sum_stride, I64(i))), e.b.mul(r, I64(4)))
-                e.store(e.sum_lanes(total), place, 4)
+                tails = [load_first(e, e.at(row, e.b.mul(steps, I64(STEP))), rest) for row in rows]
+                multiply(tails, e.at(first_step, e.b.mul(steps, I64(n * 2 * STEP))), 0)
+            for w, place in enumerate(places):
+                for i in range(n):
+                    halves = []
+                    for half in range(2):
+                        parts = [e.b.load(totals[(w, i, half), u]) for u in range(unroll)]
+                        halves.append(e.b.sitofp(parts[0] if unroll == 1 else e.b.add(*parts), FLOATS))
+                    total = e.fma(halves[1], halves[0], ir.Constant(FLOATS, [256.0] * LANES))
+                    row_sums = e.at(sums, e.b.mul(sum_stride, I64(i)))
+                    e.store(e.sum_lanes(total), e.at(row_sums, e.b.mul(place, I64(4))), 4)
 
     return returning_nothing(emit, 6, f"rows_{n}")
 
