@@ -7,6 +7,7 @@ import pytest
 from localr1.kernels import blocks, cpu, reference
 from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.vocabulary_head import HeadBlock
+from tests.kernels.latent_rows import latent_bytes, numbers_of
 from tests.kernels.test_cpu import bfloat16, row_error, rows, weights
 
 if not blocks.MOST_ROWS:
@@ -46,27 +47,11 @@ def rotate(x_THR, cos, sin, interleaved):
     return np.concatenate((first, second), 2) * cos[:, None] + swapped
 
 
-def latent_bytes(row_W, C):
-    """A row as `kernels.cache_rows` lays int8 latents out."""
-    scale = np.float32(np.abs(row_W[:C]).max() / 127)
-    latent = np.round(row_W[:C] / (scale or 1)).astype(np.int8).tobytes() + b"\0" * (C % 2)
-    return np.frombuffer(latent + bfloat16(row_W[C:].copy()).tobytes() + scale.tobytes(), np.int8)
-
-
 def cache_of(rng, kind, S, C, W):
     numbers = rows(rng, S, W)
     if kind == "int8":
         return np.stack([latent_bytes(row, C) for row in numbers])
     return bfloat16(numbers) if kind == "bf16" else numbers
-
-
-def numbers_of(cache, C):
-    if cache.dtype != np.int8:
-        return reference.widen(cache)
-    scale, start = cache[:, -4:].copy().view(np.float32), C + C % 2
-    return np.hstack(
-        (cache[:, :C] * scale.astype(np.float64), reference.widen(cache[:, start:-4].copy().view(np.uint16)))
-    )
 
 
 MLA_SHAPES = [  # T, start, D, H, N, R, V, C, q rank

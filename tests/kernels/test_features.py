@@ -43,7 +43,7 @@ def test_the_kernels_agree_with_the_reference_on_a_lesser_processor(bits):
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": enabled}
     chosen = [sys.executable, "-c", "from localr1.kernels import features; print(features.BITS)"]
     assert int(subprocess.run(chosen, env=environment, capture_output=True, check=True).stdout) == bits
-    files = ["test_cpu.py", "test_blocks.py"]
+    files = ["test_cpu.py", "test_blocks.py", "test_latent_attention.py"]
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=1200", *files]
     done = subprocess.run(tests, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

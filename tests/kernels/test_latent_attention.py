@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from localr1.kernels import cpu, reference
-from tests.kernels.test_blocks import latent_bytes, numbers_of
+from localr1.kernels import cpu, features, reference
+from tests.kernels.latent_rows import latent_bytes, numbers_of
 from tests.kernels.test_cpu import FIXED_TOLERANCE, bfloat16, row_error, rows
 
 
@@ -48,6 +48,7 @@ def test_depths(kind, depth):
         (3, 7, 130, 10, 129),
         (4, 16, 96, 32, 3),
         (8, 40, 31, 2, 5),
+        (70, 16, 33, 6, 20),  # more queries than one pass takes
     ],
 )
 def test_shapes(kind, T, H, C, R, start):
@@ -102,7 +103,10 @@ def test_one_large_number_in_a_row(kind):
     check(q, 128, cache_of(kind, numbers, 128), 69, 0.02, 4 * FIXED_TOLERANCE)
 
 
-def test_a_broken_row_spoils_only_queries_that_see_it(kind):
+def test_a_broken_row_spoils_only_queries_that_see_it(kind, request):
+    if kind == "int8" and not features.BITS:
+        reason = "float32 attention multiplies values that a query does not see by a weight of 0"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     rng = np.random.default_rng(6)
     numbers, q = rows(rng, 66, 80), rows(rng, 3, 2, 80)
     whole = cache_of(kind, numbers, 64)
