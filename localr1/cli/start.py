@@ -1,9 +1,16 @@
 """Calls the session's long operations so that something is on the screen while its heavy imports are still loading.
 
-Invariant: importing this module imports nothing heavy.
+Owns what Python's garbage collector may look at meanwhile. A full collection holds Python's lock while it walks over
+all objects, half a second in the end and longer on a busy computer, and Ctrl-C is not heard for as long. What imports
+and compilations make is kept anyway, so it is frozen; that makes collections during answers short, too. Invariant:
+importing this module imports nothing heavy.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from localr1.events import LoadProgress, Notice, Progress
@@ -18,11 +25,16 @@ STARTING = LoadProgress("starting")
 def load(model: str | None, options: EngineOptions, *, foretell: bool = False) -> "Progress[Engine]":
     """`session.load`, announced before it is imported; with `foretell`, a line of what to expect of the model."""
     yield STARTING
-    from localr1 import session
+    session = _session()
+    with collected_once():
+        # Not a variable here: imports leave errors behind that keep this function's variables, and those are frozen.
+        return (yield from _foretold(session.load(model, options), options if foretell else None))
 
-    engine = yield from session.load(model, options)
-    if foretell:
-        yield Notice(session.expectation(engine.name, options))
+
+def _foretold(loading: "Progress[Engine]", options: EngineOptions | None) -> "Progress[Engine]":
+    engine = yield from loading
+    if options is not None:
+        yield Notice(_session().expectation(engine.name, options))
     return engine
 
 
@@ -36,6 +48,35 @@ def download(options: DownloadOptions) -> Progress[Path]:
     if here is not None:
         yield Notice(f"{options.model} is already here: {here.folder}")
         return here.folder
-    from localr1 import session
+    folder: Path = yield from _session().download(options)
+    return folder
 
-    return (yield from session.download(options))
+
+def _session() -> ModuleType:
+    """`localr1.session`, imported without collections, which would find nothing to free."""
+    gc.disable()
+    try:
+        from localr1 import session
+    finally:
+        gc.freeze()
+        gc.enable()
+    return session
+
+
+@contextmanager
+def collected_once() -> Iterator[None]:
+    """Within, a collection looks at what is new since the last one; what is there at the end is never looked at again.
+
+    Reference counts still free it: only what is then part of a cycle stays until the process ends.
+    """
+
+    def freeze(phase: str, facts: dict[str, int]) -> None:
+        if phase == "stop" and facts["generation"] == 2:
+            gc.freeze()
+
+    gc.callbacks.append(freeze)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(freeze)
+        gc.freeze()
