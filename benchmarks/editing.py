@@ -12,16 +12,19 @@ some words replaced, as the asking for American spelling, other names and plaine
 passage, the answer another that has little in common with it. Tokens are words with their space, in pieces of at most
 six letters, and single marks: about as many as a tokenizer of 100,000 entries makes of English.
 
-Settings take turns; ratios are of the same round.
+Settings take turns of a few tokens, each in a conversation of its own, so that what slows the machine down slows all of
+them; ratios are of the same round.
 """
 
 import argparse
 import json
 import re
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from localr1.options import EngineOptions
 from localr1.session import Engine
 
 PROMPT_TOKENS, ANSWER_TOKENS = 300, 200
+TURN_TOKENS = 10
 EDITS = {
     r"\bobjects?\b": "value",
     r"\bargument": "parameter",
@@ -102,24 +106,48 @@ class Scripted:
         return hidden_TD, told_T, logit_T
 
 
-def run(engine: Engine, prompt: list[int], answer: list[int], cache: RowCache, speculation: Speculation) -> Finished:
-    """One answer; its tokens must be the script's. The prompt is run when the cache does not hold it yet."""
-    model: Any = Scripted(engine.model, [*prompt, *answer])
-    model.begin(len(prompt))
-    items = list(
-        generate(
-            model,
-            cache,
-            prompt,
-            Sampler(Sampling(temperature=0)),
-            stop_ids=(),
-            max_tokens=len(answer),
-            speculation=speculation,
+class Answer:
+    """One answer under way; its tokens must be the script's. `seconds` and `tokens` are of the decoding so far."""
+
+    def __init__(
+        self, engine: Engine, prompt: list[int], script: list[int], cache: RowCache, speculation: Speculation
+    ) -> None:
+        model: Any = Scripted(engine.model, [*prompt, *script])
+        model.begin(len(prompt))
+        sampler = Sampler(Sampling(temperature=0))
+        self._script = script
+        self._items = generate(
+            model, cache, prompt, sampler, stop_ids=(), max_tokens=len(script), speculation=speculation
         )
-    )
-    if [item.id for item in items if isinstance(item, Token)] != answer or not isinstance(items[-1], Finished):
-        raise AssertionError("the loop did not say what the script says")
-    return items[-1]
+        self._said = [next(item.id for item in self._items if isinstance(item, Token))]  # of the prefill's logits
+        self.seconds = 0.0
+        self.end: Finished | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Those that took a step to find."""
+        return len(self._said) - 1
+
+    def go_on(self, tokens: int) -> None:
+        """Say so many more tokens."""
+        start_s = time.perf_counter()
+        for item in islice(self._items, tokens):
+            if isinstance(item, Finished):
+                self.end = item
+            elif isinstance(item, Token):
+                self._said.append(item.id)
+        self.seconds += time.perf_counter() - start_s
+        if self._said != self._script[: len(self._said)]:
+            raise AssertionError("the loop did not say what the script says")
+
+
+def take_turns(answers: Iterable[Answer]) -> None:
+    """Go on with every answer, a few tokens each, to its end."""
+    going = list(answers)
+    while going:
+        for answer in going:
+            answer.go_on(TURN_TOKENS)
+        going = [answer for answer in going if answer.end is None]
 
 
 def engines(arguments: argparse.Namespace) -> Callable[[str], Engine]:
@@ -148,11 +176,13 @@ def measure(arguments: argparse.Namespace, kinds: Iterable[str]) -> dict[str, An
         speeds: dict[str, list[float]] = defaultdict(list)
         steps: dict[str, float] = {}
         for number in range(arguments.rounds + 1):
-            for setting, model in models.items():
-                end = run(model, prompt, answer, *kept[setting])
+            answers = {setting: Answer(model, prompt, answer, *kept[setting]) for setting, model in models.items()}
+            take_turns(answers.values())
+            for setting, said in answers.items():
+                assert said.end is not None, "an answer without an end"
                 if number:
-                    speeds[setting].append((end.generated_tokens - 1) / end.decode_s)
-                    steps[setting] = 1 + end.counts.accepted / end.counts.steps
+                    speeds[setting].append(said.tokens / said.seconds)
+                    steps[setting] = 1 + said.end.counts.accepted / said.end.counts.steps
         ratios = {
             setting: [one / off for one, off in zip(values, speeds["off"], strict=True)]
             for setting, values in speeds.items()
