@@ -22,7 +22,7 @@ FIRST_ROW_SHARE = 0.3
 """What a further row is taken to cost, of a step of one, before any was timed."""
 CLEARLY = 1.02
 """A depth this much better than the one in use is switched to."""
-FIRST_PROBE_STEPS, LONGEST_PROBE_STEPS, PROBES = 48, 768, 3
+FIRST_PROBE_STEPS, LONGEST_PROBE_STEPS, PROBES = 16, 768, 3
 
 
 class DepthPolicy(Protocol):
@@ -102,7 +102,8 @@ class Costs:
 
 
 class Luck:
-    """How often guesses of one kind are right, by position, those before them being right."""
+    """How often guesses of one kind are right, by position, those before them being right. A position that was never
+    tried is taken to be as lucky as the one before, the first one as `prior`."""
 
     def __init__(self, prior: float, deepest: int) -> None:
         self._right = [prior] * deepest
@@ -110,6 +111,8 @@ class Luck:
 
     def add(self, drafted: int, accepted: int) -> None:
         for position in range(min(accepted + 1, drafted)):
+            if position and not self._guesses[position]:
+                self._right[position] = self._right[position - 1]
             self._guesses[position] += 1
             weight = max(1 - MEMORY, 1 / (PRIOR_GUESSES + self._guesses[position]))
             self._right[position] += weight * ((position < accepted) - self._right[position])
@@ -119,8 +122,7 @@ class Luck:
         self._guesses = [min(guesses, 1) for guesses in self._guesses]
 
     def tokens(self, drafted: int) -> float:
-        """Expected of a step: 1 + a_1 + a_1 a_2 + ...; a position that was never tried is as lucky as the one
-        before."""
+        """Expected of a step: 1 + a_1 + a_1 a_2 + ..."""
         expected = chain = 1.0
         share = self._right[0]
         for position in range(drafted):
@@ -133,8 +135,9 @@ class Luck:
 class AutoDepth:
     """The depth of the most expected tokens a second, looked for again and again.
 
-    A few plain steps come first. From time to time, ever more rarely while nothing comes of it, a neighbour of the
-    depth in use is tried for some steps, between steps at that depth. Conversations share one.
+    A few plain steps come first. From time to time, ever more rarely while nothing comes of it, another depth is tried
+    for some steps, between steps at the one in use: the deepest, since the way there may lead down and up again, and
+    the neighbours. Conversations share one.
     """
 
     def __init__(self, deepest: int) -> None:
@@ -145,7 +148,7 @@ class AutoDepth:
         self._until_probe = [FIRST_PROBE_STEPS] * len(PRIORS)
         self._probe_steps = [FIRST_PROBE_STEPS] * len(PRIORS)
         self._trials: list[list[int]] = [[] for _ in PRIORS]
-        self._upwards = True
+        self._probes = 0
 
     def choose(self, kind: int) -> int:
         """How many tokens to draft for the next step."""
@@ -163,7 +166,7 @@ class AutoDepth:
         if self._until_probe[kind] <= 0:
             self._probe_steps[kind] = min(2 * self._probe_steps[kind], LONGEST_PROBE_STEPS)
             self._until_probe[kind] = self._probe_steps[kind]
-            self._try_out(kind, self._neighbour(best), best)
+            self._try_out(kind, self._other_depth(best), best)
         return best
 
     def best(self, kind: int) -> int:
@@ -184,8 +187,10 @@ class AutoDepth:
         if best == 0:
             self._luck[kind].fade()
 
-    def _neighbour(self, depth: int) -> int:
-        self._upwards = not self._upwards
-        if depth in (0, self._deepest):
-            return 1 if depth == 0 else depth - 1
-        return depth + 1 if self._upwards else depth - 1
+    def _other_depth(self, depth: int) -> int:
+        """The next to try."""
+        self._probes += 1
+        if depth == 0:
+            return 1
+        wanted = (self._deepest, depth - 1, depth + 1)[self._probes % 3]
+        return wanted if wanted <= self._deepest and wanted != depth else depth - 1
