@@ -4,7 +4,8 @@ Owns how the work is shared out. The cache is cut into as many runs as there are
 run in blocks and uses each for every head and token before it goes on, so the cache is read from memory once. Each
 thread keeps its own highest score, sum and weighted values for every query, and they are merged at the end in the
 threads' order: the result depends on the number of threads, never on timing. Tokens are taken PASS_QUERIES / H at a
-time. Latents of 8 or 16 bits go through `latent_attention`, everything else through `float_attention`.
+time. Latents of 8 or 16 bits go through `latent_attention`, few queries of a group through `few_query_attention`, and
+everything else through `float_attention`.
 
 Q queries of a group (token-major: q = t * (H / G) + head within the group), padded to P; `geometry` is (key_step,
 value_first, value_step, W, C): a group's keys start at column `g * key_step` of a row of W numbers, and its values at
@@ -20,6 +21,7 @@ from localr1.kernels.attention_loops import VALUE_ROWS
 from localr1.kernels.cache_rows import FLOAT32
 from localr1.kernels.emitter import calling
 from localr1.kernels.features import BITS, LANES
+from localr1.kernels.few_query_attention import attend_few, has_few_queries
 from localr1.kernels.float_attention import attend_run, block_rows
 from localr1.kernels.jit import address_of, bits_of_float, compiled, exp, float_from_bits, used
 from localr1.kernels.latent_attention import NEGATIVE_INFINITY, attend_fixed
@@ -63,6 +65,8 @@ def attend_job(frame_at):  # type: ignore[no-untyped-def]
     )
     if frame[LATENT] and frame[KIND] != FLOAT32:
         attend_latents(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)
+    elif not frame[LATENT] and has_few_queries(frame[QUERIES], frame[KEYS], frame[VALUE_STEP]):
+        attend_few(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)
     else:
         attend_run(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)
 

@@ -29,9 +29,16 @@ ROUND = float(3 << 22)
 """Added to a float32 that is not too large, it leaves the nearest integer in the low bits."""
 
 
-def make_float_tile(rows: int, panels: int, lanes: int) -> Any:
+def load_bf16(e: Emitter, address: Any, lanes: int) -> Any:
+    """So many bfloat16 numbers as float32."""
+    wide = ir.VectorType(I32, lanes)
+    words = e.b.zext(e.load(ir.VectorType(I16, lanes), address, 2), wide)
+    return e.b.bitcast(e.b.shl(words, ir.Constant(wide, [16] * lanes)), ir.VectorType(F32, lanes))
+
+
+def make_float_tile(rows: int, panels: int, lanes: int, bf16: bool = False) -> Any:
     """`tile(a, a_row, a_step, b, b_step, count, c, c_row)`: c += a b for `rows` rows and `panels * lanes` columns of
-    float32.
+    float32; b may be bfloat16.
 
     `a_row`, `a_step`, `b_step`, `c_row` are strides in bytes; the columns of b and c are contiguous.
     """
@@ -42,7 +49,10 @@ def make_float_tile(rows: int, panels: int, lanes: int) -> Any:
         row_at = [e.at(a, e.b.mul(a_row, I64(r))) for r in range(rows)]
         with cgutils.for_range_slice(e.b, I64(0), count, I64(1)) as (i, _):
             column = e.at(b, e.b.mul(i, b_step))
-            y = [e.load(kind, e.at(column, p * lanes * 4), 4) for p in range(panels)]
+            if bf16:
+                y = [load_bf16(e, e.at(column, p * lanes * 2), lanes) for p in range(panels)]
+            else:
+                y = [e.load(kind, e.at(column, p * lanes * 4), 4) for p in range(panels)]
             step = e.b.mul(i, a_step)
             for r in range(rows):
                 x = e.broadcast(e.load(F32, e.at(row_at[r], step), 4), lanes)
@@ -54,7 +64,7 @@ def make_float_tile(rows: int, panels: int, lanes: int) -> Any:
                 place = e.at(e.at(c, e.b.mul(c_row, I64(r))), p * lanes * 4)
                 e.store(e.b.fadd(e.load(kind, place, 4), e.b.load(totals[r * panels + p])), place, 4)
 
-    return returning_nothing(emit, 8, f"float_tile_{rows}_{panels}_{lanes}")
+    return returning_nothing(emit, 8, f"float_tile_{rows}_{panels}_{lanes}{'_bf16' if bf16 else ''}")
 
 
 def make_fixed_score(panels: int, lanes: int) -> Any:
@@ -271,6 +281,7 @@ score_4, score_8, score_all = (
 )
 score_two = make_float_tile(8, 2, LANES)
 value_one, value_wide = make_float_tile(4, 1, LANES), make_float_tile(4, VALUE_PANELS, LANES)
+value_one_bf16, value_wide_bf16 = make_float_tile(4, 1, LANES, True), make_float_tile(4, VALUE_PANELS, LANES, True)
 fixed_score_4, fixed_score_8 = make_fixed_score(1, 4), make_fixed_score(1, min(8, LANES))
 fixed_score_all, fixed_score_two = make_fixed_score(1, LANES), make_fixed_score(2, LANES)
 fixed_value_one, fixed_value_wide = make_fixed_value(1), make_fixed_value(VALUE_PANELS)

@@ -69,11 +69,11 @@ class Emitter:
         function = cgutils.get_or_insert_function(self.b.module, kind, name)
         return self.b.call(function, [F32(0.0), value], fastmath=("reassoc",))
 
-    def prefetch(self, address: Any) -> None:
+    def prefetch(self, address: Any, near: int = 3) -> None:
         pointer = self.b.inttoptr(address, I8.as_pointer())
         void = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         function = cgutils.get_or_insert_function(self.b.module, void, "llvm.prefetch.p0")
-        self.b.call(function, [pointer, I32(0), I32(3), I32(1)])
+        self.b.call(function, [pointer, I32(0), I32(near), I32(1)])
 
 
 EMITTERS: dict[str, tuple[Callable[..., None], int]] = {}

@@ -212,14 +212,14 @@ def test_mla_attention_with_flat_and_with_peaked_scores(spread, tolerance):
     check_mla(np.random.default_rng(4), 2, 4, 32, 8, 500, True, spread=spread, tolerance=tolerance)
 
 
-def check_gqa(rng, T, H, G, d, start, bf16):
-    q, cache = rows(rng, T, H, d), rows(rng, start + T + 3, 2 * G * d)
+def check_gqa(rng, T, H, G, d, start, bf16, spread=1.0, tolerance=TOLERANCE):
+    q, cache = rows(rng, T, H, d) * np.float32(spread), rows(rng, start + T + 3, 2 * G * d)
     cache[start + T :] = np.nan
     cache = bfloat16(cache) if bf16 else cache
     got, want = np.full((T, H, d), np.nan, np.float32), np.empty((T, H, d))
     cpu.gqa_attention(q, cache, G, start, 0.3, got)
     reference.gqa_attention(q, cache, G, start, 0.3, want)
-    assert row_error(got, want) < TOLERANCE
+    assert row_error(got, want) < tolerance
 
 
 GQA_SHAPES = [
@@ -229,6 +229,10 @@ GQA_SHAPES = [
     (2, 6, 2, 17, 64),
     (8, 4, 4, 20, 131),
     (21, 6, 3, 24, 9),
+    (1, 2, 2, 16, 31),
+    (3, 28, 4, 128, 77),
+    (4, 6, 2, 64, 700),
+    (7, 8, 2, 48, 2),
 ]
 
 
@@ -236,6 +240,24 @@ GQA_SHAPES = [
 @pytest.mark.parametrize(("T", "H", "G", "d", "start"), GQA_SHAPES)
 def test_gqa_attention_equals_the_reference(T, H, G, d, start, bf16):
     check_gqa(np.random.default_rng(T + start), T, H, G, d, start, bf16)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("d", [20, 64])
+def test_gqa_attention_with_peaked_scores(d, bf16):
+    check_gqa(np.random.default_rng(5), 2, 6, 2, d, 500, bf16, spread=100.0, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("d", [20, 64])
+@pytest.mark.parametrize("column", [0, -1])  # of a key, of a value
+def test_gqa_attention_shows_a_visible_row_that_is_no_number(d, column):
+    rng = np.random.default_rng(6)
+    q, cache, out = rows(rng, 1, 4, d), rows(rng, 40, 4 * d), np.zeros((1, 4, d), np.float32)
+    cache[17, column] = np.nan
+    cpu.gqa_attention(q, bfloat16(cache), 2, 39, 0.3, out)
+    broken = slice(0, 2) if column == 0 else slice(2, 4)
+    assert np.isnan(out[0, broken]).any(axis=1).all()
+    assert np.isfinite(np.delete(out[0], broken, axis=0)).all()
 
 
 @settings(max_examples=30, deadline=None)
