@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,10 +61,8 @@ def run(
     - `localr1 chat --json-schema person.json "Who wrote Faust?" > author.json`
     - `localr1 chat --resume`
     """
-    from localr1.chat.history import Recorder
     from localr1.hub.cache import home
-    from localr1.terminal.repl import Repl, Settings, answer
-    from localr1.terminal.talk import Talk
+    from localr1.terminal.repl import Settings
 
     words = [word for word in (chat.model, *chat.prompt) if word is not None]
     folder = home() / "conversations"
@@ -78,19 +76,40 @@ def run(
         model = model or resumed.model or None
         options = replace(options, system=resumed.system if options.system is None else options.system)
 
-    background = Background()
     with unechoed(environment.stdin):
-        loaded = follow(environment, background.run(load(model, engine, foretell=not question)))
-    conversation = _converse(background, loaded, sampling, options)
+        request = _Request(model, question, resumed, chat.json)
+        return _talk(environment, folder, request, Settings(sampling, options, terminal), engine)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the words of the command line ask for; `question` "" is a conversation."""
+
+    model: str | None
+    question: str
+    resumed: "Saved | None"
+    json: bool
+
+
+def _talk(
+    environment: Environment, folder: Path, request: _Request, settings: "Settings", engine: EngineOptions
+) -> ExitStatus:
+    from localr1.chat.history import Recorder
+    from localr1.terminal.repl import Repl, answer
+    from localr1.terminal.talk import Talk
+
+    background, question, resumed = Background(), request.question, request.resumed
+    options, terminal = settings.conversation, settings.terminal
+    loaded = follow(environment, background.run(load(request.model, engine, foretell=not question)))
+    conversation = _converse(background, loaded, settings.sampling, options)
     recorder = None
     if terminal.save and (resumed is not None or not question):
         recorder = Recorder(folder, loaded.name, options.system, resumed)
     talk = Talk(conversation, recorder, resumed.turns if resumed else None)
     if resumed is not None:
         talk.recall(resumed.path)
-    if chat.json:
-        end = _answer_json(environment, talk, question, loaded.name)
-        return _status(end, options)
+    if request.json:
+        return _status(_answer_json(environment, talk, question, loaded.name), options)
     if question:
         end = answer(environment, conversation, talk.ask(question), terminal)
         talk.keep()
@@ -99,7 +118,7 @@ def run(
     host = _host(environment, background, loaded, engine, folder)
     if not terminal.save:
         host.history_file = None
-    Repl(environment, talk, Settings(sampling, options, terminal), host).run()
+    Repl(environment, talk, settings, host).run()
     return ExitStatus.OK
 
 
@@ -140,8 +159,7 @@ def _host(
 
     def open_model(name: str, settings: "Settings") -> "tuple[str, Conversation]":
         resolve(name)
-        with unechoed(environment.stdin):
-            other = follow(environment, background.run(load(name, engine)))
+        other = follow(environment, background.run(load(name, engine)))
         return other.name, _converse(background, other, settings.sampling, settings.conversation)
 
     def models() -> list[str]:
@@ -163,8 +181,7 @@ def _host(
 
         def run_tool(name: str) -> None:
             background.call(lambda: None)
-            with unechoed(environment.stdin):
-                tool(name)
+            tool(name)
 
         return run_tool
 

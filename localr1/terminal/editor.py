@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from localr1.options import TerminalOptions
 from localr1.terminal.environment import Environment
+from localr1.terminal.keyboard import echoed
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.output import Output
 
 QUOTES = '"""'
+_CTRL_D = "\x04"
 
 ReadMessage = Callable[[str], str]
 """Takes what the line holds at first, hands back the message."""
@@ -33,8 +35,9 @@ def plain_reader(environment: Environment) -> ReadMessage:
     def read_line(prompt: str) -> str:
         stdout.write(prompt)
         stdout.flush()
-        line = stdin.readline()
-        if not line:
+        with echoed(stdin):
+            line = stdin.readline()
+        if not line or line.startswith(_CTRL_D):  # typed while nothing was read, it is a character like others
             raise EOFError
         return line.rstrip("\n")
 

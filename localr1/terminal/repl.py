@@ -17,7 +17,6 @@ from localr1.options import ConversationOptions, SamplingOptions, TerminalOption
 from localr1.terminal.editor import editor, plain_reader, unquoted
 from localr1.terminal.environment import Environment
 from localr1.terminal.files import Attachment
-from localr1.terminal.keyboard import unechoed
 from localr1.terminal.quantities import bytes_text, rate_text
 from localr1.terminal.render import WORTH_SAYING, show_turn
 from localr1.terminal.talk import Conversation, Leave, Talk, stopped_by_ctrl_c
@@ -63,9 +62,8 @@ def answer(
     events: Iterator[Event],
     options: TerminalOptions,
 ) -> TurnEnd | None:
-    """Shows one turn. Ctrl-C stops it, and what was answered stays in the conversation; a second one raises Leave.
-    What is typed meanwhile waits for the next prompt."""
-    with unechoed(environment.stdin), stopped_by_ctrl_c(conversation.stop):
+    """Shows one turn. Ctrl-C stops it, and what was answered stays in the conversation; a second one raises Leave."""
+    with stopped_by_ctrl_c(conversation.stop):
         return show_turn(environment, events, options)
 
 

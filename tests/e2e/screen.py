@@ -2,6 +2,7 @@
 
 import os
 import signal
+import termios
 import time
 from collections.abc import Mapping
 
@@ -68,14 +69,18 @@ class Terminal:
             env=kept | settings | dict(variables),
         )
         self._child.delaybeforesend = None
-        self._typed = ""
+        self._found = self._settings()
+        self.left_as_found = False
+        """Once it has ended: whether the terminal's echo and line editing are as they were."""
+
+    def _settings(self) -> int:
+        return termios.tcgetattr(self._child.child_fd)[3]
 
     @property
     def pid(self) -> int:
         return self._child.pid
 
     def type(self, keys: str) -> None:
-        self._typed = keys
         self._child.send(keys)
 
     def wait_for(self, text: str, timeout_s: float = 60) -> None:
@@ -86,17 +91,11 @@ class Terminal:
             assert time.monotonic() < deadline_s, f"{text!r} did not come in time:\n{self.text()}"
 
     def leave(self, timeout_s: float = 30) -> int:
-        """Reads until the command ends; its exit status.
-
-        A Ctrl-D pressed between an answer and the next prompt, which drops what is typed there, is pressed again.
-        """
+        """Reads until the command ends; its exit status."""
         deadline_s = time.monotonic() + timeout_s
-        again_s = time.monotonic() + 3
         while self.read():
             assert time.monotonic() < deadline_s, f"it does not end:\n{self.text()}"
-            if self._typed == CTRL_D and time.monotonic() > again_s:
-                self.type(CTRL_D)
-                again_s += 3
+        self.left_as_found = self._settings() == self._found
         self._child.close()
         return self._child.exitstatus if self._child.exitstatus is not None else -self._child.signalstatus
 

@@ -105,6 +105,17 @@ def test_what_is_typed_while_an_answer_streams_waits_for_the_prompt(start):
     assert terminal.leave() == 0
 
 
+def test_ctrl_d_leaves_whenever_it_is_typed_and_the_terminal_is_as_it_was(start):
+    for question, seen in [("think", "thinking for"), ("hello", "You said 'hello', turn 1.")]:
+        terminal = start("chat", "--no-save")
+        terminal.wait_for("❯")
+        terminal.type(question + ENTER)
+        terminal.wait_for(seen)
+        terminal.type(CTRL_D)  # in mid-answer, or between its end and the prompt
+        assert terminal.leave() == 0
+        assert terminal.left_as_found
+
+
 def test_two_hundred_pasted_lines_are_one_message(start):
     terminal = start("chat")
     terminal.wait_for("❯")

@@ -93,6 +93,7 @@ def test_vi_keys(start):
         terminal.read(timeout_s=0.2)
     terminal.type("bcwwine" + ENTER)
     terminal.wait_for("You said 'bad wine', turn 1.")
+    settle(terminal)
     terminal.type(CTRL_C)
     terminal.wait_for("Ctrl-C again leaves.")
     terminal.type(CTRL_C)

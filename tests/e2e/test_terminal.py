@@ -101,7 +101,7 @@ def test_ctrl_c_while_loading_leaves_without_a_word(start):
         assert terminal.read(), terminal.text()
     terminal.type(CTRL_C)
     assert terminal.leave() == 130
-    assert terminal.text() == "" and terminal.plain()
+    assert terminal.text() == "" and terminal.plain() and terminal.left_as_found
 
 
 def test_what_a_model_emits_leaves_the_terminal_as_it_was(start):

@@ -147,7 +147,7 @@ def test_a_command_far_from_all_points_to_help():
 
 def test_a_dumb_terminal_reads_lines_without_escapes():
     conversation = FakeConversation()
-    shown = environment("hello\n/help\nbye", tty="ioe", TERM="dumb")
+    shown = environment("hello\n/help\nbye\n\x04never\n", tty="ioe", TERM="dumb")
     Repl(shown, Talk(conversation), host=Host("nano")).run()
     assert conversation.asked == ["hello", "bye"]
     assert "\x1b" not in out(shown) + err(shown)
