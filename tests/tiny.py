@@ -215,7 +215,10 @@ class FloatWeights:
     def fused(self, config, layer, experts) -> Fused:
         return Fused()
 
-    def fused_stack(self, layers) -> None:
+    def fused_stack(self, layers, norm) -> None:
+        return None
+
+    def fused_draft(self, layer, norm) -> None:
         return None
 
     def fused_head(self, config, norm, head) -> None:
@@ -246,8 +249,10 @@ class FloatCache:
     length: int = 0
     layers: dict[int, Tensor] = field(default_factory=dict)
 
-    def rows(self, layer: int, new: int):
-        return as_numpy(self._room(layer, new))
+    def rows(self, layers: range, new: int):
+        rows_LSW = torch.stack([self._room(layer, new) for layer in layers])
+        self.layers |= zip(layers, rows_LSW, strict=True)
+        return as_numpy(rows_LSW)
 
     def _room(self, layer: int, new: int) -> Tensor:
         kept = self.layers.get(layer, torch.empty(0, self.width, dtype=self.dtype))[: self.length]

@@ -9,6 +9,7 @@ loop changes them, after a whole forward.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -53,7 +54,7 @@ class RowCache:
         stored = dtype if latent is None else torch.int8
         self._rows_LSW = torch.empty(layers, capacity, numbers, dtype=stored, device=device)
         bits = self._rows_LSW.view(torch.uint16) if stored == torch.bfloat16 else self._rows_LSW
-        self._arrays: list[NDArray[Any]] = list(bits.numpy()) if bits.device.type == "cpu" else []
+        self._array_LSW: NDArray[Any] = bits.numpy() if bits.device.type == "cpu" else np.empty((0, 0, 0))
         self._tokens: list[int] = []
         self.should_stop = never
 
@@ -76,9 +77,10 @@ class RowCache:
         """Bytes in use by the committed tokens."""
         return self.length * self.token_nbytes
 
-    def rows(self, layer: int, new: int) -> NDArray[Any]:
-        """That layer's rows with room for `new` ones at the end; bfloat16 as its bits. Raises as `append` does."""
-        return self._arrays[layer - self._first_layer][: self._end(new)]
+    def rows(self, layers: range, new: int) -> NDArray[Any]:
+        """Those layers' rows with room for `new` ones at the end; bfloat16 as its bits. Raises as `append` does."""
+        first = self._first_layer
+        return self._array_LSW[layers.start - first : layers.stop - first, : self._end(new)]
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         """Write T rows after the committed ones; that layer's rows [S, W], a copy in float32 where latents are int8.

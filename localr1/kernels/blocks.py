@@ -101,12 +101,17 @@ class Scratch:
 
     def __init__(self) -> None:
         self.team = np.zeros(TEAM_NUMBERS, np.int64)
-        self._arena = np.empty(0, np.int8)
+        self._arena = np.empty(LINE_BYTES, np.int8)
+        self.at = self._start()
 
     def room(self, size_bytes: int) -> int:
-        """The address of so many bytes, whose contents last until another block is called."""
+        """The address `at` of so many bytes, whose contents last until another block is called."""
         if size_bytes > self._arena.size - LINE_BYTES:
             self._arena = np.empty(size_bytes + LINE_BYTES, np.int8)
+            self.at = self._start()
+        return self.at
+
+    def _start(self) -> int:
         return -(-int(self._arena.ctypes.data) // LINE_BYTES) * LINE_BYTES
 
 
@@ -119,6 +124,7 @@ class Block:
         self._frame[places["PLAN"]] = plan.numbers.ctypes.data
         self._frame[places["FLOATS"]] = plan.floats.ctypes.data
         self._tokens, self._threads, self._arena = places["TOKENS"], places["THREADS"], places["ARENA"]
+        self._team = places["TEAM"]
         self._room_bytes: dict[tuple[int, int], int] = {}
         self.weights = plan.weights
 
@@ -142,20 +148,19 @@ class Block:
             self._room_bytes[tokens, threads] = needed
         return needed
 
-    def join(self, frame: NDArray[np.int64]) -> None:
-        """Keep this block's frame there from now on."""
+    def write_frame(self, frame: NDArray[np.int64], team_at: int) -> None:
+        """Begin a frame of this block's for a stack, whose threads meet at `team_at`."""
         frame[: self._frame.size] = self._frame
-        self._frame = frame[: self._frame.size]
+        frame[self._team] = team_at
+
+    def write_sizes(self, frame: NDArray[np.int64], tokens: int, threads: int, arena: int) -> None:
+        """What calls of so many tokens have in common."""
+        frame[self._tokens], frame[self._threads], frame[self._arena] = tokens, threads, arena
 
     def code(self) -> int:
         """The address of the job's code, compiled by then."""
         compile_kernel(self._kernel)
         return job_address(KERNELS[self._kernel].job)
-
-    def threads_for(self, tokens: int, cache_SW: Array) -> int:
-        """The threads for a call of so many tokens, with this cache where the block attends to one."""
-        del cache_SW
-        return self.team_size(tokens)
 
     def _measure(self, tokens: int, threads: int) -> int:
         frame = self._frame.copy()
@@ -169,7 +174,7 @@ class AttentionBlock(Block):
 
     def __init__(self, kernel: str, plan: Plan, scratch: Scratch, heads: int, widths: tuple[int, ...]) -> None:
         super().__init__(kernel, vars(attention), plan, scratch)
-        self._hidden, self._heads, self._widths = int(plan.numbers[attention.HIDDEN]), heads, widths
+        self.hidden, self.heads, self._widths = int(plan.numbers[attention.HIDDEN]), heads, widths
 
     def __call__(self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_SW: Array) -> None:
         """For T tokens, whose rows are the last T of the cache and are written here; `cos` and `sin` are the rotations
@@ -177,18 +182,15 @@ class AttentionBlock(Block):
         int8 (see `cache_rows`). ValueError where shapes disagree."""
         T, S = x_TD.shape[0], len(cache_SW)
         self.check(x_TD, cos_TR, cache_SW)
-        start, threads = S - T, self.threads_for(T, cache_SW)
+        start, threads = S - T, self.team_size(T, T * self.heads * cache_SW.size)
         words_SW, kind = cache_words(cache_SW)
         kernel = self.ready(T, threads)
         kernel(self._frame, self._scratch.team, x_TD, cos_TR, sin_TR, words_SW, kind, start, threads)
 
-    def threads_for(self, tokens: int, cache_SW: Array) -> int:
-        return self.team_size(tokens, tokens * self._heads * cache_SW.size)
-
     def check(self, x_TD: Float, cos_TR: Float, cache_SW: Array) -> None:
         """ValueError where shapes disagree."""
         T, (S, words) = x_TD.shape[0], cache_SW.shape
-        if x_TD.shape[1] != self._hidden or len(cos_TR) != T or S < T or words not in self._widths:
+        if x_TD.shape[1] != self.hidden or len(cos_TR) != T or S < T or words not in self._widths:
             raise ValueError(f"{self._kernel}: x {x_TD.shape}, cos {cos_TR.shape}, cache {cache_SW.shape}")
 
 

@@ -35,10 +35,15 @@ class MtpFront(Block):
 
     def __call__(self, tokens: Sequence[int], hidden_TD: Float) -> Float:
         """The rows [T, D] of T tokens, each with the state before it. ValueError where shapes disagree."""
+        self.check(tokens, hidden_TD)
         T = len(tokens)
-        if hidden_TD.shape != (T, self._hidden) or not 0 <= min(tokens) <= max(tokens) < self._vocab:
-            raise ValueError(f"mtp_front: tokens {tokens} of {self._vocab}, states {hidden_TD.shape}")
         x_TD, threads = np.empty((T, self._hidden), np.float32), self.team_size(T)
         kernel = self.ready(T, threads)
         kernel(self._frame, self._scratch.team, np.array(tokens, np.int64), hidden_TD, x_TD, threads)
         return x_TD
+
+    def check(self, tokens: Sequence[int], hidden_TD: Float) -> None:
+        """ValueError where shapes disagree, or a token has no embedding."""
+        fits = hidden_TD.shape == (len(tokens), self._hidden) and hidden_TD.flags.c_contiguous
+        if not fits or not 0 <= min(tokens) <= max(tokens) < self._vocab:
+            raise ValueError(f"mtp_front: tokens {tokens} of {self._vocab}, states {hidden_TD.shape}")

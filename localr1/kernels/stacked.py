@@ -1,77 +1,163 @@
-"""Whole layers one after another in one call: what `blocks` makes, joined.
+"""Whole layers one after another in one call, with what comes before and behind them: what `blocks` makes, joined.
 
-Owns the frames of the joined blocks, which may still be called one by one, and the sizes that a call tells them all.
-Knows numpy alone.
+Owns the joined jobs' frames, and the sizes that a call tells them all; most of a frame stays as it is from call to
+call of as many tokens. Knows numpy alone.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from localr1.kernels import attention_block as attention
 from localr1.kernels import feed_forward_block as feed_forward
-from localr1.kernels import stack
-from localr1.kernels.blocks import MOST_ROWS, Array, AttentionBlock, FeedForwardBlock, Float, Scratch
+from localr1.kernels import head_block, mtp_front, stack
+from localr1.kernels.blocks import MOST_ROWS, SMALL_WORK, Array, AttentionBlock, Block, FeedForwardBlock, Float, Scratch
 from localr1.kernels.compilation import compile_kernel
 from localr1.kernels.cpu import cache_words
+from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.team import COUNTER_STRIDE, TEAM_NUMBERS
+from localr1.kernels.vocabulary_head import HeadBlock
 
 STACK_WEIGHTS = 1 << 28
 """Weights times rows that are read between two moments at which a stack can be stopped: some tens of milliseconds."""
 
+FRAME = max(attention.FRAME, feed_forward.FRAME, head_block.FRAME, mtp_front.FRAME)
+
+
+class Likeliest(NamedTuple):
+    """What the head made of F rows: the normed rows, each one's likeliest token and its logit."""
+
+    normed_FD: Float
+    token_F: NDArray[np.int64]
+    logit_F: Float
+
 
 class Stack:
-    """Consecutive layers in one call: x += attention(norm(x)), x += feed_forward(norm(x)), and so on, in place."""
+    """Consecutive layers in one call: x += attention(norm(x)), x += feed_forward(norm(x)), and so on, in place; where
+    there is a head, what it makes of x. `front` writes the x that the layers begin with. With `last_only`, only the
+    last row goes beyond the attention of the last layer, which then must be the only one."""
 
-    def __init__(self, layers: Sequence[tuple[AttentionBlock, FeedForwardBlock]], scratch: Scratch) -> None:
-        self.blocks: list[AttentionBlock | FeedForwardBlock] = [block for layer in layers for block in layer]
-        self._layers, self._scratch = layers, scratch
+    def __init__(
+        self,
+        layers: Sequence[tuple[AttentionBlock, FeedForwardBlock]],
+        scratch: Scratch,
+        head: HeadBlock | None = None,
+        front: MtpFront | None = None,
+        last_only: bool = False,
+    ) -> None:
+        if last_only and len(layers) > 1:
+            raise ValueError(f"a stack of {len(layers)} layers needs all rows")
+        middle: list[Block] = [block for layer in layers for block in layer]
+        self._blocks = [*([front] if front else []), *middle, *([head] if head else [])]
+        self._layers, self._scratch, self._with_head, self._last_only = layers, scratch, head is not None, last_only
         self._top_k = max(block.top_k for _, block in layers)
-        jobs = len(self.blocks)
-        self._frames = np.zeros((jobs, max(attention.FRAME, feed_forward.FRAME)), np.int64)
-        self._attention, self._feed_forward = self._frames[0::2], self._frames[1::2]
-        for block, frame in zip(self.blocks, self._frames, strict=True):
-            block.join(frame)
+        self._made_by, self._hidden = front, layers[0][0].hidden
+        self._weights = max(block.weights for block in self._blocks)
+        self._heads = max(block.heads for block, _ in layers)
+        jobs, first = len(self._blocks), 1 if front else 0
+        self._frames = np.zeros((jobs, FRAME), np.int64)
+        behind = first + len(middle)
+        self._front, self._head = self._frames[:first], self._frames[behind:]
+        self._attention, self._feed_forward = self._frames[first:behind:2], self._frames[first + 1 : behind : 2]
         self._codes = np.zeros(jobs, np.int64)
         self._frame_at = self._frames.ctypes.data + np.arange(jobs) * self._frames.strides[0]
         self._gates, self._teams = np.zeros(jobs * COUNTER_STRIDE, np.int64), np.zeros(2 * TEAM_NUMBERS, np.int64)
         self._frame = np.zeros(stack.FRAME, np.int64)
-        self._frame[stack.JOBS], self._frame[stack.CODES] = jobs, self._codes.ctypes.data
-        self._frame[stack.FRAMES] = self._frame_at.ctypes.data
+        self._frame[stack.CODES], self._frame[stack.FRAMES] = self._codes.ctypes.data, self._frame_at.ctypes.data
+        self._number = np.arange(len(layers))
+        self._tokens = np.zeros(MOST_ROWS, np.int64)
+        self._normed = np.empty((MOST_ROWS, self._hidden), np.float32)
+        self._best, self._top = np.empty(MOST_ROWS, np.int64), np.empty(MOST_ROWS, np.float32)
+        self._weight = np.empty(MOST_ROWS * self._top_k, np.float32)  # of whichever layer is at work
+        self._prepared = (0, 0, 0)
+        self._write_places()
 
-    def __call__(self, x_TD: Float, cos_TR: Float, sin_TR: Float, caches: Sequence[Array]) -> NDArray[np.int64]:
-        """`caches` are each layer's (see `AttentionBlock`). The experts that each layer's tokens went through,
-        [L, T, K]; those of a layer without experts mean nothing. ValueError where shapes disagree."""
-        T, S = x_TD.shape[0], len(caches[0])
+    def __call__(self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array) -> NDArray[np.int64]:
+        """All layers, without the head. `cache_LSW` are the layers' rows (see `AttentionBlock`).
+
+        The experts that each layer's tokens went through, [L, T, K]; those of a layer without experts mean nothing.
+        ValueError where shapes disagree."""
+        return self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks) - self._with_head)
+
+    def likeliest(
+        self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array
+    ) -> tuple[NDArray[np.int64], Likeliest]:
+        """All layers and the head. ValueError as above."""
+        self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = 0, self._best.ctypes.data
+        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks))
+        rows = self._rows_behind(len(x_TD))
+        return experts_LTK, Likeliest(self._normed[:rows].copy(), self._best[:rows].copy(), self._top[:rows].copy())
+
+    def logits(
+        self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array, logits_TV: Float
+    ) -> tuple[NDArray[np.int64], Float]:
+        """All layers and the head, whose logits are written; the experts and the normed rows. ValueError as above."""
+        self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = logits_TV.ctypes.data, 0
+        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks))
+        return experts_LTK, self._normed[: len(x_TD)].copy()
+
+    def front(self, tokens: Sequence[int], hidden_TD: Float) -> Float:
+        """Room [T, D] for the rows that the front makes of T pairs (see `MtpFront`) in the next call, with it as x."""
+        if self._made_by is None:
+            raise ValueError("a stack without a front")
+        self._made_by.check(tokens, hidden_TD)
+        x_TD = np.empty(hidden_TD.shape, np.float32)
+        self._tokens[: len(tokens)] = tokens
+        self._front[:, mtp_front.STATE], self._front[:, mtp_front.OUT] = hidden_TD.ctypes.data, x_TD.ctypes.data
+        return x_TD
+
+    def _run(self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array, jobs: int) -> NDArray[np.int64]:
+        (T, D), (L, S, _) = x_TD.shape, cache_LSW.shape
         if T > MOST_ROWS:
             raise ValueError(f"a stack: {T} rows, at most {MOST_ROWS}")
-        for (block, _), cache_SW in zip(self._layers, caches, strict=True):
-            block.check(x_TD, cos_TR, cache_SW)
-        arrays = [cache_words(cache_SW) for cache_SW in caches]
-        experts_LTK = np.empty((len(self._layers), T, self._top_k), np.int64)
-        weights_TK = np.empty((T, self._top_k), np.float32)  # of whichever layer is at work
-        threads = max(block.threads_for(T, caches[0]) for block in self.blocks)
-        self._prepare(T, threads)
-        a, f = self._attention, self._feed_forward
-        a[:, attention.X] = f[:, feed_forward.X] = x_TD.ctypes.data
+        if (len(self._layers), self._hidden) != (L, D):
+            raise ValueError(f"a stack of {len(self._layers)} layers: x {x_TD.shape}, cache {cache_LSW.shape}")
+        self._layers[0][0].check(x_TD, cos_TR, cache_LSW[0])
+        words_LSW, kind = cache_words(cache_LSW)
+        small = T * max(self._weights, self._heads * cache_LSW[0].size) < SMALL_WORK
+        threads = 1 if small else int(get_num_threads())
+        if self._prepared != (T, threads, self._scratch.at):
+            self._prepare(T, threads)
+        a, f, x_at = self._attention, self._feed_forward, x_TD.ctypes.data
+        x_behind_at = x_at + (T - self._rows_behind(T)) * D * x_TD.itemsize
+        a[:, attention.X], f[:, feed_forward.X], self._head[:, head_block.X] = x_at, x_behind_at, x_behind_at
         a[:, attention.COS], a[:, attention.SIN] = cos_TR.ctypes.data, sin_TR.ctypes.data
-        a[:, attention.CACHE] = [words_SW.ctypes.data for words_SW, _ in arrays]
-        a[:, attention.CACHE_ROWS], a[:, attention.CACHE_WORDS] = S, arrays[0][0].shape[1]
-        a[:, attention.KIND], a[:, attention.START] = arrays[0][1], S - T
-        f[:, feed_forward.EXPERT] = experts_LTK.ctypes.data + np.arange(len(f)) * experts_LTK.strides[0]
-        f[:, feed_forward.WEIGHT] = weights_TK.ctypes.data
+        a[:, attention.CACHE] = words_LSW.ctypes.data + self._number * words_LSW.strides[0]
+        a[:, attention.CACHE_ROWS], a[:, attention.START] = S, S - T
+        a[:, attention.CACHE_WORDS], a[:, attention.KIND] = words_LSW.shape[2], kind
+        experts_LTK = np.empty((L, self._rows_behind(T), self._top_k), np.int64)
+        f[:, feed_forward.EXPERT] = experts_LTK.ctypes.data + self._number * experts_LTK.strides[0]
+        self._frame[stack.JOBS] = jobs
         compile_kernel("stack")(self._frame, self._scratch.team, self._gates, self._teams, threads)
         return experts_LTK
 
+    def _rows_behind(self, tokens: int) -> int:
+        """How many rows go beyond the last attention."""
+        return 1 if self._last_only else tokens
+
+    def _write_places(self) -> None:
+        """What the frames of all calls have in common."""
+        team_at, half_bytes = self._teams.ctypes.data, self._teams.nbytes // 2
+        for number, (block, frame) in enumerate(zip(self._blocks, self._frames, strict=True)):
+            block.write_frame(frame, team_at + number % 2 * half_bytes)
+        self._feed_forward[:, feed_forward.WEIGHT] = self._weight.ctypes.data
+        self._head[:, head_block.NORMED], self._head[:, head_block.TOP] = (
+            self._normed.ctypes.data,
+            self._top.ctypes.data,
+        )
+        self._front[:, mtp_front.TOKEN] = self._tokens.ctypes.data
+
     def _prepare(self, T: int, threads: int) -> None:
-        """Make room for a call of T tokens. A block that was called by itself meanwhile has changed its frame."""
+        """Make room for calls of T tokens."""
         if not self._codes[0]:
-            self._codes[:] = [block.code() for block in self.blocks]
-        a, f = self._attention, self._feed_forward
-        a[:, attention.TOKENS] = f[:, feed_forward.TOKENS] = T
-        a[:, attention.THREADS] = f[:, feed_forward.THREADS] = threads
-        room_bytes = max(block.room_bytes(T, threads) for block in self.blocks)
-        a[:, attention.ARENA] = f[:, feed_forward.ARENA] = self._scratch.room(room_bytes)
-        team_at = self._teams.ctypes.data
-        a[:, attention.TEAM], f[:, feed_forward.TEAM] = team_at, team_at + self._teams.nbytes // 2
+            self._codes[:] = [block.code() for block in self._blocks]
+        behind = (*(block for _, block in self._layers), *self._blocks[len(self._blocks) - self._with_head :])
+        rows = [self._rows_behind(T) if block in behind else T for block in self._blocks]
+        needed = [block.room_bytes(count, threads) for block, count in zip(self._blocks, rows, strict=True)]
+        arena = self._scratch.room(max(needed))
+        for block, frame, count in zip(self._blocks, self._frames, rows, strict=True):
+            block.write_sizes(frame, count, threads, arena)
+        self._prepared = (T, threads, arena)

@@ -20,7 +20,7 @@ class HeadBlock(Block):
         """ValueError where shapes disagree."""
         vocab, hidden = matrix.q_OD.shape
         plan = Plan(head.HEAD_PLAN, (eps,))
-        self._hidden, self._vocab = hidden, vocab
+        self._hidden, self.vocab = hidden, vocab
         plan.numbers[head.HIDDEN], plan.numbers[head.VOCAB] = hidden, vocab
         plan.point(head.NORM, norm_D, hidden)
         plan.point_matrix(head.HEAD, matrix, vocab, hidden)
@@ -28,7 +28,7 @@ class HeadBlock(Block):
 
     def logits(self, x_TD: Float, normed_TD: Float, logits_TV: Float) -> None:
         """Write the normed rows and their logits. ValueError where shapes disagree."""
-        if logits_TV.shape != (len(x_TD), self._vocab):
+        if logits_TV.shape != (len(x_TD), self.vocab):
             raise ValueError(f"head_block: x {x_TD.shape}, logits {logits_TV.shape}")
         self._run(x_TD, normed_TD, logits_TV, NO_TOKENS, NO_FLOATS)
 

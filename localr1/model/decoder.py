@@ -18,6 +18,8 @@ from localr1.model.rope import RotaryTable, Rotation
 
 RAM = torch.device("cpu")
 
+FINAL_NORM = "model.norm.weight"
+
 Attention = Callable[[Tensor, Rotation, Cache], Tensor]
 """`(x_TD, rotation of the T positions, cache) -> y_TD`; appends T rows to its layer of the cache."""
 
@@ -118,16 +120,22 @@ class Decoder:
 
     def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """What `forward` returns for these tokens and the `logits` of that: few tokens take fewer calls so."""
+        if self.stack is not None and len(token_T) <= self.stack.rows:
+            return self.stack.logits(*self._start(token_T, cache), cache)
         return self.head.logits(self._run_layers(token_T, cache))
 
     def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` returns for these tokens, and the likeliest next token of each, int64 [T], with its logit
         [T] (the first, where several are): what greedy decoding needs, without the other logits."""
+        if self.stack is not None and len(token_T) <= self.stack.rows:
+            return self.stack.likeliest(*self._start(token_T, cache), cache)
         return self.head.likeliest(self._run_layers(token_T, cache))
 
+    def _start(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Rotation]:
+        return self.embedding(token_T), self.rotary.rows(cache.length, len(token_T))
+
     def _run_layers(self, token_T: Tensor, cache: Cache) -> Tensor:
-        rotation = self.rotary.rows(cache.length, len(token_T))
-        x_TD = self.embedding(token_T)
+        x_TD, rotation = self._start(token_T, cache)
         if self.stack is not None and len(x_TD) <= self.stack.rows:
             self.stack.run(x_TD, rotation, cache)
             return x_TD
@@ -139,8 +147,8 @@ class Decoder:
 def build_decoder(config: ModelConfig, weights: Weights, build_layer: Callable[[int], Layer]) -> Decoder:
     """Join the layers that `build_layer` makes with the embedding, the final norm and the head."""
     layers = [build_layer(layer) for layer in range(config.num_layers)]
-    head = build_head(config, weights, "model.norm.weight", layers[-1].fused)
-    stack = weights.fused_stack(len(layers)) if layers[-1].fused.rows else None
+    head = build_head(config, weights, FINAL_NORM, layers[-1].fused)
+    stack = weights.fused_stack(len(layers), FINAL_NORM) if layers[-1].fused.rows else None
     return Decoder(config, weights.ops, weights.embedding("model.embed_tokens"), layers, head, stack)
 
 

@@ -81,11 +81,25 @@ class Fused(NamedTuple):
 
 
 class FusedStack(NamedTuple):
-    """All layers for steps of at most `rows` tokens in as few calls as may be, which change `x_TD` in place."""
+    """All layers for steps of at most `rows` tokens in as few calls as may be, which change `x_TD` in place, and the
+    head in the last of these calls."""
 
     rows: int
     run: "Callable[[Tensor, Rotation, Cache], None]"
     """As the layers' fused parts, one after another."""
+    logits: "Callable[[Tensor, Rotation, Cache], tuple[Tensor, Tensor]]"
+    """`run`, then `FusedHead.logits`."""
+    likeliest: "Callable[[Tensor, Rotation, Cache], tuple[Tensor, Tensor, Tensor]]"
+    """`run`, then `FusedHead.likeliest`."""
+
+
+class FusedDraft(NamedTuple):
+    """An MTP layer's guess after at most `rows` pairs in one call."""
+
+    rows: int
+    likeliest: "Callable[[Sequence[int], Tensor, Rotation, Cache], tuple[int, Tensor, Tensor]]"
+    """`(tokens, hidden_TD) -> (likeliest token after the last pair, that pair's state before and after the head's
+    norm, [1, D])`; appends T rows to the cache."""
 
 
 class FusedHead(NamedTuple):
@@ -130,8 +144,13 @@ class Weights(Protocol):
         """What of a layer can be run in one call; the same numbers within the kernels' tolerance."""
         ...
 
-    def fused_stack(self, layers: int) -> FusedStack | None:
-        """The layers 0 .. layers - 1, whose parts `fused` has handed out; None where one of them has none."""
+    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
+        """The layers 0 .. layers - 1 and the head behind the tensor `norm`, whose parts `fused` and `fused_head` have
+        handed out; None where one of them has none."""
+        ...
+
+    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
+        """An MTP layer and the head behind the tensor `norm`, as `fused_stack`."""
         ...
 
     def fused_head(self, config: "ModelConfig", norm: str, head: str) -> FusedHead | None:
@@ -166,9 +185,10 @@ class Cache(Protocol):
         """Tokens committed. `append` does not change it; only the decode loop does, after a whole forward."""
         ...
 
-    def rows(self, layer: int, new: int) -> "NDArray[Any]":
-        """All rows of a layer [length + new, W] as an array, the last `new` of them for the caller to write: float32,
-        bfloat16 as its bits, or int8 as `kernels.cache_rows` lays it out. Raises ContextError past the capacity."""
+    def rows(self, layers: range, new: int) -> "NDArray[Any]":
+        """All rows of consecutive layers [L, length + new, W] as an array, the last `new` of each for the caller to
+        write: float32, bfloat16 as its bits, or int8 as `kernels.cache_rows` lays it out. Raises ContextError past the
+        capacity."""
         ...
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:

@@ -31,7 +31,9 @@ class MtpLayer:
         self.hidden_norm = Norm(weights, f"{prefix}.hnorm.weight", config.norm_eps)
         front = layer.fused.mtp_front  # which holds the projection in a form of its own
         self.eh_proj_DI = weights.tensor(f"{prefix}.eh_proj.weight") if front is None else None
-        self.head = build_head(config, weights, f"{prefix}.shared_head.norm.weight", layer.fused)
+        norm = f"{prefix}.shared_head.norm.weight"
+        self.head = build_head(config, weights, norm, layer.fused)
+        self.fused = weights.fused_draft(config.num_layers, norm) if front is not None else None
         self.carries_normed = config.model_type in CARRIES_NORMED
 
     def forward(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
@@ -50,8 +52,11 @@ class MtpLayer:
 
         Of the pairs before the last only their cache rows are needed, so no feed-forward runs for them.
         """
-        x_TD = self._joined(tokens, hidden_TD)
         rotation = self.main.rotary.rows(cache.length, len(tokens))
+        if self.fused is not None and len(tokens) <= self.fused.rows:
+            token, last_1D, normed_1D = self.fused.likeliest(tokens, hidden_TD, rotation, cache)
+            return token, normed_1D if self.carries_normed else last_1D
+        x_TD = self._joined(tokens, hidden_TD)
         last_1D = self.layer(x_TD, rotation, cache, last_only=True)
         normed_1D, token_1, _ = self.head.likeliest(last_1D)
         return int(token_1), normed_1D if self.carries_normed else last_1D

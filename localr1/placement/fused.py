@@ -17,7 +17,7 @@ from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.stacked import STACK_WEIGHTS, Stack
 from localr1.kernels.vocabulary_head import HeadBlock
 from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
-from localr1.model.linear import Cache, ExpertBank, Fused, FusedHead, FusedStack
+from localr1.model.linear import Cache, ExpertBank, Fused, FusedDraft, FusedHead, FusedStack
 from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
 from localr1.model.rope import Rotation
 from localr1.placement.bank import CpuBank
@@ -28,6 +28,9 @@ from localr1.weights.store import Store
 
 Array = NDArray[Any]
 
+Inputs = tuple[Array, Array, Array, Array]
+"""What a stack is called with."""
+
 
 class FusedLayers:
     """The blocks of one model, which share their scratch memory."""
@@ -37,6 +40,8 @@ class FusedLayers:
         self._scratch = blocks.Scratch()
         self._attentions: dict[int, blocks.AttentionBlock] = {}
         self._feed_forwards: dict[int, blocks.FeedForwardBlock] = {}
+        self._fronts: dict[int, MtpFront] = {}
+        self._heads: dict[str, HeadBlock] = {}
         self._observers: dict[int, Callable[[int, Any], None]] = {}
 
     def layer(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
@@ -47,41 +52,85 @@ class FusedLayers:
         attention, feed_forward = self._attention(config, layer), self._feed_forward(config, layer, experts)
         return Fused(blocks.MOST_ROWS, attention, feed_forward, front)
 
-    def stack(self, layers: int) -> FusedStack | None:
-        """The layers that `layer` was asked for before. A call runs as many as are soon done, so that the cache may
-        stop the step between two."""
-        if not all(layer in self._attentions and layer in self._feed_forwards for layer in range(layers)):
+    def stack(self, layers: int, norm: str) -> FusedStack | None:
+        """The layers that `layer` was asked for before, and the head behind `norm` that `head` was. A call runs as many
+        as are soon done, so that the cache may stop the step between two."""
+        head = self._heads.get(norm)
+        if head is None or not all(layer in self._layers() for layer in range(layers)):
             return None
-        parts = [(self._attentions[layer], self._feed_forwards[layer]) for layer in range(layers)]
+        parts = [self._layers()[layer] for layer in range(layers)]
         whole = [attention.weights + feed_forward.weights for attention, feed_forward in parts]
         starts = [0]
         for layer in range(1, layers):
             if sum(whole[starts[-1] : layer + 1]) > STACK_WEIGHTS:
                 starts.append(layer)
         runs = [range(*pair) for pair in zip(starts, [*starts[1:], layers], strict=True)]
-        stacks = [(run, Stack([parts[layer] for layer in run], self._scratch)) for run in runs]
+        stacks = [(run, Stack([parts[layer] for layer in run], self._scratch)) for run in runs[:-1]]
+        last, ending = runs[-1], Stack([parts[layer] for layer in runs[-1]], self._scratch, head)
 
-        def walk(x_TD: Tensor, rotation: Rotation, cache: Cache) -> None:
+        def walk(x_TD: Tensor, rotation: Rotation, cache: Cache) -> Inputs:
+            """All but the last run; what that begins with."""
             assert rotation.arrays is not None, "rotations of another device"
             x, (cos_TR, sin_TR) = x_TD.numpy(), rotation.arrays
             for run, stack in stacks:
-                expert_LTK = stack(x, cos_TR, sin_TR, [cache.rows(layer, len(x)) for layer in run])
-                for layer, expert_TK in zip(run, expert_LTK, strict=True):
-                    if layer in self._observers:
-                        self._observers[layer](layer, expert_TK)
+                self._observe(run, stack(x, cos_TR, sin_TR, cache.rows(run, len(x))))
+            return x, cos_TR, sin_TR, cache.rows(last, len(x))
 
-        return FusedStack(blocks.MOST_ROWS, walk)
+        def run_all(x_TD: Tensor, rotation: Rotation, cache: Cache) -> None:
+            self._observe(last, ending(*walk(x_TD, rotation, cache)))
+
+        def logits(x_TD: Tensor, rotation: Rotation, cache: Cache) -> tuple[Tensor, Tensor]:
+            logits_TV = torch.empty(len(x_TD), head.vocab)
+            expert_LTK, normed_TD = ending.logits(*walk(x_TD, rotation, cache), logits_TV.numpy())
+            self._observe(last, expert_LTK)
+            return torch.from_numpy(normed_TD), logits_TV
+
+        def likeliest(x_TD: Tensor, rotation: Rotation, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+            expert_LTK, found = ending.likeliest(*walk(x_TD, rotation, cache))
+            self._observe(last, expert_LTK)
+            normed_TD, token_T, logit_T = map(torch.from_numpy, found)
+            return normed_TD, token_T, logit_T
+
+        return FusedStack(blocks.MOST_ROWS, run_all, logits, likeliest)
+
+    def draft(self, layer: int, norm: str) -> FusedDraft | None:
+        """An MTP layer between its front and the head behind `norm`, all of which were asked for before."""
+        parts, front, head = self._layers().get(layer), self._fronts.get(layer), self._heads.get(norm)
+        if parts is None or front is None or head is None:
+            return None
+        stack, layers = Stack([parts], self._scratch, head, front, last_only=True), range(layer, layer + 1)
+
+        def likeliest(
+            tokens: Sequence[int], hidden_TD: Tensor, rotation: Rotation, cache: Cache
+        ) -> tuple[int, Tensor, Tensor]:
+            assert rotation.arrays is not None, "rotations of another device"
+            hidden = hidden_TD.numpy()
+            x_TD = stack.front(tokens, hidden)
+            expert_L1K, found = stack.likeliest(x_TD, *rotation.arrays, cache.rows(layers, len(tokens)))
+            self._observe(layers, expert_L1K)
+            return int(found.token_F[0]), torch.from_numpy(x_TD[-1:]), torch.from_numpy(found.normed_FD)
+
+        return FusedDraft(blocks.MOST_ROWS, likeliest)
+
+    def _layers(self) -> dict[int, tuple[blocks.AttentionBlock, blocks.FeedForwardBlock]]:
+        """The layers of which all is fused."""
+        return {layer: (self._attentions[layer], part) for layer, part in self._feed_forwards.items()}
+
+    def _observe(self, layers: range, expert_LTK: NDArray[np.int64]) -> None:
+        """Have the experts counted that tokens went through."""
+        for layer, expert_TK in zip(layers, expert_LTK, strict=True):
+            if layer in self._observers:
+                self._observers[layer](layer, expert_TK)
 
     def head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
         """The norm and the vocabulary head."""
         if not blocks.MOST_ROWS:
             return None
         matrix = self._matrix(head)
-        block = HeadBlock(self._float(norm), config.norm_eps, matrix, self._scratch)
-        vocab = len(matrix.q_OD)
+        block = self._heads[norm] = HeadBlock(self._float(norm), config.norm_eps, matrix, self._scratch)
 
         def logits(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-            normed_TD, logits_TV = torch.empty_like(x_TD), torch.empty(len(x_TD), vocab)
+            normed_TD, logits_TV = torch.empty_like(x_TD), torch.empty(len(x_TD), block.vocab)
             block.logits(x_TD.numpy(), normed_TD.numpy(), logits_TV.numpy())
             return normed_TD, logits_TV
 
@@ -97,7 +146,7 @@ class FusedLayers:
         """What an MTP layer begins with; its projection in int8, since a guess need not be exact."""
         prefix = f"model.layers.{layer}"
         proj = round_rows(self._store.tensor(f"{prefix}.eh_proj.weight"))
-        block = MtpFront(
+        block = self._fronts[layer] = MtpFront(
             self._matrix("model.embed_tokens"),
             self._norm(f"{prefix}.enorm"),
             self._norm(f"{prefix}.hnorm"),
@@ -136,7 +185,7 @@ class FusedLayers:
             assert rotation.arrays is not None, "rotations of another device"
             cos_TR, sin_TR = rotation.arrays
             x = x_TD.numpy()
-            block(x, cos_TR, sin_TR, cache.rows(layer, len(x)))
+            block(x, cos_TR, sin_TR, cache.rows(range(layer, layer + 1), len(x))[0])
 
         return attend
 

@@ -10,7 +10,17 @@ from torch import Tensor
 from localr1.kernels import gpu
 from localr1.kernels.gpu import Kernels, plain
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, FusedHead, FusedStack, Linear, Position
+from localr1.model.linear import (
+    Embedding,
+    ExpertBank,
+    FeedForward,
+    Fused,
+    FusedDraft,
+    FusedHead,
+    FusedStack,
+    Linear,
+    Position,
+)
 from localr1.weights.store import Store
 
 
@@ -68,7 +78,10 @@ class GpuWeights:
     def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
         return Fused()
 
-    def fused_stack(self, layers: int) -> FusedStack | None:
+    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
+        return None
+
+    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
         return None
 
     def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from localr1.kernels import cpu
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, FusedHead, FusedStack, Linear
+from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, FusedDraft, FusedHead, FusedStack, Linear
 from localr1.placement.ops import CpuOps
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.store import Store
@@ -78,8 +78,11 @@ class StoreWeights:
     def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
         return self._fused.layer(config, layer, experts)
 
-    def fused_stack(self, layers: int) -> FusedStack | None:
-        return self._fused.stack(layers)
+    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
+        return self._fused.stack(layers, norm)
+
+    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
+        return self._fused.draft(layer, norm)
 
     def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
         return self._fused.head(config, norm, head)
@@ -113,7 +116,10 @@ class FloatWeights:
     def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
         return Fused()
 
-    def fused_stack(self, layers: int) -> FusedStack | None:
+    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
+        return None
+
+    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
         return None
 
     def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:

@@ -45,8 +45,8 @@ class HeldCache:
         self._cache = cache
         self.length = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def rows(self, layer: int, new: int) -> NDArray[Any]:
-        raise TypeError(f"layer {layer}'s rows lie on {self.length.device}, which only its own kernels can read")
+    def rows(self, layers: range, new: int) -> NDArray[Any]:
+        raise TypeError(f"the rows of {layers} lie on {self.length.device}, which only its own kernels can read")
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         rows_SW = self._cache.layer_rows(layer)

@@ -41,7 +41,7 @@ def test_int8_latents_keep_their_numbers_and_take_little_over_half(latent: int, 
     assert ((back - row_TW)[:, :latent].abs() <= 0.501 * step_T1).all()
     assert torch.equal(back[:, latent:], row_TW[:, latent:].bfloat16().float())
     assert RowCache(27, 576, 8, torch.bfloat16, latent=512).token_nbytes == 27 * (512 + 2 * 64 + 4)
-    assert cache.rows(0, 2).shape == (2, cache.token_nbytes)
+    assert cache.rows(range(1), 2).shape == (1, 2, cache.token_nbytes)
 
 
 def test_past_the_capacity_is_a_context_error_with_the_numbers() -> None:

@@ -11,7 +11,9 @@ from tests.kernels.test_cpu import rows, weights
 if not blocks.MOST_ROWS:
     pytest.skip("no integer vector path on this processor", allow_module_level=True)
 
+from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.stacked import Stack
+from localr1.kernels.vocabulary_head import HeadBlock
 
 EPS, D, H, G, d, E, K = 1e-6, 128, 4, 2, 32, 6, 2
 
@@ -49,19 +51,19 @@ def test_a_stack_is_its_layers_one_by_one(T, threads):
     rng, scratch, S = np.random.default_rng(T), blocks.Scratch(), 20
     layers = make_layers(rng, scratch, 5, F=3000)  # large enough for several threads
     stack, (cos, sin) = Stack(layers, scratch), rotations(rng, T, d)
-    start_x, caches = rows(rng, T, D), [rows(rng, S, 2 * G * d) for _ in layers]
+    start_x, caches = rows(rng, T, D), rows(rng, len(layers), S, 2 * G * d)
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        x, kept, chosen = start_x.copy(), [cache.copy() for cache in caches], []
+        x, kept, chosen = start_x.copy(), caches.copy(), []
         for (attention, feed), cache in zip(layers, kept, strict=True):
             attention(x, cos, sin, cache)
             chosen.append(feed(x))
         for _ in range(30):
-            got, mine = start_x.copy(), [cache.copy() for cache in caches]
+            got, mine = start_x.copy(), caches.copy()
             experts = stack(got, cos, sin, mine)
             assert np.array_equal(got, x)
-            assert all(np.array_equal(*pair) for pair in zip(mine, kept, strict=True))
+            assert np.array_equal(mine, kept)
             assert all(np.array_equal(*pair) for pair in zip(experts[1:], chosen[1:], strict=True))
     finally:
         numba.set_num_threads(before)
@@ -71,8 +73,32 @@ def test_a_stack_is_its_layers_one_by_one(T, threads):
 def test_a_stack_refuses_what_does_not_fit():
     rng, scratch = np.random.default_rng(0), blocks.Scratch()
     stack, (cos, sin) = Stack(make_layers(rng, scratch, 2, F=16), scratch), rotations(rng, 1, d)
-    caches = [rows(rng, 4, 2 * G * d) for _ in range(2)]
+    caches = rows(rng, 2, 4, 2 * G * d)
     with pytest.raises(ValueError, match="gqa_block"):
-        stack(rows(rng, 1, D), cos, sin, [caches[0], caches[1][:, 1:]])
+        stack(rows(rng, 1, D), cos, sin, caches[:, :, 1:])
     with pytest.raises(ValueError, match="rows"):
         stack(rows(rng, blocks.MOST_ROWS + 1, D), cos, sin, caches)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_a_draft_is_its_parts_one_by_one(T):
+    rng, scratch, S, V = np.random.default_rng(T), blocks.Scratch(), 20, 50
+    ones, (cos, sin) = np.ones(D, np.float32), rotations(rng, T, d)
+    front = MtpFront(matrix(rng, V, D), ones, ones, matrix(rng, D, 2 * D), EPS, scratch)
+    attention, _ = make_layers(rng, scratch, 1, F=16)[0]
+    feed, head = feed_forward(rng, scratch, True, F=16), HeadBlock(ones, EPS, matrix(rng, V, D), scratch)
+    stack = Stack([(attention, feed)], scratch, head, front, last_only=True)
+    tokens, hidden, cache = list(range(7, 7 + T)), rows(rng, T, D), rows(rng, 1, S, 2 * G * d)
+    kept, x = cache.copy(), front(tokens, hidden)
+    attention(x, cos, sin, kept[0])
+    last, normed, best, top = x[-1:], np.empty((1, D), np.float32), np.empty(1, np.int64), np.empty(1, np.float32)
+    chosen = feed(last)
+    head.likeliest(last, normed, best, top)
+    for _ in range(2):
+        mine = cache.copy()
+        out = stack.front(tokens, hidden)
+        experts, found = stack.likeliest(out, cos, sin, mine)
+        assert np.array_equal(out[-1:], last) and np.array_equal(mine, kept) and np.array_equal(experts[0], chosen)
+        assert np.array_equal(found.normed_FD, normed) and (found.token_F[0], found.logit_F[0]) == (best[0], top[0])
+    with pytest.raises(ValueError, match="tokens"):
+        stack.front([V], hidden[:1])
