@@ -35,8 +35,14 @@ class Likeliest(NamedTuple):
     logit_F: Float
 
 
+def address(array: Array) -> int:
+    """Of an array's first number; `array.ctypes.data` takes twice as long."""
+    at: int = array.__array_interface__["data"][0]
+    return at
+
+
 class Stack:
-    """Consecutive layers in one call: x += attention(norm(x)), x += feed_forward(norm(x)), and so on, in place; where
+    """Consecutive layers in one call: x += attention(norm(x)), x += feed_forward(norm(x)), and so on; where
     there is a head, what it makes of x. `front` writes the x that the layers begin with. With `last_only`, only the
     last row goes beyond the attention of the last layer, which then must be the only one."""
 
@@ -68,25 +74,31 @@ class Stack:
         self._frame = np.zeros(stack.FRAME, np.int64)
         self._frame[stack.CODES], self._frame[stack.FRAMES] = self._codes.ctypes.data, self._frame_at.ctypes.data
         self._number = np.arange(len(layers))
-        self._tokens = np.zeros(MOST_ROWS, np.int64)
-        self._normed = np.empty((MOST_ROWS, self._hidden), np.float32)
-        self._best, self._top = np.empty(MOST_ROWS, np.int64), np.empty(MOST_ROWS, np.float32)
+        self._tokens, self._state = np.zeros(MOST_ROWS, np.int64), np.empty((MOST_ROWS, self._hidden), np.float32)
+        self._x, self._normed = np.empty_like(self._state), np.empty_like(self._state)
+        self._expert = np.zeros((len(layers), MOST_ROWS * self._top_k), np.int64)
         self._weight = np.empty(MOST_ROWS * self._top_k, np.float32)  # of whichever layer is at work
+        self._best, self._top = np.empty(MOST_ROWS, np.int64), np.empty(MOST_ROWS, np.float32)
+        self._best_at = self._best.ctypes.data
+        self._cache = (0, 0, 0, 0)  # where the latest call's lay, the bytes and words of a layer's and a row, the kind
         self._prepared = (0, 0, 0)
         self._write_places()
 
     def __call__(self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array) -> NDArray[np.int64]:
-        """All layers, without the head. `cache_LSW` are the layers' rows (see `AttentionBlock`).
+        """All layers, without the head; `x_TD` is changed in place. `cache_LSW` are the layers' rows (see
+        `AttentionBlock`).
 
         The experts that each layer's tokens went through, [L, T, K]; those of a layer without experts mean nothing.
         ValueError where shapes disagree."""
-        return self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks) - self._with_head)
+        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks) - self._with_head)
+        x_TD[:] = self._x[: len(x_TD)]
+        return experts_LTK
 
     def likeliest(
         self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array
     ) -> tuple[NDArray[np.int64], Likeliest]:
         """All layers and the head. ValueError as above."""
-        self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = 0, self._best.ctypes.data
+        self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = 0, self._best_at
         experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks))
         rows = self._rows_behind(len(x_TD))
         return experts_LTK, Likeliest(self._normed[:rows].copy(), self._best[:rows].copy(), self._top[:rows].copy())
@@ -95,21 +107,22 @@ class Stack:
         self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array, logits_TV: Float
     ) -> tuple[NDArray[np.int64], Float]:
         """All layers and the head, whose logits are written; the experts and the normed rows. ValueError as above."""
-        self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = logits_TV.ctypes.data, 0
+        self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = address(logits_TV), 0
         experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks))
         return experts_LTK, self._normed[: len(x_TD)].copy()
 
     def front(self, tokens: Sequence[int], hidden_TD: Float) -> Float:
-        """Room [T, D] for the rows that the front makes of T pairs (see `MtpFront`) in the next call, with it as x."""
+        """What to give the next call as x: the rows [T, D] that the front will then make of T pairs (see `MtpFront`),
+        in place of which the call leaves those behind the layers. They hold until the call after that."""
         if self._made_by is None:
             raise ValueError("a stack without a front")
         self._made_by.check(tokens, hidden_TD)
-        x_TD = np.empty(hidden_TD.shape, np.float32)
-        self._tokens[: len(tokens)] = tokens
-        self._front[:, mtp_front.STATE], self._front[:, mtp_front.OUT] = hidden_TD.ctypes.data, x_TD.ctypes.data
-        return x_TD
+        T = len(tokens)
+        self._tokens[:T], self._state[:T] = tokens, hidden_TD
+        return self._x[:T]
 
     def _run(self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array, jobs: int) -> NDArray[np.int64]:
+        """Run so many jobs on a copy of x, which is where they leave their rows too."""
         (T, D), (L, S, _) = x_TD.shape, cache_LSW.shape
         if T > MOST_ROWS:
             raise ValueError(f"a stack: {T} rows, at most {MOST_ROWS}")
@@ -121,18 +134,17 @@ class Stack:
         threads = 1 if small else int(get_num_threads())
         if self._prepared != (T, threads, self._scratch.at):
             self._prepare(T, threads)
-        a, f, x_at = self._attention, self._feed_forward, x_TD.ctypes.data
-        x_behind_at = x_at + (T - self._rows_behind(T)) * D * x_TD.itemsize
-        a[:, attention.X], f[:, feed_forward.X], self._head[:, head_block.X] = x_at, x_behind_at, x_behind_at
-        a[:, attention.COS], a[:, attention.SIN] = cos_TR.ctypes.data, sin_TR.ctypes.data
-        a[:, attention.CACHE] = words_LSW.ctypes.data + self._number * words_LSW.strides[0]
+        if self._made_by is None:
+            self._x[:T] = x_TD
+        a, cache = self._attention, (address(words_LSW), words_LSW.strides[0], words_LSW.shape[2], kind)
+        if cache != self._cache:
+            at, stride, a[:, attention.CACHE_WORDS], a[:, attention.KIND] = self._cache = cache
+            a[:, attention.CACHE] = at + self._number * stride
+        a[:, attention.COS], a[:, attention.SIN] = address(cos_TR), address(sin_TR)
         a[:, attention.CACHE_ROWS], a[:, attention.START] = S, S - T
-        a[:, attention.CACHE_WORDS], a[:, attention.KIND] = words_LSW.shape[2], kind
-        experts_LTK = np.empty((L, self._rows_behind(T), self._top_k), np.int64)
-        f[:, feed_forward.EXPERT] = experts_LTK.ctypes.data + self._number * experts_LTK.strides[0]
         self._frame[stack.JOBS] = jobs
         compile_kernel("stack")(self._frame, self._scratch.team, self._gates, self._teams, threads)
-        return experts_LTK
+        return self._expert[:, : self._rows_behind(T) * self._top_k].reshape(L, -1, self._top_k).copy()
 
     def _rows_behind(self, tokens: int) -> int:
         """How many rows go beyond the last attention."""
@@ -143,12 +155,17 @@ class Stack:
         team_at, half_bytes = self._teams.ctypes.data, self._teams.nbytes // 2
         for number, (block, frame) in enumerate(zip(self._blocks, self._frames, strict=True)):
             block.write_frame(frame, team_at + number % 2 * half_bytes)
+        self._attention[:, attention.X] = self._front[:, mtp_front.OUT] = self._x.ctypes.data
         self._feed_forward[:, feed_forward.WEIGHT] = self._weight.ctypes.data
+        self._feed_forward[:, feed_forward.EXPERT] = self._expert.ctypes.data + self._number * self._expert.strides[0]
         self._head[:, head_block.NORMED], self._head[:, head_block.TOP] = (
             self._normed.ctypes.data,
             self._top.ctypes.data,
         )
-        self._front[:, mtp_front.TOKEN] = self._tokens.ctypes.data
+        self._front[:, mtp_front.TOKEN], self._front[:, mtp_front.STATE] = (
+            self._tokens.ctypes.data,
+            self._state.ctypes.data,
+        )
 
     def _prepare(self, T: int, threads: int) -> None:
         """Make room for calls of T tokens."""
@@ -160,4 +177,6 @@ class Stack:
         arena = self._scratch.room(max(needed))
         for block, frame, count in zip(self._blocks, self._frames, rows, strict=True):
             block.write_sizes(frame, count, threads, arena)
+        x_behind_at = self._x[T - self._rows_behind(T) :].ctypes.data
+        self._feed_forward[:, feed_forward.X] = self._head[:, head_block.X] = x_behind_at
         self._prepared = (T, threads, arena)

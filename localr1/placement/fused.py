@@ -108,7 +108,7 @@ class FusedLayers:
             x_TD = stack.front(tokens, hidden)
             expert_L1K, found = stack.likeliest(x_TD, *rotation.arrays, cache.rows(layers, len(tokens)))
             self._observe(layers, expert_L1K)
-            return int(found.token_F[0]), torch.from_numpy(x_TD[-1:]), torch.from_numpy(found.normed_FD)
+            return int(found.token_F[0]), torch.from_numpy(x_TD[-1:].copy()), torch.from_numpy(found.normed_FD)
 
         return FusedDraft(blocks.MOST_ROWS, likeliest)
 
