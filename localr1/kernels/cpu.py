@@ -131,7 +131,8 @@ def embed(q_VD: NDArray[np.int8], scb_V: Float, token_T: NDArray[np.int64], out_
     """out = q[token] * scb[token] / 127, on one thread: for few tokens. ValueError where shapes disagree."""
     if scb_V.shape != q_VD.shape[:1] or out_TD.shape != (token_T.size, q_VD.shape[1]):
         raise ValueError(f"embed: q {q_VD.shape}, scb {scb_V.shape}, {token_T.shape} tokens, out {out_TD.shape}")
-    if token_T.size and not 0 <= int(token_T.min()) <= int(token_T.max()) < len(q_VD):
+    tokens = token_T.tolist()
+    if tokens and not 0 <= min(tokens) <= max(tokens) < len(q_VD):
         raise ValueError(f"embed: tokens {token_T} of {len(q_VD)}")
     compile_kernel("embed")(q_VD, scb_V, token_T, out_TD)
 

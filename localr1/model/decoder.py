@@ -14,7 +14,7 @@ from torch import Tensor
 
 from localr1.model.config import ModelConfig
 from localr1.model.linear import Cache, Embedding, Fused, FusedHead, FusedStack, Linear, Ops, TensorSpec, Weights
-from localr1.model.rope import RotaryTable, Rotation
+from localr1.model.rope import Arrays, RotaryTable, Rotation
 
 RAM = torch.device("cpu")
 
@@ -121,24 +121,26 @@ class Decoder:
     def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """What `forward` returns for these tokens and the `logits` of that: few tokens take fewer calls so."""
         if self.stack is not None and len(token_T) <= self.stack.rows:
-            return self.stack.logits(*self._start(token_T, cache), cache)
+            return self.stack.logits(*self._begin(token_T, cache), cache)
         return self.head.logits(self._run_layers(token_T, cache))
 
     def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` returns for these tokens, and the likeliest next token of each, int64 [T], with its logit
         [T] (the first, where several are): what greedy decoding needs, without the other logits."""
         if self.stack is not None and len(token_T) <= self.stack.rows:
-            return self.stack.likeliest(*self._start(token_T, cache), cache)
+            return self.stack.likeliest(*self._begin(token_T, cache), cache)
         return self.head.likeliest(self._run_layers(token_T, cache))
 
-    def _start(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Rotation]:
-        return self.embedding(token_T), self.rotary.rows(cache.length, len(token_T))
+    def _begin(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Arrays]:
+        """What the stack begins with."""
+        return self.embedding(token_T), self.rotary.arrays(cache.length, len(token_T))
 
     def _run_layers(self, token_T: Tensor, cache: Cache) -> Tensor:
-        x_TD, rotation = self._start(token_T, cache)
-        if self.stack is not None and len(x_TD) <= self.stack.rows:
-            self.stack.run(x_TD, rotation, cache)
+        if self.stack is not None and len(token_T) <= self.stack.rows:
+            x_TD, turns = self._begin(token_T, cache)
+            self.stack.run(x_TD, turns, cache)
             return x_TD
+        x_TD, rotation = self.embedding(token_T), self.rotary.rows(cache.length, len(token_T))
         for layer in self.layers:
             x_TD = layer(x_TD, rotation, cache)
         return x_TD

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from localr1.model.config import ModelConfig
-    from localr1.model.rope import Rotation
+    from localr1.model.rope import Arrays, Rotation
 
 Linear = Callable[[Tensor], Tensor]
 """`x_TD -> y_TO`: y = x W^T (+ bias)."""
@@ -81,23 +81,22 @@ class Fused(NamedTuple):
 
 
 class FusedStack(NamedTuple):
-    """All layers for steps of at most `rows` tokens in as few calls as may be, which change `x_TD` in place, and the
-    head in the last of these calls."""
+    """All layers for steps of at most `rows` tokens in as few calls as may be, and the head in the last of these."""
 
     rows: int
-    run: "Callable[[Tensor, Rotation, Cache], None]"
-    """As the layers' fused parts, one after another."""
-    logits: "Callable[[Tensor, Rotation, Cache], tuple[Tensor, Tensor]]"
-    """`run`, then `FusedHead.logits`."""
-    likeliest: "Callable[[Tensor, Rotation, Cache], tuple[Tensor, Tensor, Tensor]]"
-    """`run`, then `FusedHead.likeliest`."""
+    run: "Callable[[Tensor, Arrays, Cache], None]"
+    """As the layers' fused parts, one after another: changes `x_TD` in place."""
+    logits: "Callable[[Tensor, Arrays, Cache], tuple[Tensor, Tensor]]"
+    """`run`, then `FusedHead.logits`; what becomes of `x_TD` is not said."""
+    likeliest: "Callable[[Tensor, Arrays, Cache], tuple[Tensor, Tensor, Tensor]]"
+    """`run`, then `FusedHead.likeliest`; as above."""
 
 
 class FusedDraft(NamedTuple):
     """An MTP layer's guess after at most `rows` pairs in one call."""
 
     rows: int
-    likeliest: "Callable[[Sequence[int], Tensor, Rotation, Cache], tuple[int, Tensor, Tensor]]"
+    likeliest: "Callable[[Sequence[int], Tensor, Arrays, Cache], tuple[int, Tensor, Tensor]]"
     """`(tokens, hidden_TD) -> (likeliest token after the last pair, that pair's state before and after the head's
     norm, [1, D])`; appends T rows to the cache."""
 

@@ -52,10 +52,11 @@ class MtpLayer:
 
         Of the pairs before the last only their cache rows are needed, so no feed-forward runs for them.
         """
-        rotation = self.main.rotary.rows(cache.length, len(tokens))
         if self.fused is not None and len(tokens) <= self.fused.rows:
-            token, last_1D, normed_1D = self.fused.likeliest(tokens, hidden_TD, rotation, cache)
+            turns = self.main.rotary.arrays(cache.length, len(tokens))
+            token, last_1D, normed_1D = self.fused.likeliest(tokens, hidden_TD, turns, cache)
             return token, normed_1D if self.carries_normed else last_1D
+        rotation = self.main.rotary.rows(cache.length, len(tokens))
         x_TD = self._joined(tokens, hidden_TD)
         last_1D = self.layer(x_TD, rotation, cache, last_only=True)
         normed_1D, token_1, _ = self.head.likeliest(last_1D)

@@ -19,7 +19,7 @@ from localr1.kernels.vocabulary_head import HeadBlock
 from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
 from localr1.model.linear import Cache, ExpertBank, Fused, FusedDraft, FusedHead, FusedStack
 from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
-from localr1.model.rope import Rotation
+from localr1.model.rope import Arrays, Rotation
 from localr1.placement.bank import CpuBank
 from localr1.placement.ops import as_numpy
 from localr1.placement.routing_history import CountingBank
@@ -68,25 +68,24 @@ class FusedLayers:
         stacks = [(run, Stack([parts[layer] for layer in run], self._scratch)) for run in runs[:-1]]
         last, ending = runs[-1], Stack([parts[layer] for layer in runs[-1]], self._scratch, head)
 
-        def walk(x_TD: Tensor, rotation: Rotation, cache: Cache) -> Inputs:
+        def walk(x_TD: Tensor, turns: Arrays, cache: Cache) -> Inputs:
             """All but the last run; what that begins with."""
-            assert rotation.arrays is not None, "rotations of another device"
-            x, (cos_TR, sin_TR) = x_TD.numpy(), rotation.arrays
+            x, (cos_TR, sin_TR) = x_TD.numpy(), turns
             for run, stack in stacks:
                 self._observe(run, stack(x, cos_TR, sin_TR, cache.rows(run, len(x))))
             return x, cos_TR, sin_TR, cache.rows(last, len(x))
 
-        def run_all(x_TD: Tensor, rotation: Rotation, cache: Cache) -> None:
-            self._observe(last, ending(*walk(x_TD, rotation, cache)))
+        def run_all(x_TD: Tensor, turns: Arrays, cache: Cache) -> None:
+            self._observe(last, ending(*walk(x_TD, turns, cache)))
 
-        def logits(x_TD: Tensor, rotation: Rotation, cache: Cache) -> tuple[Tensor, Tensor]:
+        def logits(x_TD: Tensor, turns: Arrays, cache: Cache) -> tuple[Tensor, Tensor]:
             logits_TV = torch.empty(len(x_TD), head.vocab)
-            expert_LTK, normed_TD = ending.logits(*walk(x_TD, rotation, cache), logits_TV.numpy())
+            expert_LTK, normed_TD = ending.logits(*walk(x_TD, turns, cache), logits_TV.numpy())
             self._observe(last, expert_LTK)
             return torch.from_numpy(normed_TD), logits_TV
 
-        def likeliest(x_TD: Tensor, rotation: Rotation, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
-            expert_LTK, found = ending.likeliest(*walk(x_TD, rotation, cache))
+        def likeliest(x_TD: Tensor, turns: Arrays, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+            expert_LTK, found = ending.likeliest(*walk(x_TD, turns, cache))
             self._observe(last, expert_LTK)
             normed_TD, token_T, logit_T = map(torch.from_numpy, found)
             return normed_TD, token_T, logit_T
@@ -101,12 +100,11 @@ class FusedLayers:
         stack, layers = Stack([parts], self._scratch, head, front, last_only=True), range(layer, layer + 1)
 
         def likeliest(
-            tokens: Sequence[int], hidden_TD: Tensor, rotation: Rotation, cache: Cache
+            tokens: Sequence[int], hidden_TD: Tensor, turns: Arrays, cache: Cache
         ) -> tuple[int, Tensor, Tensor]:
-            assert rotation.arrays is not None, "rotations of another device"
             hidden = hidden_TD.numpy()
             x_TD = stack.front(tokens, hidden)
-            expert_L1K, found = stack.likeliest(x_TD, *rotation.arrays, cache.rows(layers, len(tokens)))
+            expert_L1K, found = stack.likeliest(x_TD, *turns, cache.rows(layers, len(tokens)))
             self._observe(layers, expert_L1K)
             return int(found.token_F[0]), torch.from_numpy(x_TD[-1:].copy()), torch.from_numpy(found.normed_FD)
 
