@@ -91,6 +91,9 @@ class Costs:
 
     def seconds(self, drafted: int) -> float:
         """Of a step with so many guesses; what was not timed lies on a straight line with its neighbours."""
+        cost, shallower = self._typical[drafted], self._typical[drafted - 1] if drafted else 0.0
+        if cost is not None and shallower is not None:  # the line's end, without looking for it
+            return max(cost, shallower)
         timed = [(depth, cost) for depth, cost in enumerate(self._typical) if cost is not None]
         if len(timed) == 1:
             depth, cost = timed[0]
@@ -121,14 +124,13 @@ class Luck:
         """What was seen counts for little against the next few guesses."""
         self._guesses = [min(guesses, 1) for guesses in self._guesses]
 
-    def tokens(self, drafted: int) -> float:
-        """Expected of a step: 1 + a_1 + a_1 a_2 + ..."""
-        expected = chain = 1.0
-        share = self._right[0]
-        for position in range(drafted):
-            share = self._right[position] if self._guesses[position] else share
+    def tokens(self) -> list[float]:
+        """Expected of a step of 0, 1, ... guesses: 1 + a_1 + a_1 a_2 + ..."""
+        expected, chain, share = [1.0], 1.0, self._right[0]
+        for right, guesses in zip(self._right, self._guesses, strict=True):
+            share = right if guesses else share
             chain *= share
-            expected += chain
+            expected.append(expected[-1] + chain)
         return expected
 
 
@@ -171,8 +173,8 @@ class AutoDepth:
 
     def best(self, kind: int) -> int:
         """The depth of the most expected tokens a second; the one in use unless another is clearly better."""
-        speeds = [self._luck[kind].tokens(depth) / self._costs.seconds(depth) for depth in range(self._deepest + 1)]
-        best, now = max(range(self._deepest + 1), key=speeds.__getitem__), self._best[kind]
+        speeds = [tokens / self._costs.seconds(depth) for depth, tokens in enumerate(self._luck[kind].tokens())]
+        best, now = speeds.index(max(speeds)), self._best[kind]
         return best if speeds[best] > CLEARLY * speeds[now] else now
 
     def learn(self, kind: int, drafted: int, accepted: int, seconds: float) -> None:

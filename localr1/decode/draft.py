@@ -140,7 +140,8 @@ class MtpDrafter:
         """Run the layer over the pairs whose both halves are known."""
         pairs = len(self._next)
         hidden_TD = self._hidden[0] if len(self._hidden) == 1 else torch.cat(self._hidden)
-        result = self._mtp.likeliest(self._next, hidden_TD[:pairs], self._cache)
+        known_TD = hidden_TD if pairs == self._waiting else hidden_TD[:pairs]
+        result = self._mtp.likeliest(self._next, known_TD, self._cache)
         self._cache.commit(self._next)
         self._next.clear()
         self._waiting -= pairs

@@ -129,7 +129,8 @@ def decode(
                 remaining_tokens -= 1
         finally:
             done = cache.length - before
-            speculation.observe(tokens[:done], hidden_TD[:done])
+            all_right = done == len(tokens)
+            speculation.observe(tokens[:done], hidden_TD if all_right else hidden_TD[:done])
         speculation.learn(len(guesses), accepted, drafted_s - start_s, verified_s - drafted_s)
 
 
