@@ -144,7 +144,8 @@ class Stack:
         a[:, attention.CACHE_ROWS], a[:, attention.START] = S, S - T
         self._frame[stack.JOBS] = jobs
         compile_kernel("stack")(self._frame, self._scratch.team, self._gates, self._teams, threads)
-        return self._expert[:, : self._rows_behind(T) * self._top_k].reshape(L, -1, self._top_k).copy()
+        rows = self._rows_behind(T)
+        return self._expert[:, : rows * self._top_k].reshape(L, rows, self._top_k).copy()
 
     def _rows_behind(self, tokens: int) -> int:
         """How many rows go beyond the last attention."""

@@ -80,6 +80,17 @@ def test_a_stack_refuses_what_does_not_fit():
         stack(rows(rng, blocks.MOST_ROWS + 1, D), cos, sin, caches)
 
 
+def test_a_stack_may_have_no_experts():
+    rng, scratch = np.random.default_rng(0), blocks.Scratch()
+    (attention, feed), (cos, sin) = make_layers(rng, scratch, 1, F=16)[0], rotations(rng, 2, d)
+    start_x, cache = rows(rng, 2, D), rows(rng, 1, 4, 2 * G * d)
+    x, kept = start_x.copy(), cache.copy()
+    attention(x, cos, sin, kept[0])
+    feed(x)
+    assert Stack([(attention, feed)], scratch)(start_x, cos, sin, cache).shape == (1, 2, 0)
+    assert np.array_equal(start_x, x) and np.array_equal(cache, kept)
+
+
 @pytest.mark.parametrize("T", [1, 3])
 def test_a_draft_is_its_parts_one_by_one(T):
     rng, scratch, S, V = np.random.default_rng(T), blocks.Scratch(), 20, 50
