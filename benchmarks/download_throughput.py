@@ -1,18 +1,23 @@
 """Is downloading and quantizing at once nearly as fast as the slower of the two alone? And in how much memory?
 
-    python -m benchmarks.download_throughput --gigabytes 4
+    python -m benchmarks.download_throughput [--gigabytes 4] [--json benchmarks/results/download-throughput.json]
 
-A random bfloat16 llama is served by a loopback hub in a process of its own. Measured, each in a fresh process: the
-download alone, the conversion alone (of the files that the first one left), and both at once. `--limit` slows the hub
-to so many MB/s, as a network would; without it the hub is as fast as this computer lets it be, and competes with the
-client for the processor.
+A random bfloat16 llama is served by a loopback hub in a process of its own. Each measurement is a fresh process:
+
+- download: the shards as `localr1 download` takes them, hashed, at most two on the disk; each goes when it is whole;
+- convert: the same checkpoint from its folder into a store, hashed and on the disk;
+- both: `localr1 download`.
+
+So the stages alone hash and make durable just what the whole does. Rounds are interleaved, each beginning with another
+stage and with nothing left to be written to the disk. `--limit` slows the hub to so many MB/s, as a network would;
+without it the hub is as fast as this computer lets it be, and competes with the client for the processor: its
+processor time is told too.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -21,6 +26,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from benchmarks.download_faults import REPO, make_checkpoint
 from tests.loopback_hub import LoopbackHub
@@ -30,22 +36,22 @@ BYTES_A_LAYER = 2 * 16 * 2048**2  # of make_checkpoint's llama with hidden size 
 STAGES = ("download", "convert", "both")
 
 
-def serve(folder: str, limit_mb_per_s: float, pipe: Connection) -> None:
+def serve(folder: str, home: str, limit_mb_per_s: float, pipe: Connection) -> None:
     with LoopbackHub({REPO: Path(folder)}) as hub:
         hub.send_buffer_bytes = 1 << 20  # for a line of some length, as a real one has
         for path in Path(folder).iterdir():
             hub.hashes(path)
-        if limit_mb_per_s:
-            hub.pace_bytes_per_s = limit_mb_per_s * 1e6
-        pipe.send(hub.environment(Path(folder).parent / "computer"))
-        pipe.recv()
+        hub.pace_bytes_per_s = limit_mb_per_s * 1e6
+        pipe.send(hub.environment(Path(home)))
+        while pipe.recv() == "processor time":
+            pipe.send(time.process_time())
 
 
-def stage(name: str) -> None:
-    """One measurement, in this process; prints seconds and peak memory."""
+def stage(name: str, source: Path) -> None:
+    """One measurement, in this process; prints seconds, processor seconds and peak memory."""
     import torch
 
-    from localr1.hub.download import HubRepo, fetch
+    from localr1.bench.machine import peak_rss_bytes
     from localr1.options import DownloadOptions
     from localr1.session import convert, download
     from localr1.weights.quantize import quantize_rows
@@ -55,27 +61,87 @@ def stage(name: str) -> None:
     home = Path(os.environ["LOCALR1_HOME"])
     started_s, started_cpu_s = time.monotonic(), time.process_time()
     if name == "download":
-        drain(fetch(HubRepo(REPO)))
+        download_alone(home)
     elif name == "convert":
-        (snapshot,) = (Path(os.environ["HF_HOME"]) / "hub").glob("models--*/snapshots/*")
-        drain(convert(snapshot, home / "alone", Origin(REPO, "0" * 40)))
+        drain(convert(source, home / "alone", Origin(REPO, "0" * 40)))
     else:
         drain(download(DownloadOptions(REPO)))
-    seconds = time.monotonic() - started_s
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    cpu_s = time.process_time() - started_cpu_s
-    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_s, "peak_bytes": peak_bytes}))
+    seconds, cpu_s = time.monotonic() - started_s, time.process_time() - started_cpu_s
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_s, "peak_bytes": peak_rss_bytes()}))
 
 
-def drain(operation: object) -> None:
-    for _ in operation:  # type: ignore[attr-defined]
+def download_alone(home: Path) -> None:
+    """The shards as a conversion would want them, let go as soon as it could begin."""
+    from localr1.hub.download import Download
+    from localr1.hub.lookup import look_up, talking_to_hub
+    from localr1.hub.remote import Listing
+    from localr1.hub.source import HubRepo
+
+    repo = HubRepo(REPO)
+    with talking_to_hub(repo):
+        lookup = look_up(repo)
+        try:
+            while True:
+                next(lookup)
+        except StopIteration as end:
+            listing: Listing = end.value
+        arriving = Download(repo, listing, scratch=home / "scratch")
+        drain(arriving.small_files())
+        drain(arriving.heads())
+        arriving.start([file.path for file in listing.shards])
+        while not arriving.finished or arriving.arrived:
+            drain(arriving.news(wait=not arriving.arrived))
+            while arriving.arrived:
+                arriving.release(arriving.arrived.popleft().name)
+        arriving.close()
+
+
+def drain(operation: Any) -> None:
+    for _ in operation:
         pass
 
 
-def measure(name: str, environment: dict[str, str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.download_throughput", "--stage", name]
+def measure(name: str, source: Path, environment: dict[str, str], hub: Connection) -> dict[str, float]:
+    """One stage on a computer that has nothing yet."""
+    shutil.rmtree(environment["HF_HOME"], ignore_errors=True)
+    shutil.rmtree(environment["LOCALR1_HOME"], ignore_errors=True)
+    os.sync()
+    hub.send("processor time")
+    before_s = hub.recv()
+    command = [sys.executable, "-m", "benchmarks.download_throughput", "--stage", name, "--checkpoint", str(source)]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    hub.send("processor time")
+    return {**json.loads(done.stdout.splitlines()[-1]), "hub_cpu_seconds": hub.recv() - before_s}
+
+
+def campaign(source: Path, repeats: int, limit_mb_per_s: float, scratch: Path) -> list[dict[str, dict[str, float]]]:
+    """What each stage took, round by round."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    hub = spawn.Process(target=serve, args=(str(source), str(scratch / "computer"), limit_mb_per_s, there))
+    hub.start()
+    environment, rounds = here.recv(), []
+    for number in range(repeats):
+        order = [STAGES[(number + place) % len(STAGES)] for place in range(len(STAGES))]
+        rounds.append({name: measure(name, source, environment, here) for name in order})
+    here.send("enough")
+    hub.join()
+    return rounds
+
+
+def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Medians, and of each round how near the whole comes to the slower stage."""
+    ratios = [max(one["download"]["seconds"], one["convert"]["seconds"]) / one["both"]["seconds"] for one in rounds]
+    medians = {
+        name: {key: round(statistics.median(one[name][key] for one in rounds), 3) for key in rounds[0][name]}
+        for name in STAGES
+    }
+    return {
+        "medians": medians,
+        "of_the_slower_stage": round(statistics.median(ratios), 3),
+        "of_the_slower_stage_by_round": [round(ratio, 3) for ratio in ratios],
+        "peak_bytes": max(one["both"]["peak_bytes"] for one in rounds),
+    }
 
 
 def main() -> None:
@@ -84,40 +150,46 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=0.0, help="MB/s that the hub gives (0: all it can)")
-    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--checkpoint", type=Path, help="use this folder, made if it is not there, and keep it")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--stage", choices=STAGES, help="measure one stage in this process (used by the others)")
     arguments = parser.parse_args()
     if arguments.stage:
-        stage(arguments.stage)
+        stage(arguments.stage, arguments.checkpoint)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        layers = max(1, round(arguments.gigabytes * 1e9 / BYTES_A_LAYER))
-        source = make_checkpoint(Path(scratch) / "checkpoint", 2048, layers, arguments.shards)
-        total_bytes = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-        here, there = multiprocessing.get_context("spawn").Pipe()
-        hub = multiprocessing.get_context("spawn").Process(target=serve, args=(str(source), arguments.limit, there))
-        hub.start()
-        environment = here.recv()
-        seconds: dict[str, list[float]] = {name: [] for name in STAGES}
-        peak_bytes = 0.0
-        for _ in range(arguments.repeats):
-            shutil.rmtree(Path(scratch) / "computer", ignore_errors=True)
-            for name in STAGES:
-                if name == "both":
-                    shutil.rmtree(Path(scratch) / "computer")
-                result = measure(name, environment)
-                seconds[name].append(result["seconds"])
-                if name == "both":
-                    peak_bytes = max(peak_bytes, result["peak_bytes"])
-        here.send("done")
-        hub.join()
-    print(f"{total_bytes / 1e9:.2f} GB of bfloat16 in {arguments.shards} shards, median of {arguments.repeats}")
-    for name in STAGES:
-        median_s = statistics.median(seconds[name])
-        spread = f"{min(seconds[name]):.1f} to {max(seconds[name]):.1f}"
-        print(f"{name:9} {median_s:6.1f} s ({spread})  {total_bytes / 1e6 / median_s:7.0f} MB/s")
-    rounds = zip(seconds["download"], seconds["convert"], seconds["both"], strict=True)
-    ratio = statistics.median(max(download, convert) / both for download, convert, both in rounds)
-    print(f"both at once: {ratio:.0%} of the slower stage alone; peak memory {peak_bytes / 1e9:.2f} GB")
+    if arguments.checkpoint is not None:
+        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arguments.checkpoint and arguments.checkpoint.parent) as scratch:
+        source = arguments.checkpoint or Path(scratch) / "checkpoint"
+        if not source.exists():
+            layers = max(1, round(arguments.gigabytes * 1e9 / BYTES_A_LAYER))
+            make = multiprocessing.get_context("spawn").Process(  # its memory is not this process's
+                target=make_checkpoint, args=(source, 2048, layers, arguments.shards)
+            )
+            make.start()
+            make.join()
+        rounds = campaign(source, arguments.repeats, arguments.limit, Path(scratch))
+        shards = [path.stat().st_size for path in source.glob("*.safetensors")]
+    told = summary(rounds)
+    print(f"{sum(shards) / 1e9:.2f} GB of bfloat16 in {len(shards)} shards, medians of {len(rounds)} rounds")
+    for name, median in told["medians"].items():
+        seconds = sorted(one[name]["seconds"] for one in rounds)
+        print(
+            f"{name:9} {median['seconds']:5.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), "
+            f"{sum(shards) / 1e6 / median['seconds']:5.0f} MB/s; processor {median['cpu_seconds']:.2f} s, "
+            f"the hub's {median['hub_cpu_seconds']:.2f} s"
+        )
+    print(f"both at once: {told['of_the_slower_stage']:.0%} of the slower stage alone, by round", end=" ")
+    print(", ".join(f"{ratio:.0%}" for ratio in told["of_the_slower_stage_by_round"]), end="; ")
+    print(f"peak memory {told['peak_bytes'] / 1e9:.2f} GB")
+    if arguments.json is not None:
+        write(arguments.json, {"shard_bytes": shards, "limit_mb_per_s": arguments.limit, **told, "rounds": rounds})
+
+
+def write(path: Path, figures: dict[str, Any]) -> None:
+    from localr1.bench.machine import machine
+
+    path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

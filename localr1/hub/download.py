@@ -271,13 +271,14 @@ class Download:
             content = None
         if content is None:
             content = self._cache.unfinished(file.oid)
-            yield from receive(self._url(file), self._headers, file, content)
+            yield from receive(self._url(file), self._headers, file, content, durable=shared)
             if not shared:
                 content = self._cache.keep_private(file, content)
         if shared:
             self._cache.add(file, commit, content)
             content = self._cache.snapshot(commit) / file.path
-        self._hashed.add(content, file.oid)
+        if content != self._cache.private(file.oid):  # which need not be on the disk yet: another run hashes it
+            self._hashed.add(content, file.oid)
         return content
 
     def _is_right(self, file: RemoteFile, content: Path) -> Generator[int, None, bool]:

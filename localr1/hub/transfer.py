@@ -27,7 +27,7 @@ from localr1.hub.remote import Digest, RemoteFile
 CHUNK_BYTES = 128 << 10
 HASH_BYTES = 512 << 10
 HASHES_BEHIND = 8
-RECEIVE_BYTES = 512 << 10
+RECEIVE_BYTES = 256 << 10
 SYNC_BYTES = 256 << 20
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_WAIT_S = 60.0
@@ -80,6 +80,8 @@ class Unfinished:
         self._remote = file
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._digest = Behind(file.new_digest())
+        self._disk = ThreadPoolExecutor(1, "sync")
+        self._syncing: Future[None] | None = None
         self._unsynced_bytes = 0
         self.done_bytes = 0
         while chunk := self._file.read(CHUNK_BYTES):
@@ -99,7 +101,7 @@ class Unfinished:
         self.done_bytes += len(chunk)
         self._unsynced_bytes += len(chunk)
         if self._unsynced_bytes >= SYNC_BYTES:
-            self.sync()
+            self._begin_sync()
 
     def restart(self) -> None:
         self._file.seek(0)
@@ -126,19 +128,33 @@ class Unfinished:
 
     def sync(self) -> None:
         """Return once the bytes would survive a power loss."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._unsynced_bytes = 0
+        self._begin_sync()
+        self._end_sync()
 
     def close(self) -> None:
         self._digest.close()
+        self._disk.shutdown()
         self._file.close()
 
+    def _begin_sync(self) -> None:
+        """Have what is here written to the disk while more arrives; waits for the last time that this was asked."""
+        self._end_sync()
+        self._file.flush()
+        self._syncing = self._disk.submit(os.fsync, self._file.fileno())
+        self._unsynced_bytes = 0
 
-def receive(url: str, headers: dict[str, str], file: RemoteFile, path: Path) -> Generator[int | Notice, None, None]:
+    def _end_sync(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()
+
+
+def receive(
+    url: str, headers: dict[str, str], file: RemoteFile, path: Path, *, durable: bool
+) -> Generator[int | Notice, None, None]:
     """Complete the unfinished `path`; yields the bytes it has so far, and notices about retries.
 
-    On return it is whole, verified and on the disk. A file that proves wrong is fetched once more from its start.
+    On return it is whole, verified and, if `durable`, safe from a power loss: without, do not call it whole for good.
+    A file that proves wrong is fetched once more from its start.
     Raises CorruptError, having removed `path`, when what the hub sends does not match `file.oid`; the client's errors
     when it gives up (`path` stays, for the next run).
     """
@@ -155,7 +171,8 @@ def receive(url: str, headers: dict[str, str], file: RemoteFile, path: Path) -> 
                     f"{file.path} does not match its hash: {part.hexdigest}, the hub promised {file.oid}",
                     "try again; if it stays so, something between you and the hub changes files, or the disk is bad",
                 )
-            part.sync()
+            if durable:
+                part.sync()
     except CorruptError:
         path.unlink(missing_ok=True)
         raise

@@ -19,12 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import torch
+
 from localr1 import __version__
 from localr1.errors import CorruptError, DiskError
 from localr1.events import Event, LoadProgress, QuantizeProgress
 from localr1.model.linear import TensorSpec
 from localr1.weights.checkpoint import Checkpoint
-from localr1.weights.quantize import quantize_rows
+from localr1.weights.quantize import int8_chunks
 from localr1.weights.safetensors_file import FileWriter, disk_error
 from localr1.weights.store import FORMAT, MANIFEST, Origin, file_sha256, layout, scb_name
 
@@ -46,7 +48,7 @@ def reserved_bytes(folder: Path) -> int:
 class Conversion:
     """Use as a context: `yield from resume()`, then `take` every file, then `finish`.
 
-    Peak memory: one tensor, a chunk of it in float32 and its int8 rows.
+    Peak memory: one tensor, and a chunk of its int8 rows.
     """
 
     def __init__(
@@ -147,14 +149,14 @@ class Conversion:
             raise disk_error(self._folder, 0, error) from error
 
     def _convert(self, name: str) -> None:
-        tensor = self._checkpoint.tensor(name, self._block)
-        parts = {name: tensor}
+        tensor, writer = self._checkpoint.tensor(name, self._block), self._writer_of[name]
         if self._expected[name].storage == "int8":
-            rows = quantize_rows(tensor, name)
-            parts = {name: rows.weight, scb_name(name): rows.scb}
+            scb = torch.empty(tensor.shape[0], dtype=torch.float32)
+            crcs = {name: writer.write_chunks(name, int8_chunks(tensor, name, scb))}
+            crcs[scb_name(name)] = self._writer_of[scb_name(name)].write(scb_name(name), scb)
         else:
-            parts = {name: tensor.to(self._slots[name].dtype)}
-        self._uncommitted[name] = {part: self._writer_of[part].write(part, data) for part, data in parts.items()}
+            crcs = {name: writer.write(name, tensor.to(self._slots[name].dtype))}
+        self._uncommitted[name] = crcs
         self._checkpoint.forget(name)
         del self._left[name]
         nbytes = self._checkpoint.info(name).nbytes

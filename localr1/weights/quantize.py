@@ -6,7 +6,7 @@ the quantizing where there is a GPU; on a CPU `int8_rows` does, with the same nu
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -23,26 +23,36 @@ class Int8Rows(NamedTuple):
     scb: Tensor
 
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Of a matrix in float32, what is quantized at once: what a CPU's cache holds, and enough to fill a GPU."""
 SMALLEST_ABSMAX = 1e-30
 
 
 def quantize_rows(matrix_OI: Tensor, name: str) -> Int8Rows:
-    """Quantize a float matrix, whose `name` is for messages (peak: the result, and 256 MB more on a GPU).
+    """Quantize a float matrix, whose `name` is for messages. Raises CorruptError as `int8_chunks` does."""
+    scb = torch.empty(matrix_OI.shape[0], dtype=torch.float32)
+    weight = torch.cat([chunk.clone() for chunk in int8_chunks(matrix_OI, name, scb)])
+    return Int8Rows(weight, scb)
 
-    Raises CorruptError when the matrix holds a NaN or an infinity.
+
+def int8_chunks(matrix_OI: Tensor, name: str, scb_O: Tensor) -> Iterator[Tensor]:
+    """The int8 rows of a float matrix, some at a time; fills `scb_O`. Each chunk lies where the one before it lay.
+
+    So the peak memory is one chunk, however large the matrix, and no fresh page is touched for every row. Raises
+    CorruptError when the matrix holds a NaN or an infinity.
     """
     rows, columns = matrix_OI.shape
-    result = Int8Rows(torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows, dtype=torch.float32))
-    chunk_rows = max(1, CHUNK_BYTES // (4 * max(columns, 1)))
-    quantize = _on_gpu if torch.cuda.is_available() else _on_cpu
+    device, quantize = ("cuda", _on_gpu) if torch.cuda.is_available() else ("cpu", _on_cpu)
+    chunk_rows = max(1, CHUNK_BYTES[device] // (4 * max(columns, 1)))
+    weight = torch.empty(min(chunk_rows, rows), columns, dtype=torch.int8)
     for start in range(0, rows, chunk_rows):
-        chunk = slice(start, min(start + chunk_rows, rows))
-        quantize(matrix_OI[chunk], Int8Rows(result.weight[chunk], result.scb[chunk]))
-    if not bool(torch.isfinite(result.scb).all()):
-        row = int((~torch.isfinite(result.scb)).nonzero()[0])
-        raise CorruptError(f"{name} holds a value that is not finite (row {row})", "download the checkpoint again")
-    return result
+        end = min(start + chunk_rows, rows)
+        chunk = Int8Rows(weight[: end - start], scb_O[start:end])
+        quantize(matrix_OI[start:end], chunk)
+        if not bool(torch.isfinite(chunk.scb).all()):
+            row = start + int((~torch.isfinite(chunk.scb)).nonzero()[0])
+            raise CorruptError(f"{name} holds a value that is not finite (row {row})", "download the checkpoint again")
+        yield chunk.weight
 
 
 def _on_cpu(matrix_OI: Tensor, into: Int8Rows) -> None:

@@ -12,7 +12,7 @@ import mmap
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -216,14 +216,24 @@ class FileWriter:
         slot = self._slots[name]
         if tensor.dtype != slot.dtype or tuple(tensor.shape) != slot.shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} for {slot.dtype} {slot.shape}")
-        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        return self.write_chunks(name, [tensor])
+
+    def write_chunks(self, name: str, chunks: Iterable[torch.Tensor]) -> int:
+        """The same for a tensor that comes as pieces that follow one another."""
+        slot, crc, written_bytes = self._slots[name], 0, 0
         try:
             self._file.seek(self._starts[name])
-            self._file.write(data)
+            for chunk in chunks:
+                data = chunk.contiguous().reshape(-1).view(torch.uint8).numpy().data
+                self._file.write(data)
+                crc = zlib.crc32(data, crc)
+                written_bytes += len(data)
         except OSError as error:
             raise disk_error(self.path, slot.nbytes, error) from error
+        if written_bytes != slot.nbytes:
+            raise ValueError(f"{name}: {written_bytes} bytes for {slot.nbytes}")
         self._missing.discard(name)
-        return zlib.crc32(data)
+        return crc
 
     def written(self, name: str, crc: int) -> bool:
         """Whether the bytes of a tensor, as they can be read now, have this CRC-32; if so it counts as written."""

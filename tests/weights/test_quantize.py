@@ -15,7 +15,7 @@ from localr1.weights.quantize import dequantize_rows, quantize_rows
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_bitsandbytes_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     matrix = torch.randn(37, 51).to(dtype)
-    monkeypatch.setattr(quantize, "CHUNK_BYTES", 4 * 51 * 5)
+    monkeypatch.setattr(quantize, "CHUNK_BYTES", {"cpu": 4 * 51 * 5, "cuda": 4 * 51 * 5})
     rows = quantize_rows(matrix, "m")
     weight, scb, _ = int8_vectorwise_quant(matrix.float())
     assert torch.equal(rows.weight, weight) and torch.equal(rows.scb, scb)
