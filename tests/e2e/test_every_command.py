@@ -1,4 +1,4 @@
-"""Each slash command (but /bench, which needs a model) and vi keys, as a person types them."""
+"""Each slash command (but /bench, which needs a model) in windows of either size, and vi keys, as a person types."""
 
 import re
 import sys
@@ -35,6 +35,8 @@ TYPED = [
     ("/plan nonsense-7b", "nonsense-7b"),
     ("/clear", "The conversation is forgotten."),
     ("/edit", "nothing was said yet"),
+    ("/hlep", "did you mean /help?"),
+    ("/xyzzy", "/help lists the commands"),
 ]
 
 
@@ -54,9 +56,11 @@ def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Terminal]]:
         terminal.close()
 
 
-def test_every_command_answers(start):
-    assert {text.split()[0][1:] for text, _ in TYPED if text.startswith("/")} | {"exit", "bench"} == set(COMMANDS)
-    terminal = start("chat")
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (40, 20)])
+def test_every_command_answers(start, columns, lines):
+    typed = {text.split()[0][1:] for text, _ in TYPED if text.startswith("/")}
+    assert typed - {"hlep", "xyzzy"} | {"exit", "bench"} == set(COMMANDS)
+    terminal = start("chat", columns=columns, lines=lines)
     terminal.wait_for("❯")
     for text, seen in TYPED:
         before = squeezed(terminal).count(squeeze(seen))
