@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.errors import ContextError
-from localr1.model.latent_rows import pack_latents, row_bytes, unpack_latents
+from localr1.model.latent_rows import pack_latents, row_bytes
 
 
 class Stopped(Exception):
@@ -49,7 +49,7 @@ class RowCache:
     ) -> None:
         self.capacity = capacity
         self._first_layer = first_layer
-        self._latent, self._width = latent, width
+        self._latent = latent
         numbers = width if latent is None else row_bytes(latent, width)
         stored = dtype if latent is None else torch.int8
         self._rows_LSW = torch.empty(layers, capacity, numbers, dtype=stored, device=device)
@@ -83,16 +83,13 @@ class RowCache:
         return self._array_LSW[layers.start - first : layers.stop - first, : self._end(new)]
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
-        """Write T rows after the committed ones; that layer's rows [S, W], a copy in float32 where latents are int8.
+        """Write T rows after the committed ones; that layer's rows [S, W] as they are stored.
 
         Raises ContextError past the capacity, Stopped when told to stop.
         """
         layer_SW = self._rows_LSW[layer - self._first_layer, : self._end(row_TW.shape[0])]
-        if self._latent is None:
-            layer_SW[self.length :] = row_TW
-            return layer_SW
-        layer_SW[self.length :] = pack_latents(row_TW, self._latent)
-        return unpack_latents(layer_SW, self._latent, self._width)
+        layer_SW[self.length :] = row_TW if self._latent is None else pack_latents(row_TW, self._latent)
+        return layer_SW
 
     def _end(self, new: int) -> int:
         if self.should_stop():

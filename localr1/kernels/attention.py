@@ -4,8 +4,9 @@ Owns how the work is shared out. The cache is cut into as many runs as there are
 run in blocks and uses each for every head and token before it goes on, so the cache is read from memory once. Each
 thread keeps its own highest score, sum and weighted values for every query, and they are merged at the end in the
 threads' order: the result depends on the number of threads, never on timing. Tokens are taken PASS_QUERIES / H at a
-time. Latents of 8 or 16 bits go through `latent_attention`, few queries of a group through `few_query_attention`, and
-everything else through `float_attention`.
+time; of latents, where there are enough such passes, a thread does whole passes by itself. Latents of 8 or 16 bits go
+through `latent_attention`, few queries of a group through `few_query_attention`, and everything else through
+`float_attention`.
 
 Q queries of a group (token-major: q = t * (H / G) + head within the group), padded to P; `geometry` is (key_step,
 value_first, value_step, W, C): a group's keys start at column `g * key_step` of a row of W numbers, and its values at
@@ -23,10 +24,17 @@ from localr1.kernels.emitter import calling
 from localr1.kernels.features import BITS, LANES
 from localr1.kernels.few_query_attention import attend_few, has_few_queries
 from localr1.kernels.float_attention import attend_run, block_rows
-from localr1.kernels.jit import address_of, bits_of_float, compiled, exp, float_from_bits, used
+from localr1.kernels.jit import address_of, bits_of_float, compiled, exp, float_from_bits, stay_out_of_line, used
 from localr1.kernels.latent_attention import NEGATIVE_INFINITY, attend_fixed
+from localr1.kernels.team import COUNTER_STRIDE, take
 
-PASS_QUERIES = 1024
+PASS_QUERIES = 256
+"""What of a pass is used again for every block of the cache must stay in the second-level cache: with 1,024 queries, a
+prefill took 1.3 times as long."""
+
+PASSES_A_THREAD = 2
+"""Passes that each thread must have for it to do them alone."""
+
 SMALL_WORK = 1 << 19  # numbers of the cache times queries below which other threads are not woken
 
 attend_latents = attend_fixed if BITS else attend_run
@@ -149,17 +157,36 @@ def attend(words_SW, halves, query_GQk, geometry, place, out_GQV, threads):  # t
 
 
 @compiled()
-def mla_attention(q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, threads):  # type: ignore[no-untyped-def]
+def latent_pass(n, q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, threads):  # type: ignore[no-untyped-def]
+    """The n-th PASS_QUERIES / H tokens."""
+    stay_out_of_line()
     T, H, C = q_latent_THC.shape
-    W = C + q_rope_THR.shape[2]
+    W, step = C + q_rope_THR.shape[2], max(1, PASS_QUERIES // H)
+    t = n * step
+    tokens = min(step, T - t)
+    query_THW = np.empty((tokens, H, W), np.float32)
+    query_THW[:, :, :C] = q_latent_THC[t : t + tokens]
+    query_THW[:, :, C:] = q_rope_THR[t : t + tokens]
+    query_GQW, out_GQC = query_THW.reshape((1, tokens * H, W)), out_THC[t : t + tokens].reshape((1, tokens * H, C))
+    attend(words_SW, halves, query_GQW, (0, 0, 0, W, C), (start + t, H, np.float32(scale)), out_GQC, threads)
+
+
+@compiled(parallel=True)
+def mla_attention(q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, threads):  # type: ignore[no-untyped-def]
+    T, H, _ = q_latent_THC.shape
     step = max(1, PASS_QUERIES // H)
-    for t in range(0, T, step):
-        tokens = min(step, T - t)
-        query_THW = np.empty((tokens, H, W), np.float32)
-        query_THW[:, :, :C] = q_latent_THC[t : t + tokens]
-        query_THW[:, :, C:] = q_rope_THR[t : t + tokens]
-        query_GQW, out_GQC = query_THW.reshape((1, tokens * H, W)), out_THC[t : t + tokens].reshape((1, tokens * H, C))
-        attend(words_SW, halves, query_GQW, (0, 0, 0, W, C), (start + t, H, np.float32(scale)), out_GQC, threads)
+    passes = (T + step - 1) // step
+    if threads == 1 or passes < PASSES_A_THREAD * threads:
+        for n in range(passes):
+            latent_pass(n, q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, threads)
+        return
+    counters = np.zeros(COUNTER_STRIDE, np.int64)
+    for _ in prange(threads):
+        while True:
+            n = passes - 1 - take(counters, 0)  # the longest first
+            if n < 0:
+                break
+            latent_pass(n, q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, 1)
 
 
 @compiled()

@@ -15,12 +15,16 @@ from numba import get_num_threads
 from numpy.typing import NDArray
 
 from localr1.kernels.compilation import compile_kernel
+from localr1.kernels.features import BITS
 
 Float = NDArray[np.float32]
 Array = NDArray[Any]
 
 CHUNK_TOKENS = 512
 """Tokens of one pass over the weights; more are taken in several, which bounds the memory of a call."""
+
+FIXED_POINT = BITS > 0
+"""Whether `mla_attention` multiplies 16-bit integers where a cache holds 8 or 16 bits."""
 
 
 def linear(x_TD: Float, q_OD: NDArray[np.int8], scb_O: Float, out_TO: Float) -> None:

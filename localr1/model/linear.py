@@ -59,7 +59,12 @@ class Ops(Protocol):
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float
     ) -> Tensor:
-        """Absorbed latent attention of few contiguous rows, [T, H, C]; token t sees rows 0 .. start + t."""
+        """Absorbed latent attention of contiguous rows, [T, H, C]; token t sees rows 0 .. start + t."""
+        ...
+
+    def latent_rate(self, cache_SW: Tensor) -> float:
+        """Multiplications that `mla_attention` does, with many rows, in the time of one in a matrix product, for cache
+        rows of this type; 0 where it is for few rows only."""
         ...
 
     def gqa_attention(self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: Position, scale: float) -> Tensor:
@@ -192,5 +197,6 @@ class Cache(Protocol):
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         """Write T rows after the committed ones and return all rows [S = length + T, W], a view in the cache's dtype
-        (float32 or bfloat16); where the length is on the device, all rows there is room for."""
+        (float32, bfloat16, or int8 as `model.latent_rows` lays it out); where the length is on the device, all rows
+        there is room for."""
         ...

@@ -2,9 +2,14 @@
 
 Owns the two ways to compute it, which give the same numbers. Absorbed: the up-projections move to the query and to the
 output, so attention runs in the latent itself and a cache row is read once for all heads. Expanded: keys and values of
-all cached tokens are formed from their latents, which costs more per cached token but less per query row. The cheaper
-one is taken. A cache row is [kv_a_layernorm(c) | rotated k_pe].
+all cached tokens are formed from their latents, which costs more per cached token but less per query row. Steps of few
+tokens are absorbed and go through the device's kernels; of others the cheapest way is taken: either one by matrix
+products, or absorbed through the kernels where those multiply faster (`Ops.latent_rate`), as is so deep in a context. A
+cache row is [kv_a_layernorm(c) | rotated k_pe].
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +17,7 @@ from torch import Tensor
 from localr1.model.attention import causal_attention
 from localr1.model.config import MlaConfig, ModelConfig, YarnScaling
 from localr1.model.decoder import Norm
+from localr1.model.latent_rows import unpack_latents
 from localr1.model.linear import Cache, Position, TensorSpec, Weights
 from localr1.model.rope import Rotation, rotate
 
@@ -20,6 +26,9 @@ LATENT_NORM_EPS = 1e-6
 
 EXPANDED_VALUES = 1 << 22
 """Expanded keys and values held at once, in float32 values (16 MiB), or those of one head. 64 MiB were slower, too."""
+
+ABSORBED_VALUES = 1 << 22
+"""Queries taken into the latent at once, in float32 values (16 MiB)."""
 
 
 class LatentAttention:
@@ -31,7 +40,7 @@ class LatentAttention:
         self.layout = config.rope.layout
         self.layer = layer
         self.kernel_rows = kernel_rows
-        self.attend = weights.ops.mla_attention
+        self.ops = weights.ops
         self.scale = softmax_scale(config, mla)
         if mla.q_lora_rank is None:
             self.q_proj, self.q_a_norm, self.q_b_proj = weights.linear(f"{prefix}.q_proj"), None, None
@@ -53,10 +62,8 @@ class LatentAttention:
         q_nope_THN, q_pe_THR, k_pe_TR = q_THk[..., :nope], rotated[:, :-1].contiguous(), rotated[:, -1]
         start = cache.length
         cache_SW = cache.append(self.layer, torch.cat((self.kv_a_norm(row_TW[:, :rank]), k_pe_TR), dim=-1))
-        if self._absorbing_is_cheaper(x_TD.shape[0]):
-            out_THV = self._absorbed(q_nope_THN, q_pe_THR, cache_SW, start)
-        else:
-            out_THV = self._expanded(q_nope_THN, q_pe_THR, cache_SW, start)
+        attend = self._by_kernel if len(x_TD) <= self.kernel_rows else self._cheapest(len(x_TD), cache_SW)
+        out_THV = attend(q_nope_THN, q_pe_THR, cache_SW, start)
         return self.o_proj(out_THV.flatten(1))
 
     def _queries(self, x_TD: Tensor) -> Tensor:
@@ -65,30 +72,56 @@ class LatentAttention:
             q = self.q_b_proj(self.q_a_norm(q))
         return q.view(q.shape[0], self.mla.num_heads, -1)
 
-    def _absorbing_is_cheaper(self, rows: int) -> bool:
-        """Multiplications a head and cached token: (2 C + R) a row, or C (N + V) once and (N + R + V) a row."""
-        mla = self.mla
-        expanded_width = mla.qk_nope_head_dim + mla.v_head_dim
-        absorbed = rows * (2 * mla.kv_lora_rank + mla.qk_rope_head_dim)
-        return absorbed <= mla.kv_lora_rank * expanded_width + rows * (expanded_width + mla.qk_rope_head_dim)
+    def _floats(self, cache_SW: Tensor) -> Tensor:
+        """Rows as the cache keeps them in float32."""
+        if cache_SW.dtype != torch.int8:
+            return cache_SW.float()
+        return unpack_latents(cache_SW, self.mla.kv_lora_rank, self.mla.kv_lora_rank + self.mla.qk_rope_head_dim)
+
+    def _cheapest(self, rows: int, cache_SW: Tensor) -> Callable[[Tensor, Tensor, Tensor, Position], Tensor]:
+        """The way of fewest multiplications a head. Absorbed: C (N + V) a row, and 2 C + R for each row and token seen,
+        which the kernel does at its own rate. Expanded: C (N + V) a cached token, and N + R + V a row and token seen.
+        """
+        mla, cached = self.mla, len(cache_SW)
+        pairs = rows * (cached - rows / 2)  # a row sees half of the rows, and all tokens before them
+        up = mla.kv_lora_rank * (mla.qk_nope_head_dim + mla.v_head_dim)
+        in_latent = pairs * (2 * mla.kv_lora_rank + mla.qk_rope_head_dim)
+        rate = self.ops.latent_rate(cache_SW) if self.kernel_rows else 0.0
+        costs = {
+            self._expanded: cached * up + pairs * (mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim),
+            self._absorbed: rows * up + in_latent,
+            self._by_kernel: rows * up + in_latent / rate if rate else math.inf,
+        }
+        return min(costs, key=costs.__getitem__)
+
+    def _by_kernel(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
+        """score = (q_nope W_UK) . c + q_pe . k_pe; out = (softmax c) W_UV (DeepSeek-V2, section 2.1.3)."""
+        step = max(self.kernel_rows, ABSORBED_VALUES // (self.mla.num_heads * self.mla.kv_lora_rank))
+        parts: list[Tensor] = []
+        for first in range(0, len(q_nope_THN), step):
+            block = slice(first, first + step)
+            q_latent_THC = self._into_latent(q_nope_THN[block]).contiguous()
+            at = start + first if first else start
+            latent_THC = self.ops.mla_attention(q_latent_THC, q_pe_THR[block], cache_SW, at, self.scale)
+            parts.append(self._out_of_latent(latent_THC))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _absorbed(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
-        """score = (q_nope W_UK) . c + q_pe . k_pe; out = (softmax c) W_UV (DeepSeek-V2, section 2.1.3)."""
-        q_latent_THC = product(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
-        if q_pe_THR.shape[0] <= self.kernel_rows:
-            latent_THC = self.attend(q_latent_THC.contiguous(), q_pe_THR, cache_SW, start, self.scale)
-        else:
-            rows_SW = cache_SW.float()[None]
-            q_1TW = torch.cat((q_latent_THC, q_pe_THR), dim=-1).flatten(0, 1)[None]
-            values_1SC = rows_SW[..., : self.mla.kv_lora_rank]
-            out_1TC = causal_attention(q_1TW, rows_SW, values_1SC, int(start), self.scale, shared=self.mla.num_heads)
-            latent_THC = out_1TC.view(-1, self.mla.num_heads, self.mla.kv_lora_rank)
+        """The same by matrix products."""
+        heads, rank, rows_SW = self.mla.num_heads, self.mla.kv_lora_rank, self._floats(cache_SW)
+        q_1TW = torch.cat((self._into_latent(q_nope_THN), q_pe_THR), dim=-1).flatten(0, 1)[None]
+        out_1TC = causal_attention(q_1TW, rows_SW[None], rows_SW[None, :, :rank], int(start), self.scale, shared=heads)
+        return self._out_of_latent(out_1TC.view(-1, heads, rank))
+
+    def _into_latent(self, q_nope_THN: Tensor) -> Tensor:
+        return product(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
+
+    def _out_of_latent(self, latent_THC: Tensor) -> Tensor:
         return product(latent_THC.transpose(0, 1), self.value_up_HVC.transpose(1, 2)).transpose(0, 1)
 
     def _expanded(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""
-        mla = self.mla
-        rows_SW = cache_SW.float()
+        mla, rows_SW = self.mla, self._floats(cache_SW)
         latent_SC, k_pe_SR = rows_SW[:, : mla.kv_lora_rank], rows_SW[:, mla.kv_lora_rank :]
         q_HTk = torch.cat((q_nope_THN, q_pe_THR), dim=-1).transpose(0, 1)
         width = mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim

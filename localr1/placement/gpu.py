@@ -39,6 +39,9 @@ class GpuOps:
     ) -> Tensor:
         return self.kernels.mla_attention(q_latent_THC, q_rope_THR, cache_SW, start, scale)
 
+    def latent_rate(self, cache_SW: Tensor) -> float:
+        return 0.0
+
     def gqa_attention(self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: Position, scale: float) -> Tensor:
         return self.kernels.gqa_attention(q_THd, cache_SW, kv_heads, start, scale)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from localr1.decode.cache import RowCache
 from localr1.errors import ContextError
+from localr1.model.latent_rows import unpack_latents
 
 
 def fill(cache: RowCache, tokens: list[int]) -> None:
@@ -36,7 +37,7 @@ def test_int8_latents_keep_their_numbers_and_take_little_over_half(latent: int, 
     row_TW = torch.randn(5, width, generator=torch.Generator().manual_seed(latent))
     row_TW[3, :latent] = 0
     cache = RowCache(1, width, 8, torch.bfloat16, latent=latent)
-    back = cache.append(0, row_TW)
+    back = unpack_latents(cache.append(0, row_TW), latent, width)
     step_T1 = row_TW[:, :latent].abs().amax(dim=1, keepdim=True) / 127
     assert ((back - row_TW)[:, :latent].abs() <= 0.501 * step_T1).all()
     assert torch.equal(back[:, latent:], row_TW[:, latent:].bfloat16().float())

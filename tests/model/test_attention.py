@@ -17,7 +17,8 @@ STEPS = [[24], [13, 9, 2], [1], [3, 2, 4]]
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("absorbed", [True, False])
 def test_absorbed_and_expanded_both_equal_transformers(absorbed, steps, monkeypatch):
-    monkeypatch.setattr(mla.LatentAttention, "_absorbing_is_cheaper", lambda self, rows: absorbed)
+    way = mla.LatentAttention._absorbed if absorbed else mla.LatentAttention._expanded
+    monkeypatch.setattr(mla.LatentAttention, "_cheapest", lambda self, rows, cache_SW: way.__get__(self))
     tiny, token_T, theirs_TV = parity.model(MLA)
     assert difference(run_steps(build_float(tiny), token_T, steps), theirs_TV) < parity.TOLERANCE
 
@@ -69,10 +70,21 @@ def test_later_tokens_do_not_change_earlier_ones(case):
     assert difference(ours_TV[10:], theirs_TV[10:]) > 10 * parity.TOLERANCE
 
 
-@pytest.mark.parametrize("rows", [1, 4, 300])
-def test_absorbing_is_chosen_by_its_cost(rows):
-    """V2-Lite's widths: absorbed costs 1,088 a row, expanded 131,072 and 320 a row; they cross at 170 rows."""
+@pytest.mark.parametrize(
+    ("rows", "cached", "rate", "way"),
+    [
+        (9, 9, 0, "expanded"),
+        (9, 4096, 0, "absorbed"),
+        (512, 4096, 0, "expanded"),
+        (512, 512, 2.5, "expanded"),
+        (512, 4096, 2.5, "by_kernel"),
+        (9, 4096, 2.5, "by_kernel"),
+    ],
+)
+def test_the_way_is_chosen_by_its_cost(rows, cached, rate, way, monkeypatch):
+    """V2-Lite's widths: 131,072 multiplications a row or a cached token; 1,088 or 320 for each pair of them."""
     tiny, _, _ = parity.model(MLA)
-    layer = build_float(tiny).layers[0].attention
+    layer = build_float(tiny, kernel_rows=8).layers[0].attention
     layer.mla = mla.MlaConfig(16, None, 512, 128, 64, 128, bias=False)
-    assert layer._absorbing_is_cheaper(rows) is (rows < 171)
+    monkeypatch.setattr(type(layer.ops), "latent_rate", lambda self, cache_SW: rate)
+    assert layer._cheapest(rows, torch.empty(cached, 576, dtype=torch.bfloat16)) == getattr(layer, f"_{way}")

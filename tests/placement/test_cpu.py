@@ -9,6 +9,7 @@ from localr1.decode.cache import RowCache
 from localr1.events import QuantizeProgress
 from localr1.model import registry
 from localr1.model.config import MlaConfig
+from localr1.model.mla import LatentAttention
 from localr1.placement.bank import CpuBank, FloatBank
 from localr1.placement.linear import FloatWeights, StoreWeights
 from localr1.weights.checkpoint import Checkpoint
@@ -113,3 +114,26 @@ def test_fused_layers_are_the_plain_ones(tmp_path: Path, model_type: str, kind: 
                 cache.commit(part.tolist())
         results.append(torch.cat(parts))
     assert 0 < tiny.difference(results[1], results[0]) < (2e-3 if kind == "float32" else 3e-2)
+
+
+@pytest.mark.parametrize("latent", [None, 16], ids=["bf16", "int8"])
+def test_many_rows_through_the_latent_kernel_are_those_of_matrix_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latent: int | None
+) -> None:
+    _, store = stored("deepseek_v2", tmp_path)
+    config = registry.parse_config(tiny.make("deepseek_v2").raw)
+    bank = CpuBank(store, config.moe.layers, config.moe.num_experts) if config.moe else None
+    monkeypatch.setattr(LatentAttention, "_cheapest", lambda self, rows, cache_SW: self._by_kernel)
+    monkeypatch.setattr("localr1.model.mla.ABSORBED_VALUES", 4 * 16 * 10)  # ten rows of four heads at once
+    results = []
+    for way in ("kernel", "products"):
+        cache = RowCache(config.cache_layers, config.cache_width, 40, torch.bfloat16, latent=latent)
+        model, tokens, parts = registry.build(config, StoreWeights(store), bank, kernel_rows=1), tiny.tokens(40), []
+        if way == "products":
+            monkeypatch.undo()
+        with torch.inference_mode():
+            for part in (tokens[:23], tokens[23:]):
+                parts.append(model.logits(model.forward(part, cache)))
+                cache.commit(part.tolist())
+        results.append(torch.cat(parts))
+    assert 0 < tiny.difference(results[0], results[1]) < 3e-2
