@@ -84,8 +84,8 @@ def squeezed(terminal: Terminal) -> str:
 
 
 def settle(terminal: Terminal) -> None:
-    """Until the prompt is back: the last line but the bar is an empty prompt."""
-    while not re.search(r"❯\s*(\S.*)?\n*[^\n]*RAM[^\n]*$|❯$", terminal.text()):
+    """Until the prompt is back: below the last prompt stands nothing but the bar, of however many lines."""
+    while not re.search(r"❯[^\n❯]*\n+ echo\b[^❯]*$|❯$", terminal.text()):
         assert terminal.read(), terminal.text()
 
 
