@@ -3,16 +3,20 @@
 Owns the layout of what a job is told: a frame for the call and a plan for the layer, both arrays of int64 that hold
 sizes and addresses, so that a call passes few arguments; and the job's first and last phases, which one team of threads
 goes through (see `team`). The residual rows `x` are changed in place. At most `packing.FEW` tokens.
+
+What takes less time than waiting for another thread to do it, every thread does for itself: norms, rotations, packing.
+It reads only what no phase changes that may still have tasks to take; a thread that comes late may read what has been
+changed since, and then finds no task to use it for.
 """
 
 import numpy as np
 
-from localr1.kernels.arena import after, block_at, cache_at, cube_at, doubles_at, int16s_at, rows_at
+from localr1.kernels.arena import after, block_at, cache_at, cube_at, rows_at
 from localr1.kernels.attention import attend_part, padded_queries, padded_values, runs_of
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.linear import take_rows
 from localr1.kernels.norm import normed
-from localr1.kernels.packing import pack, packed_size
+from localr1.kernels.packing import pack
 from localr1.kernels.team import finish, launch, settle, take
 
 (
@@ -65,8 +69,8 @@ def matrix(plan, at):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def norm_and_pack(x_TD, weight_at, eps, packed, scale_T):  # type: ignore[no-untyped-def]
-    """Pack the rows of x, normed if there is a weight."""
+def norm_and_pack(x_TD, weight_at, eps, packed):  # type: ignore[no-untyped-def]
+    """Pack the rows of x, normed if there is a weight, into rows and scales."""
     stay_out_of_line()
     T, D = x_TD.shape
     normed_TD = x_TD
@@ -75,7 +79,7 @@ def norm_and_pack(x_TD, weight_at, eps, packed, scale_T):  # type: ignore[no-unt
         weight_D = floats_at(weight_at, D)
         for t in range(T):
             normed(x_TD[t], weight_D, eps, normed_TD[t])
-    pack(address_of(normed_TD), D, np.arange(T), 0, T, packed, scale_T)
+    pack(address_of(normed_TD), D, np.arange(T), 0, T, packed[0], packed[1])
     used(normed_TD)
 
 
@@ -90,36 +94,23 @@ def rotate(x_R, cos_R, sin_R, interleaved, out_R):  # type: ignore[no-untyped-de
 
 
 @compiled(inline=True)
-def carve_front(frame, hidden, widest, rotary):  # type: ignore[no-untyped-def]
-    """What every phase needs: packed rows and their scales, x, the cache, the rotations; and the address behind it."""
+def told(frame, hidden, rotary):  # type: ignore[no-untyped-def]
+    """What a call is given: x, the cache, the rotations."""
     T = frame[TOKENS]
-    scale_at = after(frame[ARENA], packed_size(T, widest), 2)
-    packed = int16s_at(frame[ARENA], packed_size(T, widest)), doubles_at(scale_at, T)
     x_TD, words_SW = rows_at(frame[X], T, hidden), cache_at(frame[CACHE], frame[CACHE_ROWS], frame[CACHE_WORDS])
-    rotation = (rows_at(frame[COS], T, rotary), rows_at(frame[SIN], T, rotary))
-    return packed, x_TD, words_SW, rotation, after(scale_at, T, 8)
+    return x_TD, words_SW, (rows_at(frame[COS], T, rotary), rows_at(frame[SIN], T, rotary))
 
 
 @compiled(inline=True)
-def carve_attention(at, frame, G, queries, key_size, value_size, W):  # type: ignore[no-untyped-def]
-    """Room for each group's queries, and each run's highest scores, sums and weighted values; the address behind it."""
+def carve_partial(at, frame, G, queries, value_size, W):  # type: ignore[no-untyped-def]
+    """Room for each run's highest scores, sums and weighted values; the address behind it."""
     P, (rows, columns) = padded_queries(queries), padded_values(queries, value_size)
     runs = runs_of(frame[START] + frame[TOKENS], W, P, frame[THREADS]) if frame[ARENA] else frame[THREADS]
-    highest_at = after(at, G * queries * key_size, 4)
-    total_at = after(highest_at, runs * G * P, 4)
+    total_at = after(at, runs * G * P, 4)
     sum_at = after(total_at, runs * G * P, 4)
     sums = block_at(sum_at, runs, G, rows, columns)
-    partial = cube_at(highest_at, runs, G, P), cube_at(total_at, runs, G, P), sums
-    return cube_at(at, G, queries, key_size), partial, after(sum_at, runs * G * rows * columns, 4)
-
-
-@compiled()
-def pack_once(x_TD, weight_at, eps, packed, team, phase):  # type: ignore[no-untyped-def]
-    """One thread packs the rows of x, normed if there is a weight, while the others wait."""
-    if take(team, phase) == 0:
-        norm_and_pack(x_TD, weight_at, eps, packed[0], packed[1])
-        finish(team, phase)
-    settle(team, phase, 1)
+    partial = cube_at(at, runs, G, P), cube_at(total_at, runs, G, P), sums
+    return partial, after(sum_at, runs * G * rows * columns, 4)
 
 
 @compiled(inline=True)
@@ -143,8 +134,8 @@ def attend_runs(words_SW, kind, visible, query_GQk, geometry, place, partial, te
 
 @compiled()
 def project_out(plan, out_TO, x_TD, packed, threads, team, phase):  # type: ignore[no-untyped-def]
-    """x += out W_O + bias, in two phases."""
-    pack_once(out_TO, ABSENT, 0.0, packed, team, phase)
+    """x += out W_O + bias, in one phase."""
+    norm_and_pack(out_TO, ABSENT, 0.0, packed)
     weights = matrix(plan, OUT)
-    tasks = take_rows(weights, out_TO.shape[1], packed[0], packed[1], x_TD, True, threads, team, phase + 1)
-    settle(team, phase + 1, tasks)
+    tasks = take_rows(weights, out_TO.shape[1], packed[0], packed[1], x_TD, True, threads, team, phase)
+    settle(team, phase, tasks)

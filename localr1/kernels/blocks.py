@@ -316,7 +316,7 @@ class FeedForwardBlock(Block):
         threads = self.team_size(T)
         if x_TD.shape[1] != self._hidden:
             raise ValueError(f"feed_forward_block: x {x_TD.shape}, expected {self._hidden} columns")
-        expert_TK, weight_TK = np.empty((T, self.top_k), np.int64), np.empty((T, self.top_k), np.float32)
+        expert_TK = np.empty((T, self.top_k), np.int64)
         kernel = self.ready(T, threads)
-        kernel(self._frame, self._scratch.team, x_TD, expert_TK, weight_TK, threads)
+        kernel(self._frame, self._scratch.team, x_TD, expert_TK, threads)
         return expert_TK

@@ -1,11 +1,12 @@
 """Gated feed-forwards of grouped tokens in one call, with integer products.
 
-Owns the four phases of a call, each shared out over the threads: pack each group's token rows; gate, up and SiLU for
+Owns the four phases of a call, shared out over the threads: pack each group's token rows; gate, up and SiLU for
 blocks of feed-forward rows; pack the middle again; down, where a thread owns a block of output columns over all groups,
 so that no two threads add to the same number and the result does not depend on timing. Each group's weights are read
-once.
+once. Few tokens' rows every thread packs for itself: that takes less time than waiting for others to do it.
 
-Memory of a call: (T * K) * (2 D + 6 F) bytes and, a thread, about 16 * SUM_STRIDE * (rows of the busiest expert).
+Memory of a call: (T * K) * (2 D + 6 F) bytes and, a thread, about 16 * SUM_STRIDE * (rows of the busiest expert); of
+few tokens, (T * K) * 4 F bytes and, a thread, (T * K) * 2 (D + F).
 """
 
 import numpy as np
@@ -24,74 +25,75 @@ from localr1.kernels.arena import (
 from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_routes, group_pairs
 from localr1.kernels.jit import address_of, compiled, exp, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
-from localr1.kernels.packing import pack, pack_few, packed_size
+from localr1.kernels.packing import FEW, few_size, pack, pack_few, packed_size
 from localr1.kernels.team import TEAM_NUMBERS, finish, launch, settle, take
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
 
-PHASES = 4
-PACK, GATE_AND_UP, PACK_MIDDLE, DOWN = range(PHASES)
+PACK, GATE_AND_UP, PACK_MIDDLE, DOWN = range(4)
 
 
 @compiled(inline=True)
-def carve_buffers(at, x_numbers, pairs, groups, middle_numbers, packed_numbers):  # type: ignore[no-untyped-def]
-    """Packed rows in an arena, and the address behind them: (packed x, each group's start in it, scales), the middle,
-    and the same of the middle."""
-    x_at = at
-    x_start_at = after(x_at, x_numbers, 2)
-    x_scale_at = after(x_start_at, groups + 1, 8)
-    middle_at = after(x_scale_at, pairs, 8)
-    packed_at = after(middle_at, middle_numbers, 4)
-    start_at = after(packed_at, packed_numbers, 2)
+def carve_packed(at, numbers, pairs, groups):  # type: ignore[no-untyped-def]
+    """Rows packed group by group in an arena, and the address behind them: (packed, each group's start, scales)."""
+    start_at = after(at, numbers, 2)
     scale_at = after(start_at, groups + 1, 8)
-    x = (int16s_at(x_at, x_numbers), int64s_at(x_start_at, groups + 1), doubles_at(x_scale_at, pairs))
-    middle = (int16s_at(packed_at, packed_numbers), int64s_at(start_at, groups + 1), doubles_at(scale_at, pairs))
-    return (x, line_at(middle_at, middle_numbers), middle), after(scale_at, pairs, 8)
+    packed = (int16s_at(at, numbers), int64s_at(start_at, groups + 1), doubles_at(scale_at, pairs))
+    return packed, after(scale_at, pairs, 8)
 
 
 @compiled()
-def place_groups(routes, tokens, D, buffers):  # type: ignore[no-untyped-def]
-    """Say where each group's packed rows begin."""
+def place_groups(routes, D, x_start, middle_start):  # type: ignore[no-untyped-def]
+    """Say where each group's packed rows begin; those of D numbers, and the middle's."""
     count, _, _, first_G, _, _, ff_G, _ = routes
-    (_, x_start, _), _, (_, middle_start, _) = buffers
     x_start[0] = middle_start[0] = 0
     for g in range(count[GROUPS]):
         n = first_G[g + 1] - first_G[g]
-        x_start[g + 1] = 0 if tokens == 1 else x_start[g] + packed_size(n, D)
+        x_start[g + 1] = x_start[g] + packed_size(n, D)
         middle_start[g + 1] = middle_start[g] + packed_size(n, ff_G[g])
 
 
 @compiled()
-def pack_one(x_at, D, routes, x):  # type: ignore[no-untyped-def]
-    """Pack the only token's row, for all groups."""
-    packed, _, scale_P = x
-    scale_P[: routes[0][PAIRS]] = pack_few(x_at, D, packed, 0, 1)
+def pack_group(g, x_at, D, routes, x):  # type: ignore[no-untyped-def]
+    """Pack a group's rows, of the tokens' at an address."""
+    stay_out_of_line()
+    token_P, first_G = routes[1], routes[3]
+    packed, start_G, scale_P = x
+    first, n = first_G[g], first_G[g + 1] - first_G[g]
+    pack(x_at, D, token_P, first, n, packed[start_G[g] : start_G[g] + packed_size(n, D)], scale_P)
 
 
 @compiled()
-def pack_groups(x_TD, routes, x, team, phase):  # type: ignore[no-untyped-def]
+def pack_middle_group(g, middle, routes, packed_middle, row_n):  # type: ignore[no-untyped-def]
+    """Pack a group's middle rows; `row` counts the rows of the largest group."""
     stay_out_of_line()
-    count, token_P, _, first_G, _, _, _, _ = routes
-    packed, start_G, scale_P = x
-    groups, D = count[GROUPS], x_TD.shape[1]
+    _, _, _, first_G, _, _, ff_G, middle_P = routes
+    packed, start_G, scale_P = packed_middle
+    first, n, F = first_G[g], first_G[g + 1] - first_G[g], ff_G[g]
+    place = packed[start_G[g] : start_G[g] + packed_size(n, F)]
+    pack(address_of(middle) + 4 * middle_P[first], F, row_n, 0, n, place, scale_P[first : first + n])
+    used(middle)
+
+
+@compiled()
+def pack_groups(x_at, D, routes, x, team, phase):  # type: ignore[no-untyped-def]
+    stay_out_of_line()
+    groups = routes[0][GROUPS]
     while True:
         g = take(team, phase)
         if g >= groups:
             break
-        first, n = first_G[g], first_G[g + 1] - first_G[g]
-        place = packed[start_G[g] : start_G[g] + packed_size(n, D)]
-        pack(address_of(x_TD), D, token_P, first, n, place, scale_P)
+        pack_group(g, x_at, D, routes, x)
         finish(team, phase)
     settle(team, phase, groups)
-    used(x_TD)
 
 
 @compiled()
-def gate_and_up(routes, D, buffers, threads, team, phase):  # type: ignore[no-untyped-def]
+def gate_and_up(routes, D, x, middle, threads, team, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
     count, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
-    (packed, start_G, scale_P), middle, _ = buffers
+    packed, start_G, scale_P = x
     most = count[BUSIEST]
     block = task_rows(most, count[FF_ROWS], threads)
     gate, up = np.empty(sums_size(most), np.float32), np.empty(sums_size(most), np.float32)
@@ -107,9 +109,9 @@ def gate_and_up(routes, D, buffers, threads, team, phase):  # type: ignore[no-un
         f = (task - tasks) * block
         rows = min(block, F - f)
         first, n = first_G[g], first_G[g + 1] - first_G[g]
-        x = packed[start_G[g] :]
-        multiply(weights_at_G[g] + f * D, rows, D, x, n, gate, scratch)
-        multiply(weights_at_G[g] + (F + f) * D, rows, D, x, n, up, scratch)
+        rows_of_group = packed[start_G[g] :]
+        multiply(weights_at_G[g] + f * D, rows, D, rows_of_group, n, gate, scratch)
+        multiply(weights_at_G[g] + (F + f) * D, rows, D, rows_of_group, n, up, scratch)
         scb = floats_at(scb_at_G[g], 2 * F)
         gate_scb, up_scb = scb[f : f + rows], scb[F + f : F + f + rows]
         for i in range(n):
@@ -125,29 +127,23 @@ def gate_and_up(routes, D, buffers, threads, team, phase):  # type: ignore[no-un
 
 
 @compiled()
-def pack_middle(routes, buffers, team, phase):  # type: ignore[no-untyped-def]
+def pack_middle(middle, routes, packed_middle, team, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
-    count, _, _, first_G, _, _, ff_G, middle_P = routes
-    _, middle, (packed, start_G, scale_P) = buffers
-    groups = count[GROUPS]
-    tokens = np.arange(count[BUSIEST])
+    groups, row_n = routes[0][GROUPS], np.arange(routes[0][BUSIEST])
     while True:
         g = take(team, phase)
         if g >= groups:
             break
-        first, n, F = first_G[g], first_G[g + 1] - first_G[g], ff_G[g]
-        place = packed[start_G[g] : start_G[g] + packed_size(n, F)]
-        pack(address_of(middle) + 4 * middle_P[first], F, tokens, 0, n, place, scale_P[first : first + n])
+        pack_middle_group(g, middle, routes, packed_middle, row_n)
         finish(team, phase)
     settle(team, phase, groups)
-    used(middle)
 
 
 @compiled()
-def down(routes, buffers, out_TD, keep, threads, team, phase):  # type: ignore[no-untyped-def]
+def down(routes, packed_middle, out_TD, keep, threads, team, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
     count, token_P, weight_P, first_G, weights_at_G, scb_at_G, ff_G, _ = routes
-    _, _, (packed, start_G, scale_P) = buffers
+    packed, start_G, scale_P = packed_middle
     D = out_TD.shape[1]
     most = count[BUSIEST]
     block = task_rows(most, D, threads)
@@ -174,13 +170,32 @@ def down(routes, buffers, out_TD, keep, threads, team, phase):  # type: ignore[n
 
 
 @compiled()
-def run_groups(x_TD, routes, buffers, out_TD, keep, threads, team, phase):  # type: ignore[no-untyped-def]
-    """A thread's share of all four phases, numbered from `phase`; a single token is packed already."""
-    if x_TD.shape[0] > 1:
-        pack_groups(x_TD, routes, buffers[0], team, phase + PACK)
-    gate_and_up(routes, x_TD.shape[1], buffers, threads, team, phase + GATE_AND_UP)
-    pack_middle(routes, buffers, team, phase + PACK_MIDDLE)
-    down(routes, buffers, out_TD, keep, threads, team, phase + DOWN)
+def run_few(x_TD, routes, middle, out_TD, keep, threads, team, phase):  # type: ignore[no-untyped-def]
+    """A thread's share of a call of few tokens, in two phases from `phase` on; it packs rows for itself."""
+    (T, D), count = x_TD.shape, routes[0]
+    pairs, groups = count[PAIRS], count[GROUPS]
+    x_start, middle_start = np.zeros(groups + 1, np.int64), np.empty(groups + 1, np.int64)
+    place_groups(routes, D, x_start, middle_start)
+    if T == 1:
+        x_start[:] = 0  # one row for all groups
+    x_room = np.empty((few_size(D) if T == 1 else x_start[groups]) + LINE_BYTES // 2, np.int16)
+    middle_room = np.empty(middle_start[groups] + LINE_BYTES // 2, np.int16)
+    x = (int16s_at(line_start(address_of(x_room)), x_room.size - LINE_BYTES // 2), x_start, np.empty(pairs, np.float64))
+    packed_at, packed_numbers = line_start(address_of(middle_room)), middle_start[groups]
+    packed_middle = (int16s_at(packed_at, packed_numbers), middle_start, np.empty(pairs, np.float64))
+    if T == 1:
+        x[2][:] = pack_few(address_of(x_TD), D, x[0], 0, 1)
+    else:
+        for g in range(groups):
+            pack_group(g, address_of(x_TD), D, routes, x)
+    gate_and_up(routes, D, x, middle, threads, team, phase)
+    row_n = np.arange(T)
+    for g in range(groups):
+        pack_middle_group(g, middle, routes, packed_middle, row_n)
+    down(routes, packed_middle, out_TD, keep, threads, team, phase + 1)
+    used(x_TD)
+    used(x_room)
+    used(middle_room)
 
 
 (X, OUT, TOKENS, HIDDEN, MOST_PAIRS, MOST_GROUPS, X_NUMBERS, MIDDLE_NUMBERS, PACKED_NUMBERS, THREADS, TEAM, ARENA) = (
@@ -192,26 +207,29 @@ FRAME = 12
 
 @compiled(inline=True)
 def carve(frame):  # type: ignore[no-untyped-def]
-    """The routes and buffers of a frame, and the address behind them."""
-    routes, behind = carve_routes(frame[ARENA], frame[MOST_PAIRS], frame[MOST_GROUPS])
-    buffers, end = carve_buffers(
-        behind,
-        frame[X_NUMBERS],
-        frame[MOST_PAIRS],
-        frame[MOST_GROUPS],
-        frame[MIDDLE_NUMBERS],
-        frame[PACKED_NUMBERS],
-    )
-    return routes, buffers, end
+    """The routes of a frame, its packed rows, the middle, that packed, and the address behind them."""
+    pairs, groups = frame[MOST_PAIRS], frame[MOST_GROUPS]
+    routes, x_at = carve_routes(frame[ARENA], pairs, groups)
+    x, middle_at = carve_packed(x_at, frame[X_NUMBERS], pairs, groups)
+    packed_at = after(middle_at, frame[MIDDLE_NUMBERS], 4)
+    packed_middle, end = carve_packed(packed_at, frame[PACKED_NUMBERS], pairs, groups)
+    return routes, x, line_at(middle_at, frame[MIDDLE_NUMBERS]), packed_middle, end
 
 
 @compiled()
 def routed_ffn_job(frame_at):  # type: ignore[no-untyped-def]
     """A thread's share of a call whose routes are known."""
     frame = int64s_at(frame_at, FRAME)
-    routes, buffers, _ = carve(frame)
-    x_TD, out_TD = rows_at(frame[X], frame[TOKENS], frame[HIDDEN]), rows_at(frame[OUT], frame[TOKENS], frame[HIDDEN])
-    run_groups(x_TD, routes, buffers, out_TD, False, frame[THREADS], int64s_at(frame[TEAM], TEAM_NUMBERS), 0)
+    routes, x, middle, packed_middle, _ = carve(frame)
+    T, D, threads, team = frame[TOKENS], frame[HIDDEN], frame[THREADS], int64s_at(frame[TEAM], TEAM_NUMBERS)
+    out_TD = rows_at(frame[OUT], T, D)
+    if T <= FEW:
+        run_few(rows_at(frame[X], T, D), routes, middle, out_TD, False, threads, team, 0)
+        return
+    pack_groups(frame[X], D, routes, x, team, PACK)
+    gate_and_up(routes, D, x, middle, threads, team, GATE_AND_UP)
+    pack_middle(middle, routes, packed_middle, team, PACK_MIDDLE)
+    down(routes, packed_middle, out_TD, False, threads, team, DOWN)
 
 
 @compiled()
@@ -232,17 +250,15 @@ def routed_ffn(code, x_TD, experts_E3M, scb_ES, expert_TK, weight_TK, out_TD, th
     frame, team = np.zeros(FRAME, np.int64), np.empty(TEAM_NUMBERS, np.int64)
     frame[X], frame[OUT], frame[TOKENS], frame[HIDDEN] = address_of(x_TD), address_of(out_TD), T, D
     frame[MOST_PAIRS], frame[MOST_GROUPS], frame[MIDDLE_NUMBERS] = pairs, groups, count[PAIRS] * F
-    for g in range(count[GROUPS]):
+    for g in range(count[GROUPS] if T > FEW else 0):
         frame[X_NUMBERS] += packed_size(first_G[g + 1] - first_G[g], D)
         frame[PACKED_NUMBERS] += packed_size(first_G[g + 1] - first_G[g], F)
     frame[THREADS] = 1 if count[PAIRS] * F * D < SMALL_WORK else threads
-    arena = np.empty(carve(frame)[2] + LINE_BYTES, np.int8)
+    arena = np.empty(carve(frame)[4] + LINE_BYTES, np.int8)
     frame[ARENA], frame[TEAM] = line_start(address_of(arena)), address_of(team)
-    routes, buffers, _ = carve(frame)
+    routes, x, _, packed_middle, _ = carve(frame)
     group_pairs(expert, weight, bank, (0, 0, 0), D, routes)
-    place_groups(routes, T, D, buffers)
-    if T == 1:
-        pack_one(address_of(x_TD), D, routes, buffers[0])
+    place_groups(routes, D, x[1], packed_middle[1])
     launch(code, frame, team, frame[THREADS])
     used(routes_room)
     used(arena)

@@ -26,17 +26,18 @@ from localr1.kernels.attention_block import (
     TOKENS,
     Q,
     attend_runs,
-    carve_attention,
-    carve_front,
-    pack_once,
+    carve_partial,
+    norm_and_pack,
     project_out,
     rotate,
     take_product,
+    told,
 )
 from localr1.kernels.cache_rows import store_numbers
-from localr1.kernels.jit import compiled, floats_at
+from localr1.kernels.jit import compiled, floats_at, used
 from localr1.kernels.norm import normed
-from localr1.kernels.team import TEAM_NUMBERS, finish, settle, take
+from localr1.kernels.packing import packed_in, packed_room
+from localr1.kernels.team import TEAM_NUMBERS, settle
 
 (KV_HEADS, HEAD_SIZE, HEAD_Q_NORM, HEAD_K_NORM, K, V, GQA_PLAN) = (10, 11, 12, 13, 14, 17, 20)
 """Places in the plan, after those of every attention; a matrix takes three."""
@@ -74,63 +75,57 @@ def store_head(g, plan, floats, k_TK, v_TK, rotation, start, words_SW, kind):  #
 
 @compiled()
 def project_in(plan, floats, packed, x_TD, q_TQ, k_TK, v_TK, threads, team):  # type: ignore[no-untyped-def]
-    """Queries, keys and values from x, in phases 0 to 3."""
-    pack_once(x_TD, plan[NORM], floats[EPS], packed, team, 0)
-    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, q_TQ, threads, team, 1)
-    tasks_k = take_product(plan, K, plan[HIDDEN], packed, k_TK, threads, team, 2)
-    tasks_v = take_product(plan, V, plan[HIDDEN], packed, v_TK, threads, team, 3)
-    settle(team, 1, tasks_q)
-    settle(team, 2, tasks_k)
-    settle(team, 3, tasks_v)
+    """Queries, keys and values from x, in phases 0 to 2."""
+    norm_and_pack(x_TD, plan[NORM], floats[EPS], packed)
+    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, q_TQ, threads, team, 0)
+    tasks_k = take_product(plan, K, plan[HIDDEN], packed, k_TK, threads, team, 1)
+    tasks_v = take_product(plan, V, plan[HIDDEN], packed, v_TK, threads, team, 2)
+    settle(team, 0, tasks_q)
+    settle(team, 1, tasks_k)
+    settle(team, 2, tasks_v)
 
 
 @compiled()
-def merge_heads(partial, H, out_TO, team, phase):  # type: ignore[no-untyped-def]
-    """Every query's result from the runs', by one thread."""
+def merge_heads(partial, H, out_TO):  # type: ignore[no-untyped-def]
+    """Every query's result from the runs'."""
     highest_NGP, total_NGP, sum_NGQV = partial
     T, heads = out_TO.shape[0], H // highest_NGP.shape[1]
     d = out_TO.shape[1] // H
-    if take(team, phase) == 0:
-        for t in range(T):
-            for h in range(H):
-                out_d = out_TO[t, h * d : (h + 1) * d]
-                merge(h // heads, t * heads + h % heads, highest_NGP, total_NGP, sum_NGQV, out_d)
-        finish(team, phase)
-    settle(team, phase, 1)
+    for t in range(T):
+        for h in range(H):
+            out_d = out_TO[t, h * d : (h + 1) * d]
+            merge(h // heads, t * heads + h % heads, highest_NGP, total_NGP, sum_NGQV, out_d)
 
 
 @compiled()
 def gqa_job(frame_at):  # type: ignore[no-untyped-def]
-    """As `mla_block.mla_job`, for grouped-query attention."""
+    """As `mla_block.mla_job`, for grouped-query attention. Every thread writes the same new cache rows."""
     frame = int64s_at(frame_at, FRAME)
     plan, floats = int64s_at(frame[PLAN], GQA_PLAN), doubles_at(frame[FLOATS], 3)
     T, threads, start, kind = frame[TOKENS], frame[THREADS], frame[START], frame[KIND]
     H, G, d = plan[HEADS], plan[KV_HEADS], plan[HEAD_SIZE]
     heads, W = H // G, 2 * G * d
 
-    packed, x_TD, words_SW, rotation, q_at = carve_front(frame, plan[HIDDEN], max(plan[HIDDEN], H * d), d)
+    q_at = frame[ARENA]
     k_at = after(q_at, T * H * d, 4)
     v_at = after(k_at, T * G * d, 4)
-    out_at = after(v_at, T * G * d, 4)
-    query_GQd, partial, end = carve_attention(after(out_at, T * H * d, 4), frame, G, T * heads, d, d, W)
+    partial, end = carve_partial(after(v_at, T * G * d, 4), frame, G, T * heads, d, W)
     if frame[ARENA] == 0:
         frame[ARENA] = end
         return
     q_TQ, k_TK, v_TK = rows_at(q_at, T, H * d), rows_at(k_at, T, G * d), rows_at(v_at, T, G * d)
-    out_TO, team = rows_at(out_at, T, H * d), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    (x_TD, words_SW, rotation), team = told(frame, plan[HIDDEN], d), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    query_GQd, out_TO = np.empty((G, T * heads, d), np.float32), np.empty((T, H * d), np.float32)
+    room = packed_room(T, max(plan[HIDDEN], H * d))
+    packed = packed_in(room, T, max(plan[HIDDEN], H * d))
 
     project_in(plan, floats, packed, x_TD, q_TQ, k_TK, v_TK, threads, team)
-    while True:
-        h = take(team, 4)
-        if h >= H + G:
-            break
-        if h < H:
-            place_query(h, plan, floats, q_TQ, rotation, query_GQd)
-        else:
-            store_head(h - H, plan, floats, k_TK, v_TK, rotation, start, words_SW, kind)
-        finish(team, 4)
-    settle(team, 4, H + G)
+    for h in range(H):
+        place_query(h, plan, floats, q_TQ, rotation, query_GQd)
+    for g in range(G):
+        store_head(g, plan, floats, k_TK, v_TK, rotation, start, words_SW, kind)
     place = (start, heads, np.float32(floats[SCALE]))
-    attend_runs(words_SW, kind, start + T, query_GQd, (d, G * d, d, W, 0), place, partial, team, 5)
-    merge_heads(partial, H, out_TO, team, 6)
-    project_out(plan, out_TO, x_TD, packed, threads, team, 7)
+    attend_runs(words_SW, kind, start + T, query_GQd, (d, G * d, d, W, 0), place, partial, team, 3)
+    merge_heads(partial, H, out_TO)
+    project_out(plan, out_TO, x_TD, packed, threads, team, 4)
+    used(room)

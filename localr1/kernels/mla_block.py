@@ -6,7 +6,7 @@ attended to as they lie.
 
 import numpy as np
 
-from localr1.kernels.arena import after, doubles_at, int64s_at, rows_at
+from localr1.kernels.arena import after, cube_at, doubles_at, int64s_at, rows_at
 from localr1.kernels.attention import merge
 from localr1.kernels.attention_block import (
     ARENA,
@@ -27,16 +27,17 @@ from localr1.kernels.attention_block import (
     TOKENS,
     Q,
     attend_runs,
-    carve_attention,
-    carve_front,
-    pack_once,
+    carve_partial,
+    norm_and_pack,
     project_out,
     rotate,
     take_product,
+    told,
 )
 from localr1.kernels.cache_rows import store_latent
-from localr1.kernels.jit import compiled, floats_at, stay_out_of_line, widen, words_at
+from localr1.kernels.jit import compiled, floats_at, stay_out_of_line, used, widen, words_at
 from localr1.kernels.norm import normed
+from localr1.kernels.packing import packed_in, packed_room
 from localr1.kernels.team import TEAM_NUMBERS, finish, settle, take
 
 (NOPE, ROPE, VALUE, LATENT, Q_RANK, Q_NORM, Q_B, KV_A, KV_NORM, KV_B, KV_B_HALVES, MLA_PLAN) = (
@@ -131,30 +132,30 @@ def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
 
 @compiled()
 def project_in(plan, floats, packed, x_TD, first_TQ, q_TQ, row_TW, threads, team):  # type: ignore[no-untyped-def]
-    """Queries and new latents from x, in phases 0 to 4."""
-    pack_once(x_TD, plan[NORM], floats[EPS], packed, team, 0)
-    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, first_TQ, threads, team, 1)
-    tasks_kv = take_product(plan, KV_A, plan[HIDDEN], packed, row_TW, threads, team, 2)
-    settle(team, 1, tasks_q)
-    settle(team, 2, tasks_kv)
+    """Queries and new latents from x, in phases 0 to 2."""
+    norm_and_pack(x_TD, plan[NORM], floats[EPS], packed)
+    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, first_TQ, threads, team, 0)
+    tasks_kv = take_product(plan, KV_A, plan[HIDDEN], packed, row_TW, threads, team, 1)
+    settle(team, 0, tasks_q)
+    settle(team, 1, tasks_kv)
     if plan[Q_RANK]:
-        pack_once(first_TQ, plan[Q_NORM], floats[LATENT_EPS], packed, team, 3)
-        settle(team, 4, take_product(plan, Q_B, plan[Q_RANK], packed, q_TQ, threads, team, 4))
+        norm_and_pack(first_TQ, plan[Q_NORM], floats[LATENT_EPS], packed)
+        settle(team, 2, take_product(plan, Q_B, plan[Q_RANK], packed, q_TQ, threads, team, 2))
 
 
 @compiled()
 def take_heads(plan, floats, q_TQ, row_TW, rotation, query_QW, words_SW, start, kind, team):  # type: ignore[no-untyped-def]
-    """The cache's new rows, and every head's queries in the latent: phase 5."""
+    """The cache's new rows, and every head's queries in the latent: phase 3."""
     while True:
-        h = take(team, 5)
+        h = take(team, 3)
         if h > plan[HEADS]:
             break
         if h == 0:
             store_latents(plan, floats, row_TW, rotation, start, words_SW, kind)
         else:
             absorb_head(h - 1, plan, q_TQ, rotation, query_QW)
-        finish(team, 5)
-    settle(team, 5, plan[HEADS] + 1)
+        finish(team, 3)
+    settle(team, 3, plan[HEADS] + 1)
 
 
 @compiled()
@@ -167,27 +168,32 @@ def mla_job(frame_at):  # type: ignore[no-untyped-def]
     q_width, W, O = H * (plan[NOPE] + R), C + R, H * plan[VALUE]  # noqa: E741
     first_width = rank if rank else q_width
 
-    packed, x_TD, words_SW, rotation, first_at = carve_front(frame, plan[HIDDEN], max(plan[HIDDEN], rank, O), R)
+    widest, first_at = max(plan[HIDDEN], rank, O), frame[ARENA]
     q_at = after(first_at, T * first_width, 4)
     row_at = after(q_at, T * q_width, 4)
     out_at = after(row_at, T * W, 4)
-    query_GQW, partial, end = carve_attention(after(out_at, T * O, 4), frame, 1, T * H, W, C, W)
+    query_at = after(out_at, T * O, 4)
+    partial, end = carve_partial(after(query_at, T * H * W, 4), frame, 1, T * H, C, W)
     if frame[ARENA] == 0:
         frame[ARENA] = end
         return
     first_TQ, q_TQ = rows_at(first_at, T, first_width), rows_at(q_at, T, q_width)
-    row_TW, out_TO, team = rows_at(row_at, T, W), rows_at(out_at, T, O), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    row_TW, out_TO, query_GQW = rows_at(row_at, T, W), rows_at(out_at, T, O), cube_at(query_at, 1, T * H, W)
+    (x_TD, words_SW, rotation), team = told(frame, plan[HIDDEN], R), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    room = packed_room(T, widest)
+    packed = packed_in(room, T, widest)
 
     project_in(plan, floats, packed, x_TD, first_TQ, q_TQ, row_TW, threads, team)
     queries_TQ = q_TQ if rank else first_TQ
     take_heads(plan, floats, queries_TQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, team)
     place = (start, H, np.float32(floats[SCALE]))
-    attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, team, 6)
+    attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, team, 4)
     while True:
-        h = take(team, 7)
+        h = take(team, 5)
         if h >= H:
             break
         raise_head(h, plan, partial, out_TO)
-        finish(team, 7)
-    settle(team, 7, H)
-    project_out(plan, out_TO, x_TD, packed, threads, team, 8)
+        finish(team, 5)
+    settle(team, 5, H)
+    project_out(plan, out_TO, x_TD, packed, threads, team, 6)
+    used(room)

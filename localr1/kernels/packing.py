@@ -11,6 +11,7 @@ scale of not-a-number and makes every result of its own not-a-number, and no oth
 
 import numpy as np
 
+from localr1.kernels.arena import LINE_BYTES, int16s_at, line_start
 from localr1.kernels.byte_products import STEP, split_row
 from localr1.kernels.features import BYTE_PRODUCTS, CHUNK, LANES
 from localr1.kernels.intrinsics import MAX_ACTIVATION, largest_of_vectors, round_chunks, transpose
@@ -60,6 +61,18 @@ def packed_size(rows, length):  # type: ignore[no-untyped-def]
     if rows > FEW:
         return padded(length) * ((rows + LANES - 1) // LANES * LANES)
     return rows * few_size(length)
+
+
+@compiled(inline=True)
+def packed_room(rows, length):  # type: ignore[no-untyped-def]
+    """Memory for `rows` packed rows that a thread keeps to itself (see `packed_in`)."""
+    return np.empty(packed_size(rows, length) + LINE_BYTES // 2, np.int16)
+
+
+@compiled(inline=True)
+def packed_in(room, rows, length):  # type: ignore[no-untyped-def]
+    """Packed rows and their scales in such memory, which must be `used` later."""
+    return int16s_at(line_start(address_of(room)), packed_size(rows, length)), np.empty(rows, np.float64)
 
 
 @compiled()

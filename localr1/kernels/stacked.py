@@ -77,7 +77,6 @@ class Stack:
         self._tokens, self._state = np.zeros(MOST_ROWS, np.int64), np.empty((MOST_ROWS, self._hidden), np.float32)
         self._x, self._normed = np.empty_like(self._state), np.empty_like(self._state)
         self._expert = np.zeros((len(layers), MOST_ROWS * self._top_k), np.int64)
-        self._weight = np.empty(MOST_ROWS * self._top_k, np.float32)  # of whichever layer is at work
         self._best, self._top = np.empty(MOST_ROWS, np.int64), np.empty(MOST_ROWS, np.float32)
         self._best_at = self._best.ctypes.data
         self._cache = (0, 0, 0, 0)  # where the latest call's lay, the bytes and words of a layer's and a row, the kind
@@ -157,7 +156,6 @@ class Stack:
         for number, (block, frame) in enumerate(zip(self._blocks, self._frames, strict=True)):
             block.write_frame(frame, team_at + number % 2 * half_bytes)
         self._attention[:, attention.X] = self._front[:, mtp_front.OUT] = self._x.ctypes.data
-        self._feed_forward[:, feed_forward.WEIGHT] = self._weight.ctypes.data
         self._feed_forward[:, feed_forward.EXPERT] = self._expert.ctypes.data + self._number * self._expert.strides[0]
         self._head[:, head_block.NORMED], self._head[:, head_block.TOP] = (
             self._normed.ctypes.data,
