@@ -7,12 +7,12 @@ token is asked for. At most `packing.FEW` tokens.
 
 import numpy as np
 
-from localr1.kernels.arena import after, doubles_at, indices_at, int16s_at, int64s_at, line_at, rows_at
+from localr1.kernels.arena import after, doubles_at, indices_at, int64s_at, line_at, rows_at
 from localr1.kernels.attention_block import matrix
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.linear import take_rows
 from localr1.kernels.norm import normed
-from localr1.kernels.packing import pack, packed_size
+from localr1.kernels.packing import pack, packed_in, packed_room
 from localr1.kernels.team import TEAM_NUMBERS, finish, launch, settle, take
 
 HIDDEN, VOCAB, NORM, HEAD, HEAD_PLAN = 0, 1, 2, 3, 6
@@ -69,25 +69,23 @@ def head_job(frame_at):  # type: ignore[no-untyped-def]
     plan, floats = int64s_at(frame[PLAN], HEAD_PLAN), doubles_at(frame[FLOATS], 1)
     T, D, V = frame[TOKENS], plan[HIDDEN], plan[VOCAB]
     stretches = (V + STRETCH - 1) // STRETCH
-    packed_at = frame[ARENA]
-    scale_at = after(packed_at, packed_size(T, D), 2)
-    best_at = after(scale_at, T, 8)
+    best_at = frame[ARENA]
     top_at = after(best_at, T * stretches, 8)
     logits_at = after(top_at, T * stretches, 4)
     if frame[ARENA] == 0:
         frame[ARENA] = after(logits_at, T * V, 4)
         return
-    packed, scale_T, team = int16s_at(packed_at, packed_size(T, D)), doubles_at(scale_at, T), frame[TEAM]
-    counters = int64s_at(team, TEAM_NUMBERS)
+    counters = int64s_at(frame[TEAM], TEAM_NUMBERS)
     logits_TV = rows_at(frame[LOGITS] if frame[LOGITS] else logits_at, T, V)
+    x_TD, normed_TD = rows_at(frame[X], T, D), np.empty((T, D), np.float32)
+    room = packed_room(T, D)
+    packed, scale_T = packed_in(room, T, D)
 
+    for t in range(T):
+        normed(x_TD[t], floats_at(plan[NORM], D), floats[EPS], normed_TD[t])
     if take(counters, 0) == 0:
-        x_TD, normed_TD = rows_at(frame[X], T, D), rows_at(frame[NORMED], T, D)
-        for t in range(T):
-            normed(x_TD[t], floats_at(plan[NORM], D), floats[EPS], normed_TD[t])
-        pack(frame[NORMED], D, np.arange(T), 0, T, packed, scale_T)
-        finish(counters, 0)
-    settle(counters, 0, 1)
+        rows_at(frame[NORMED], T, D)[:] = normed_TD
+    pack(address_of(normed_TD), D, np.arange(T), 0, T, packed, scale_T)
     tasks = take_rows(matrix(plan, HEAD), D, packed, scale_T, logits_TV, False, frame[THREADS], counters, 1)
     settle(counters, 1, tasks)
     if frame[BEST]:
@@ -95,8 +93,8 @@ def head_job(frame_at):  # type: ignore[no-untyped-def]
         take_highest(logits_TV, best_TN, top_TN, counters, 2)
         if take(counters, 3) == 0:
             merge_highest(best_TN, top_TN, int64s_at(frame[BEST], T), line_at(frame[TOP], T))
-            finish(counters, 3)
-        settle(counters, 3, 1)
+    used(normed_TD)
+    used(room)
 
 
 @compiled()

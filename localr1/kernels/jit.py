@@ -216,7 +216,7 @@ def call_at(typing_context: Any, code: Any, argument: Any) -> Any:
     return types.void(types.int64, types.int64), codegen
 
 
-@compiled()
+@compiled(inline=True)
 def exp(x):  # type: ignore[no-untyped-def]
     """e^x of a float32 to 2e-7 relative: plain arithmetic, so that loops over it become vector code. Below -87 it is
     0."""

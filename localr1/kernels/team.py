@@ -21,7 +21,7 @@ from localr1.kernels.jit import address_of, call_at, compiled, used
 COUNTER_STRIDE = 8
 """int64 numbers: a cache line of its own for each counter."""
 
-TEAM_NUMBERS = 2 * COUNTER_STRIDE * 12
+TEAM_NUMBERS = 2 * COUNTER_STRIDE * 7
 """The counters of the job with the most phases."""
 
 PATIENT_SPINS = 2000
