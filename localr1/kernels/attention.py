@@ -24,7 +24,16 @@ from localr1.kernels.emitter import calling
 from localr1.kernels.features import BITS, LANES
 from localr1.kernels.few_query_attention import attend_few, has_few_queries
 from localr1.kernels.float_attention import attend_run, block_rows
-from localr1.kernels.jit import address_of, bits_of_float, compiled, exp, float_from_bits, stay_out_of_line, used
+from localr1.kernels.jit import (
+    address_of,
+    bits_of_float,
+    compiled,
+    copy_numbers,
+    exp,
+    float_from_bits,
+    stay_out_of_line,
+    used,
+)
 from localr1.kernels.latent_attention import NEGATIVE_INFINITY, attend_fixed
 from localr1.kernels.team import COUNTER_STRIDE, take
 
@@ -165,8 +174,10 @@ def latent_pass(n, q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out
     t = n * step
     tokens = min(step, T - t)
     query_THW = np.empty((tokens, H, W), np.float32)
-    query_THW[:, :, :C] = q_latent_THC[t : t + tokens]
-    query_THW[:, :, C:] = q_rope_THR[t : t + tokens]
+    for i in range(tokens):
+        for h in range(H):
+            copy_numbers(q_latent_THC[t + i, h], query_THW[i, h, :C])
+            copy_numbers(q_rope_THR[t + i, h], query_THW[i, h, C:])
     query_GQW, out_GQC = query_THW.reshape((1, tokens * H, W)), out_THC[t : t + tokens].reshape((1, tokens * H, C))
     attend(words_SW, halves, query_GQW, (0, 0, 0, W, C), (start + t, H, np.float32(scale)), out_GQC, threads)
 

@@ -6,7 +6,7 @@ for the row: [latent C in C / 2 words | rotary key R bfloat16 | scale float32], 
 
 import numpy as np
 
-from localr1.kernels.jit import bits_of_float, compiled, nearest, widen
+from localr1.kernels.jit import bits_of_float, compiled, copy_numbers, nearest, widen
 
 INT8, BF16, FLOAT32 = 0, 1, 2
 
@@ -24,7 +24,7 @@ def narrow(x):  # type: ignore[no-untyped-def]
 def store_numbers(x_W, words, kind):  # type: ignore[no-untyped-def]
     """float32 numbers as bfloat16 or float32."""
     if kind == FLOAT32:
-        words.view(np.float32)[:] = x_W
+        copy_numbers(x_W, words.view(np.float32))
     else:
         for i in range(x_W.size):
             words[i] = narrow(x_W[i])

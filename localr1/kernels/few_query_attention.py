@@ -89,8 +89,10 @@ def attend_few(words_SW, kind, begin, end, query_GQk, geometry, place, result): 
     shrink_at = after(score_at, rows_Q * BLOCK, 4)
     scaled_GQk, score_QB = cube_at(query_at, G, Q, k), rows_at(score_at, rows_Q, BLOCK)
     shrink_Q = line_at(shrink_at, Q)
-    scaled_GQk[:] = query_GQk
-    scaled_GQk *= scale
+    for g in range(G):
+        for q in range(Q):
+            for i in range(k):
+                scaled_GQk[g, q, i] = query_GQk[g, q, i] * scale
     score_QB[:] = 0
     row_bytes, number_bytes = 2 * words_SW.shape[1], 2 * kind
     share = BLOCK * row_bytes // G

@@ -18,7 +18,7 @@ from localr1.kernels.attention_loops import (
 )
 from localr1.kernels.cache_rows import widen_latent
 from localr1.kernels.features import LANES
-from localr1.kernels.jit import address_of, compiled, exp, stay_out_of_line, widen
+from localr1.kernels.jit import address_of, compiled, copy_numbers, exp, stay_out_of_line, widen
 from localr1.kernels.latent_attention import NEGATIVE_INFINITY, hide_later_rows
 
 
@@ -35,7 +35,7 @@ def widen_block(words_SW, halves, first, rows, width, values, wide_BW):  # type:
     for r in range(rows):
         words, place = words_SW[first + r], wide_BW[r]
         if halves == 2:
-            place[:width] = words.view(np.float32)
+            copy_numbers(words.view(np.float32), place[:width])
         elif halves == 0:
             widen_latent(words, values, place[:width])
         else:

@@ -34,7 +34,7 @@ from localr1.kernels.attention_block import (
     told,
 )
 from localr1.kernels.cache_rows import store_numbers
-from localr1.kernels.jit import compiled, floats_at, used
+from localr1.kernels.jit import compiled, copy_numbers, floats_at, used
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import packed_in, packed_room
 from localr1.kernels.team import TEAM_NUMBERS, settle
@@ -51,7 +51,7 @@ def place_query(h, plan, floats, q_TQ, rotation, query_GQd):  # type: ignore[no-
     cos_TR, sin_TR = rotation
     first_d = np.empty(d, np.float32)
     for t in range(q_TQ.shape[0]):
-        first_d[:] = q_TQ[t, h * d : (h + 1) * d]
+        copy_numbers(q_TQ[t, h * d : (h + 1) * d], first_d)
         if plan[HEAD_Q_NORM] != ABSENT:
             normed(q_TQ[t, h * d : (h + 1) * d], floats_at(plan[HEAD_Q_NORM], d), floats[EPS], first_d)
         rotate(first_d, cos_TR[t], sin_TR[t], plan[INTERLEAVED], query_GQd[h // heads, t * heads + h % heads])
@@ -64,7 +64,7 @@ def store_head(g, plan, floats, k_TK, v_TK, rotation, start, words_SW, kind):  #
     cos_TR, sin_TR = rotation
     first_d, second_d = np.empty(d, np.float32), np.empty(d, np.float32)
     for t in range(k_TK.shape[0]):
-        first_d[:] = k_TK[t, g * d : (g + 1) * d]
+        copy_numbers(k_TK[t, g * d : (g + 1) * d], first_d)
         if plan[HEAD_K_NORM] != ABSENT:
             normed(k_TK[t, g * d : (g + 1) * d], floats_at(plan[HEAD_K_NORM], d), floats[EPS], first_d)
         rotate(first_d, cos_TR[t], sin_TR[t], plan[INTERLEAVED], second_d)

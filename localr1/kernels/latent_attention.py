@@ -36,6 +36,7 @@ from localr1.kernels.jit import (
     address_of,
     bits_of_float,
     compiled,
+    copy_numbers,
     floats_at,
     int8_at,
     nearest,
@@ -259,8 +260,8 @@ def attend_fixed(words_SW, kind, begin, end, query_GQk, geometry, place, result)
         largest_number = LARGEST_INT8 if kind == INT8 else LARGEST_BF16
         softmax_of_block(score_BP, rows + rows % 2, scale_2B[0], ratio_B, state_4P, weight_BP, largest_number)
         fixed_values(weight_BP, value_B2V, (rows + 1) // 2, state_4P, sum_QV)
-    highest_P[:] = state_4P[HIGHEST, :columns]
-    total_P[:] = state_4P[TOTAL, :columns]
+    copy_numbers(state_4P[HIGHEST, :columns], highest_P)
+    copy_numbers(state_4P[TOTAL, :columns], total_P)
     used(copy)
     used(fixed_RW)
     used(query_kP2)

@@ -35,7 +35,7 @@ from localr1.kernels.attention_block import (
     told,
 )
 from localr1.kernels.cache_rows import store_latent
-from localr1.kernels.jit import compiled, floats_at, stay_out_of_line, used, widen, words_at
+from localr1.kernels.jit import compiled, copy_numbers, floats_at, stay_out_of_line, used, widen, words_at
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import packed_in, packed_room
 from localr1.kernels.team import TEAM_NUMBERS, finish, settle, take
@@ -53,7 +53,7 @@ WIDENED = 4096
 def widen_row(words, halves, out):  # type: ignore[no-untyped-def]
     """Numbers of 16 (halves = 1) or 32 bits (2) as float32."""
     if halves == 2:
-        out[:] = words.view(np.float32)
+        copy_numbers(words.view(np.float32), out)
     else:
         for i in range(out.size):
             out[i] = widen(words[i])

@@ -93,9 +93,8 @@ def choose(logit_TE, bias_E, rule, scale, expert_TK, weight_TK):  # type: ignore
     for t in range(T):
         score_E = logit_TE[t]
         scores(score_E, sigmoid)
-        choice_E[:] = score_E
-        if bias_E.size:
-            choice_E += bias_E
+        for e in range(E):
+            choice_E[e] = score_E[e] + bias_E[e] if bias_E.size else score_E[e]
         free_E = keep_best_groups(choice_E, groups, keep, sigmoid) if groups > 1 else np.ones(E, np.bool_)
         total = np.float32(0.0)
         for k in range(K):
