@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "localr1"
-BASE = {"errors", "events", "options"}
+BASE = {"errors", "events", "options", "quantities"}
 ALLOWED = {
     "errors": set(),
     "events": set(),
     "options": set(),
+    "quantities": set(),
     "kernels": set(),
     "chat": {"errors"},
     "terminal": {"chat.history"} | BASE,
     "hub": {"__init__"} | BASE,
     "model": {"errors"},
-    "weights": {"errors", "events", "model.linear", "__init__"},
+    "weights": {"errors", "events", "quantities", "model.linear", "__init__"},
     "placement": {"kernels", "weights", "errors", "events", "model.linear", "model.config", "model.mla", "model.rope"},
     "decode": {"model", "errors", "events"},
     "session": {"__init__", "chat", "decode", "hub", "kernels", "model", "placement", "weights"} | BASE,

@@ -8,9 +8,9 @@ from localr1.cli.start import STARTING
 from localr1.errors import ExitStatus
 from localr1.events import Progress
 from localr1.options import DoctorOptions, EngineOptions
+from localr1.quantities import bytes_text, count_text
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
-from localr1.terminal.quantities import bytes_text, count_text
 from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:

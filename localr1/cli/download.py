@@ -8,9 +8,9 @@ from localr1.cli.start import download
 from localr1.errors import ExitStatus
 from localr1.events import DownloadPlan, Notice, Progress
 from localr1.options import DownloadOptions
+from localr1.quantities import bytes_text
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import Display, follow
-from localr1.terminal.quantities import bytes_text
 from localr1.terminal.transfer import JsonDisplay, open_transfer_display, plan_lines
 
 ASK_ABOVE_BYTES = 2_000_000_000

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from localr1.errors import ExitStatus, NotFoundError
+from localr1.quantities import bytes_text
 from localr1.terminal.environment import Environment
-from localr1.terminal.quantities import bytes_text
 from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ import dataclasses
 from localr1.cli.download import ask, is_asking_possible
 from localr1.errors import ExitStatus, UsageError
 from localr1.options import RemoveOptions
+from localr1.quantities import bytes_text, count_text
 from localr1.terminal.environment import Environment
-from localr1.terminal.quantities import bytes_text, count_text
 
 
 def run(environment: Environment, options: RemoveOptions) -> ExitStatus:

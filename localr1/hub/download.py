@@ -27,6 +27,7 @@ from localr1.hub.remote import Listing, RemoteFile
 from localr1.hub.room import SPARE_BYTES, by_disk, is_full, require
 from localr1.hub.source import HubRepo, Snapshot
 from localr1.hub.transfer import receive, receive_start
+from localr1.quantities import bytes_text
 
 __all__ = ["Arrived", "Download", "HubRepo", "Snapshot", "fetch"]
 
@@ -229,7 +230,7 @@ class Download:
         missing_bytes = self._source_need_bytes() + SPARE_BYTES - shutil.disk_usage(self._cache.root).free
         return DiskError(
             f"the disk of {self._cache.root} is full",
-            f"free {max(missing_bytes, SPARE_BYTES) / 1e9:.2f} GB more, or set HF_HOME to a larger disk; then {AGAIN}",
+            f"free {bytes_text(max(missing_bytes, SPARE_BYTES))} more, or set HF_HOME to a larger disk; then {AGAIN}",
         )
 
     def _begin(self, files: tuple[RemoteFile, ...], jobs: list[Job]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from localr1.errors import DiskError
 from localr1.events import DiskNeed
+from localr1.quantities import bytes_text
 
 SPARE_BYTES = 64 << 20
 
@@ -29,8 +30,8 @@ def require(disk: DiskNeed, what: str) -> None:
     missing_bytes = disk.needed_bytes + SPARE_BYTES - disk.free_bytes
     if disk.needed_bytes > 0 and missing_bytes > 0:
         raise DiskError(
-            f"{what} needs {disk.needed_bytes / 1e9:.2f} GB, {disk.folder} has {disk.free_bytes / 1e9:.2f} GB free",
-            f"free {missing_bytes / 1e9:.2f} GB more, or set HF_HOME and LOCALR1_HOME to larger disks",
+            f"{what} needs {bytes_text(disk.needed_bytes)}, {disk.folder} has {bytes_text(disk.free_bytes)} free",
+            f"free {bytes_text(missing_bytes)} more, or set HF_HOME and LOCALR1_HOME to larger disks",
         )
 
 

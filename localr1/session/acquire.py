@@ -20,6 +20,7 @@ from localr1.hub.source import HubRepo, LocalFolder, Snapshot
 from localr1.model import registry
 from localr1.model.linear import TensorSpec
 from localr1.options import DownloadOptions, EngineOptions
+from localr1.quantities import bytes_text
 from localr1.session.outlook import outlook
 from localr1.weights.checkpoint import Checkpoint, HeaderError
 from localr1.weights.conversion import Conversion, partial_folder, reserved_bytes, write_store
@@ -181,7 +182,7 @@ def _retire(old: StoredModel | None, folder: Path) -> Iterator[Event]:
     except LocalR1Error as error:
         yield Notice(f"the old version stays: {error.message}")
     else:
-        yield Notice(f"updated; the old version {old.revision[:12]} is gone ({freed_bytes / 1e9:.1f} GB)")
+        yield Notice(f"updated; the old version {old.revision[:12]} is gone ({bytes_text(freed_bytes)})")
 
 
 def _extras(source: Path) -> dict[str, bytes]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from localr1.chat.history import Recorder, find, listing
 from localr1.errors import DiskError, UnsupportedError, UsageError
+from localr1.quantities import count_text
 from localr1.terminal.blocks import code_blocks
 from localr1.terminal.clipboard import copy as copy_text
 from localr1.terminal.files import read_attachment
-from localr1.terminal.quantities import count_text
 from localr1.terminal.repl import Repl
 from localr1.terminal.talk import as_json, as_markdown
 from localr1.terminal.visible import visible

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from localr1.chat.history import Recorder, listing
 from localr1.errors import UnsupportedError, UsageError
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
+from localr1.quantities import count_text, rate_text, seconds_text
 from localr1.terminal import archive
-from localr1.terminal.quantities import count_text, rate_text, seconds_text
 from localr1.terminal.repl import Repl
 from localr1.terminal.settings import read_value
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from localr1.events import Event, FetchProgress, LoadProgress, Notice, PrefillProgress, Progress, QuantizeProgress
+from localr1.quantities import bytes_text, seconds_text
 from localr1.terminal.environment import Environment
-from localr1.terminal.quantities import bytes_text, seconds_text
 from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Protocol, TextIO
 
 from localr1.events import AnswerText, Event, Notice, ReasoningText, ThoughtEnd, TurnEnd
 from localr1.options import TerminalOptions
+from localr1.quantities import count_text, rate_text, thought_line
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import open_display
-from localr1.terminal.quantities import count_text, rate_text, thought_line
 from localr1.terminal.visible import VisibleStream
 
 _WHY_STOPPED = {

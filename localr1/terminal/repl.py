@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from localr1.errors import LocalR1Error
 from localr1.events import Event, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
+from localr1.quantities import bytes_text, rate_text
 from localr1.terminal.editor import editor, plain_reader, unquoted
 from localr1.terminal.environment import Environment
 from localr1.terminal.files import Attachment
-from localr1.terminal.quantities import bytes_text, rate_text
 from localr1.terminal.render import WORTH_SAYING, show_turn
 from localr1.terminal.talk import Conversation, Leave, Talk, stopped_by_ctrl_c
 from localr1.terminal.visible import visible

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 
 from localr1.options import TerminalOptions
+from localr1.quantities import seconds_text, thought_line
 from localr1.terminal.blocks import Block, BlockSplitter
 from localr1.terminal.environment import Environment
 from localr1.terminal.live import LiveLines
 from localr1.terminal.markdown import Layout
-from localr1.terminal.quantities import seconds_text, thought_line
 from localr1.terminal.visible import VisibleStream
 
 _WINDOW_LINES = 8

@@ -17,7 +17,7 @@ from localr1.chat.history import Recorder, Said, kept_cache
 from localr1.errors import LocalR1Error, UsageError
 from localr1.events import AnswerText, Event, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
-from localr1.terminal.quantities import count_text
+from localr1.quantities import count_text
 
 
 class Conversation(Protocol):

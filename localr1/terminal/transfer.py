@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from localr1.events import DownloadPlan, Event, FetchProgress, LoadProgress, Notice, QuantizeProgress
+from localr1.quantities import bytes_text, seconds_text
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import Display, open_display
-from localr1.terminal.quantities import bytes_text, seconds_text
 from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:

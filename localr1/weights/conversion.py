@@ -25,6 +25,7 @@ from localr1 import __version__
 from localr1.errors import CorruptError, DiskError
 from localr1.events import Event, LoadProgress, QuantizeProgress
 from localr1.model.linear import TensorSpec
+from localr1.quantities import bytes_text
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.quantize import int8_chunks
 from localr1.weights.safetensors_file import FileWriter, disk_error
@@ -271,8 +272,8 @@ def check_room(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if needed_bytes > 0 and needed_bytes + SPARE_BYTES > free_bytes:
         raise DiskError(
-            f"the 8-bit store needs {needed_bytes / 1e9:.2f} GB, {existing} has {free_bytes / 1e9:.2f} GB free",
-            f"free {(needed_bytes + SPARE_BYTES - free_bytes) / 1e9:.2f} GB more, or set LOCALR1_HOME to a larger disk",
+            f"the 8-bit store needs {bytes_text(needed_bytes)}, {existing} has {bytes_text(free_bytes)} free",
+            f"free {bytes_text(needed_bytes + SPARE_BYTES - free_bytes)} more, or set LOCALR1_HOME to a larger disk",
         )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from localr1.errors import CorruptError, DiskError, LocalR1Error, NotFoundError, UnsupportedError
+from localr1.quantities import bytes_text
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -313,7 +314,7 @@ def disk_error(path: Path, needed_bytes: int, error: OSError) -> LocalR1Error:
     """What the operating system refused while writing `path`, as one of ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskError(
-            f"no room on the disk for {path.name} ({needed_bytes / 1e9:.2f} GB)",
+            f"no room on the disk for {path.name} ({bytes_text(needed_bytes)})",
             f"free some space under {path.parent}, or set LOCALR1_HOME to a larger disk",
         )
     return DiskError(f"{path} cannot be written: {error.strerror or error}", "check the disk and its permissions")

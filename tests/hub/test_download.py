@@ -270,7 +270,7 @@ def test_a_disk_that_fills_up_is_told_and_gone_on_with(tmp_path: Path, small_dis
         run.wait()
         assert run.last.get("error") == "DiskError", run.last
         assert any(word in run.last["message"] for word in ("is full", "no room", "needs")), run.last
-        assert "GB more" in run.last["hint"] or "free some space" in run.last["hint"]
+        assert "B more" in run.last["hint"] or "free some space" in run.last["hint"]
         ballast.unlink()
         hub.faults.clear()
         whole = runner.finish(REPO).folder

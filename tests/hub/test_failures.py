@@ -123,7 +123,7 @@ def test_too_small_a_disk_is_found_before_the_first_byte(hub: LoopbackHub, clien
     lfs = {"oid": "0" * 64, "size": 10**16, "pointerSize": 134}
     name = "model-00003-of-00003.safetensors"
     hub.extra_entries.append({"type": "file", "path": name, "size": 10**16, "oid": "0" * 40, "lfs": lfs})
-    assert_error(client, "DiskError", "10000000.00 GB", "free", "HF_HOME")
+    assert_error(client, "DiskError", "10000.0 TB", "free", "HF_HOME")
     assert hub.gets() == []
 
 

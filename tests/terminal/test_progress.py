@@ -4,8 +4,8 @@ import pyte
 import pytest
 
 from localr1.events import FetchProgress, LoadProgress, Notice, PrefillProgress, QuantizeProgress
+from localr1.quantities import bytes_text, seconds_text
 from localr1.terminal.progress import LineDisplay, follow
-from localr1.terminal.quantities import bytes_text, seconds_text
 from tests.terminal.fakes import environment, err, out
 
 
