@@ -25,12 +25,17 @@ def seconds_text(seconds: float) -> str:
 
 def rate_text(tokens_per_s: float) -> str:
     """12.3 tokens/s; whole numbers from 100 up."""
-    return f"{tokens_per_s:.0f} tokens/s" if tokens_per_s >= 99.95 else f"{tokens_per_s:.1f} tokens/s"
+    return f"{tokens_per_s:,.0f} tokens/s" if tokens_per_s >= 99.95 else f"{tokens_per_s:.1f} tokens/s"
 
 
 def count_text(count: int, one: str) -> str:
     """1 token, 2 tokens, 1,234 tokens."""
     return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"
+
+
+def context_text(tokens: int, limit_tokens: int) -> str:
+    """context 512/4,096"""
+    return f"context {tokens:,}/{limit_tokens:,}"
 
 
 def thought_line(tokens: int, duration_s: float) -> str:

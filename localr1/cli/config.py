@@ -99,6 +99,8 @@ def _show(environment: Environment, path: Path) -> None:
             environment.stdout.write(_line(name, values[name]))
     if not values:
         environment.status("Nothing is set. For example: localr1 config set temperature 0.6", "dim")
+    if environment.stdout.isatty():
+        environment.status(f"Not set: {', '.join(name for name in SETTINGS if name not in values)}", "dim")
 
 
 def _get(environment: Environment, path: Path, name: str) -> None:

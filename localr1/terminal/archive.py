@@ -52,9 +52,9 @@ def copy(repl: Repl, text: str) -> None:
     if text:
         blocks = code_blocks(answer)
         if not text.isdecimal() or not 1 <= int(text) <= len(blocks):
+            there = f"it has {count_text(len(blocks), 'piece')} of code" if blocks else "it has no code"
             raise UsageError(
-                f"there is no code block {text} in the last answer",
-                f"it has {count_text(len(blocks), 'block')} of code; /copy alone copies the whole answer",
+                f"there is no piece of code {text} in the last answer", f"{there}; /copy alone copies the whole answer"
             )
         answer = blocks[int(text) - 1]
     way = copy_text(repl.environment, answer)
@@ -114,6 +114,8 @@ def export(repl: Repl, text: str) -> None:
         raise UsageError("/export needs a file that ends in .md or .json", "for example /export talk.md")
     if path.exists():
         raise UsageError(f"{path} is there already", "choose another name")
+    if not repl.talk.turns:
+        raise UsageError("nothing was said yet", "type a message first")
     shown = writers[path.suffix.lower()](repl.talk.turns, repl.host.model, repl.settings.conversation.system)
     try:
         path.write_text(shown, encoding="utf-8", errors="replace")

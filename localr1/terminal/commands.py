@@ -24,6 +24,8 @@ _SETTABLE: Mapping[str, type] = {
 }
 _THOUGHTS = ("show", "fold", "hide")
 _SHORTEST_MEANING = 40
+_OTHER_NAMES = {"": "help", "?": "help", "quit": "exit", "bye": "exit", "q": "exit"}
+"""What people are used to from other programs."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Command:
 
 def find_command(name: str) -> Command:
     """UsageError, naming the nearest command, when there is none of this name."""
+    name = _OTHER_NAMES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]
     near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -143,8 +146,8 @@ def _think(repl: Repl, text: str) -> None:
         think = read_value(ConversationOptions, "think", text)
         repl.settings.conversation = dataclasses.replace(repl.settings.conversation, think=think)
         repl.configure()
-    words = {None: "as the model likes", True: "on", False: "off"}
-    repl.say(f"Thinking is {words[repl.settings.conversation.think]}, where the model leaves the choice.")
+    words = {None: "left to the model", True: "on", False: "off"}
+    repl.say(f"Thinking is {words[repl.settings.conversation.think]}; some models leave no choice.")
 
 
 def _thoughts(repl: Repl, text: str) -> None:
@@ -249,7 +252,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command("Write the conversation to a .md or .json file.", archive.export, "FILE"),
     "history": Command("List or search the saved conversations.", archive.history, "[WORDS]"),
     "stats": Command("Show this session's figures.", _stats),
-    "plan": Command("Where a model's parts would go here, and how fast it would be.", _plan, "[MODEL]"),
+    "plan": Command("Show where a model's parts go, and how fast it is.", _plan, "[MODEL]"),
     "bench": Command("Measure a model on this computer.", _bench, "[MODEL]"),
     "exit": Command("Leave.", _exit),
 }

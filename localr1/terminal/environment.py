@@ -122,21 +122,27 @@ class Environment:
     def status(self, text: str, style: Style | None = None) -> None:
         """One line about the program itself, on stderr, so that it never mixes with an answer in a pipe.
 
-        A terminal narrower than the line gets it broken between words.
+        A terminal narrower than the line gets it broken between words, as far in as the line begins.
         """
-        shown = visible(text)
-        if self.stderr.isatty():
-            shown = textwrap.fill(shown, self.width, break_long_words=False, break_on_hyphens=False)
+        shown = self._wrapped(visible(text))
         self.stderr.write((self.style(shown, style, self.stderr) if style else shown) + "\n")
         self.stderr.flush()
 
     def error(self, error: LocalR1Error) -> None:
         """`error: what happened`, and `hint: what to do next`."""
-        label = self.style("error:", "red", self.stderr)
-        self.stderr.write(f"{label} {_one_line(error.message)}\n")
-        if error.hint:
-            self.stderr.write(f"{self.style('hint:', 'bold', self.stderr)} {_one_line(error.hint)}\n")
+        parts: list[tuple[str, Style, str]] = [("error:", "red", error.message), ("hint:", "bold", error.hint)]
+        for label, style, text in parts:
+            if text:
+                shown = self._wrapped(f"{label} {_one_line(text)}").removeprefix(label)
+                self.stderr.write(f"{self.style(label, style, self.stderr)}{shown}\n")
         self.stderr.flush()
+
+    def _wrapped(self, text: str) -> str:
+        """Broken between words where stderr is a terminal; a word is never broken, so that it can be copied."""
+        if not self.stderr.isatty():
+            return text
+        indent = text[: len(text) - len(text.lstrip(" "))]
+        return textwrap.fill(text, self.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
     def read_piped(self) -> str:
         """Everything on stdin when it is not a terminal, without its last line ends; "" when it is one.

@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 
 from localr1.events import AnswerText, Event, Notice, ReasoningText, ThoughtEnd, TurnEnd
 from localr1.options import TerminalOptions
-from localr1.quantities import count_text, rate_text, thought_line
+from localr1.quantities import context_text, count_text, rate_text, thought_line
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import open_display
 from localr1.terminal.visible import VisibleStream
@@ -80,7 +80,7 @@ def open_view(environment: Environment, options: TerminalOptions) -> View:
 
 
 def statistics_line(environment: Environment, end: TurnEnd) -> str:
-    """`118 tokens · 21.4 tokens/s · context 512/4096`, with the reason first when the model did not stop by itself."""
+    """`118 tokens · 21.4 tokens/s · context 512/4,096`, with the reason first when the model did not stop by itself."""
     parts = [_WHY_STOPPED[end.reason]] if end.reason in _WHY_STOPPED else []
     tokens = count_text(end.generated_tokens, "token")
     if end.reasoning_tokens:
@@ -91,7 +91,7 @@ def statistics_line(environment: Environment, end: TurnEnd) -> str:
     if end.tokens_per_step >= WORTH_SAYING:
         parts.append(f"{end.tokens_per_step:.1f} tokens a step")
     if end.context_limit_tokens:
-        parts.append(f"context {end.context_tokens}/{end.context_limit_tokens}")
+        parts.append(context_text(end.context_tokens, end.context_limit_tokens))
     return environment.glyph(" · ", " - ").join(parts)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from localr1.errors import LocalR1Error
 from localr1.events import Event, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
-from localr1.quantities import bytes_text, rate_text
+from localr1.quantities import bytes_text, context_text, rate_text
 from localr1.terminal.editor import editor, plain_reader, unquoted
 from localr1.terminal.environment import Environment
 from localr1.terminal.files import Attachment
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.input import Input
     from prompt_toolkit.output import Output
 
-_COMMAND = re.compile(r"/([a-z-]+)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
+_COMMAND = re.compile(r"/([a-z-]*|\?)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass
@@ -142,11 +142,11 @@ class Repl:
         self.talk.conversation.configure(self.settings.sampling, self.settings.conversation)
 
     def bar(self) -> str:
-        """`nano · context 512/4096 · 21.4 tokens/s · 1.7 tokens a step · RAM 1.2 GB`."""
-        end, parts = self.talk.last_end, [visible(self.host.model)]
+        """`nano · context 512/4,096 · 21.4 tokens/s · 1.7 tokens a step · RAM 1.2 GB`."""
+        end, parts = self.talk.last_end, [visible(_short_name(self.host.model))]
         if end is not None:
             if end.context_limit_tokens:
-                parts.append(f"context {end.context_tokens:,}/{end.context_limit_tokens:,}")
+                parts.append(context_text(end.context_tokens, end.context_limit_tokens))
             if end.decode_tokens_per_s > 0:
                 parts.append(rate_text(end.decode_tokens_per_s))
             if end.tokens_per_step >= WORTH_SAYING:
@@ -197,6 +197,11 @@ class Repl:
             self._keys,
             self._screen,
         )
+
+
+def _short_name(model: str) -> str:
+    """A repository or folder without those around it."""
+    return model.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
 
 
 def _memory_bytes() -> int:

@@ -30,7 +30,9 @@ def read_value(record: type, name: str, text: str) -> Any:
     if bool in kinds:
         if text.lower() in _SWITCH:
             return _SWITCH[text.lower()]
-        raise UsageError(f"{name} cannot be {text!r}", "it is on or off")
+        raise UsageError(
+            f"{name} cannot be {text!r}", "it is on, off or auto" if type(None) in kinds else "it is on or off"
+        )
     return _number_or_text(name, text, kinds, field.metadata.get("limits", {}))
 
 
@@ -41,7 +43,9 @@ def _number_or_text(name: str, text: str, kinds: set[Any], limits: dict[str, flo
                 value = kind(text)
             except ValueError:
                 what = "a whole number" if kind is int else "a number"
-                raise UsageError(f"{name} cannot be {text!r}", f"it is {what}{_range_text(limits)}") from None
+                raise UsageError(
+                    f"{name} cannot be {text!r}", f"it is {what}{',' if limits else ''}{_range_text(limits)}"
+                ) from None
             if not limits.get("min", float("-inf")) <= value <= limits.get("max", float("inf")):
                 raise UsageError(f"{name} cannot be {text}", f"it is{_range_text(limits)}")
             return value

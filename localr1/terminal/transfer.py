@@ -26,6 +26,8 @@ _LINE_EVERY_S = 5.0
 _SPEED_OVER_S = 15.0
 _SPEED_AFTER_S = 1.0
 _STILL_S = 3.0
+_NARROW = 64
+"""Columns below which there is no room for bars: names and shares say it."""
 
 
 def open_transfer_display(environment: Environment, *, quiet: bool = False, as_json: bool = False) -> Display:
@@ -99,6 +101,7 @@ class _TransferDisplay(ABC):
 
     def __init__(self, environment: Environment, clock: Callable[[], float] = time.monotonic) -> None:
         self._environment = environment
+        self._narrow = environment.width < _NARROW
         self._clock = clock
         self._started_s = clock()
         self._total: FetchProgress | None = None
@@ -146,11 +149,17 @@ class _TransferDisplay(ABC):
         """Of the whole download: how much of how much, how fast, how long still."""
         assert self._total is not None
         done_bytes, total_bytes = self._total.done_bytes, self._total.total_bytes
-        parts = [f"{bytes_text(done_bytes)} of {bytes_text(total_bytes)}"]
+        parts = [self._part(done_bytes, total_bytes)]
         speed = self._speed.bytes_per_s
         if speed > 0 and done_bytes < total_bytes:
-            parts += [f"{bytes_text(int(speed))}/s", f"{seconds_text((total_bytes - done_bytes) / speed)} left"]
+            parts += [] if self._narrow else [f"{bytes_text(int(speed))}/s"]
+            parts += [f"{seconds_text((total_bytes - done_bytes) / speed)} left"]
         return ", ".join(parts)
+
+    def _part(self, done_bytes: int, total_bytes: int) -> str:
+        if self._narrow:
+            return f"{done_bytes / max(total_bytes, 1):.0%}"
+        return f"{bytes_text(done_bytes)} of {bytes_text(total_bytes)}"
 
     @abstractmethod
     def _draw(self) -> None:
@@ -182,7 +191,8 @@ class TransferLines(_TransferDisplay):
 
 
 class TransferBars(_TransferDisplay):
-    """For terminals: a bar for the whole, one for each file that is coming, one for the quantizing."""
+    """For terminals: a bar for the whole, one for each file that is coming, one for the quantizing. In a narrow window
+    shares stand in place of bars."""
 
     def __init__(self, environment: Environment, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(environment, clock)
@@ -191,15 +201,16 @@ class TransferBars(_TransferDisplay):
 
     def _draw(self) -> None:
         if self._bars is None:
-            self._bars = _bars(self._environment)
+            self._bars = _bars(self._environment, with_bars=not self._narrow)
             self._bars.start()
         shown = {}
         if self._total is not None and self._total.done_bytes < self._total.total_bytes:
             shown["Fetching"] = (self._total.done_bytes, self._total.total_bytes, self._amount())
         moving = [file for name, file in self._files.items() if self._clock() - self._moved_s[name] < _STILL_S]
         for file in moving:
-            amount = f"{bytes_text(file.file_done_bytes)} of {bytes_text(file.file_total_bytes)}"
-            shown["  " + visible(file.file)] = (file.file_done_bytes, file.file_total_bytes, amount)
+            amount = self._part(file.file_done_bytes, file.file_total_bytes)
+            name = file.file.removesuffix(".safetensors") if self._narrow else file.file
+            shown["  " + visible(name)] = (file.file_done_bytes, file.file_total_bytes, amount)
         if self._quantized is not None and self._stage is None:
             part = self._quantized
             shown["Quantizing"] = (part.done_bytes, part.total_bytes, f"{part.done_tensors} of {part.total_tensors}")
@@ -223,14 +234,15 @@ def _title(stage: LoadProgress) -> str:
     return visible(stage.stage[:1].upper() + stage.stage[1:])
 
 
-def _bars(environment: Environment) -> "Bars":
-    """Rows of label, bar and amount; the label gives way first in a narrow window."""
+def _bars(environment: Environment, with_bars: bool) -> "Bars":
+    """Rows of label, bar and amount; the label gives way first."""
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
+    bar = [BarColumn(bar_width=None, table_column=Column(ratio=2, min_width=6))] if with_bars else []
     return Progress(
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)),
-        BarColumn(bar_width=None, table_column=Column(ratio=2, min_width=6)),
+        *bar,
         TextColumn("{task.fields[amount]}", markup=False, table_column=Column(no_wrap=True)),
         console=environment.console(environment.stderr),
         expand=True,

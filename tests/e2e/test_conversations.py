@@ -36,7 +36,7 @@ def test_a_killed_conversation_resumes_with_what_was_answered(start, tmp_path):
     terminal.wait_for("❯")
     terminal.type("hello" + ENTER)
     terminal.wait_for("You said 'hello', turn 1.")
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     terminal.type("count" + ENTER)
     terminal.wait_for("60 61")
     os.kill(terminal.pid, signal.SIGKILL)
@@ -60,7 +60,7 @@ def test_a_conversation_that_was_left_resumes_with_its_cache(start, tmp_path):
     terminal = start("chat")
     terminal.wait_for("❯")
     terminal.type("hello" + ENTER)
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
     (kept,) = (tmp_path / "conversations").glob("*.safetensors")
@@ -84,7 +84,7 @@ def test_no_save_leaves_nothing_behind(start, tmp_path):
     terminal = start("chat", "--no-save")
     terminal.wait_for("❯")
     terminal.type("hello" + ENTER)
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
     assert list(tmp_path.rglob("*")) == []
@@ -96,7 +96,7 @@ def test_what_is_typed_while_an_answer_streams_waits_for_the_prompt(start):
     terminal.type("think" + ENTER)
     terminal.wait_for("thinking for")
     terminal.type("typed ahead")
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     terminal.wait_for("❯ typed ahead")
     assert terminal.text().count("typed") == 1
     terminal.type(ENTER)

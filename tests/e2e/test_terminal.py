@@ -30,7 +30,7 @@ def test_a_conversation(start):
     terminal.wait_for("❯")
     terminal.type("hello" + ENTER)
     terminal.wait_for("You said 'hello', turn 1.")
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     terminal.type("two" + ALT_ENTER + "lines" + ENTER)
     terminal.wait_for(r"You said 'two\nlines', turn 2.")
     terminal.type("/clear" + ENTER)
@@ -74,7 +74,7 @@ def test_ctrl_c_while_it_reads_or_thinks_brings_the_prompt_back_and_a_second_one
     terminal.wait_for("❯ " + question)
     terminal.type("hello" + ENTER)
     terminal.wait_for("You said 'hello', turn 2.")  # what was left behind ended first
-    terminal.wait_for("context 20/4096")
+    terminal.wait_for("context 20/4,096")
     terminal.type(CTRL_C)
     terminal.wait_for("Ctrl-C again leaves.")
     terminal.type(CTRL_C)
@@ -110,7 +110,7 @@ def test_what_a_model_emits_leaves_the_terminal_as_it_was(start):
     terminal.type("hostile" + ENTER)
     terminal.wait_for("␛]0;owned␇")
     terminal.wait_for("␛[?25l␛[31m␛[2J␛]52;c;aGk=␇<U+202E>abc")
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
     assert "\x1b]52" not in terminal.raw and "\x1b]0;owned" not in terminal.raw
@@ -144,7 +144,7 @@ def test_a_thought_in_a_window_that_changes_leaves_no_copy_of_itself(start, vari
         terminal.wait_for(seen)
         terminal.resize(columns, lines)
     terminal.wait_for("Pondered.")
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     text = terminal.text()
     assert "thought1" not in text and "thinking for" not in text, text
     assert "Type a message" in text and "❯ ponder" in text, text
@@ -188,7 +188,7 @@ def test_a_dumb_terminal_holds_a_conversation(start):
     terminal.wait_for("❯")
     terminal.type("hello" + ENTER)
     terminal.wait_for("You said 'hello', turn 1.")
-    terminal.wait_for("context 10/4096")
+    terminal.wait_for("context 10/4,096")
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
     assert "\x1b" not in terminal.raw

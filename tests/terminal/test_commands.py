@@ -32,6 +32,19 @@ def test_help_names_every_command(repl):
     assert all(f"/{name}" in err(repl.environment) for name in COMMANDS)
 
 
+@pytest.mark.parametrize("line", ["/", "/?"])
+def test_the_words_of_other_programs_ask_for_help(repl, line):
+    assert not do(repl, line)
+    assert "/retry" in err(repl.environment)
+
+
+@pytest.mark.parametrize("line", ["/quit", "/bye", "/q", "/EXIT"])
+def test_the_words_of_other_programs_leave(repl, line):
+    assert do(repl, line)
+    assert not do(repl, f"/usr{line}")
+    assert repl.talk.conversation.asked == [f"/usr{line}"]
+
+
 def test_retry_asks_the_last_message_again_and_keeps_one_turn(repl):
     do(repl, "hello")
     do(repl, "/retry")
@@ -79,7 +92,7 @@ def test_set_changes_what_the_conversation_uses(repl):
         ("/set temperature warm", "cannot be 'warm'"),
         ("/set temperatur 1", "no setting temperatur"),
         ("/set seed", "needs a value"),
-        ("/think maybe", "on or off"),
+        ("/think maybe", "on, off or auto"),
         ("/thoughts loud", "one of: show, fold, hide"),
         ("/copy 1", "nothing was said"),
         ("/stats", "nothing was said"),
@@ -87,6 +100,7 @@ def test_set_changes_what_the_conversation_uses(repl):
         ("/read", "needs a file"),
         ("/read /no/such/file", "no file"),
         ("/export talk.txt", ".md or .json"),
+        ("/export talk.md", "nothing was said"),
         ("/load zzzz", "no saved conversation"),
         ("/model other", "cannot be changed"),
         ("/undo 2", "takes nothing"),
@@ -115,7 +129,7 @@ def test_copy_takes_the_answer_or_a_piece_of_code(repl, monkeypatch):
     for line in ("/copy", "/copy 1", "/copy 2"):
         do(repl, line)
     assert copied == [CODE, "ls", "pwd"]
-    with pytest.raises(UsageError, match="no code block 3"):
+    with pytest.raises(UsageError, match="no piece of code 3"):
         do(repl, "/copy 3")
 
 

@@ -23,14 +23,14 @@ def test_a_pipe_gets_the_answer_alone_and_the_rest_goes_to_stderr():
     shown = environment()
     show_turn(shown, TURN)
     assert out(shown) == "It is Paris.\n"
-    assert err(shown) == "Let me think.\n\n11 tokens · 20.0 tokens/s · context 41/4096\n"
+    assert err(shown) == "Let me think.\n\n11 tokens · 20.0 tokens/s · context 41/4,096\n"
 
 
 def test_a_plain_terminal_gets_thoughts_dim_then_a_blank_line_then_the_answer():
     shown = environment(tty="ioe")
     show_turn(shown, TURN, PLAIN)
     assert out(shown) == "\x1b[2mLet me \x1b[0m\x1b[2mthink.\n\x1b[0m\nIt is Paris.\n"
-    assert err(shown) == "\x1b[2m11 tokens · 20.0 tokens/s · context 41/4096\x1b[0m\n"
+    assert err(shown) == "\x1b[2m11 tokens · 20.0 tokens/s · context 41/4,096\x1b[0m\n"
 
 
 def test_no_color_leaves_no_escapes():
@@ -120,15 +120,15 @@ def test_a_notice_in_a_turn_is_shown():
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "11 tokens · 20.0 tokens/s · context 41/4096"),
-        ({"generated_tokens": 1}, "1 token · context 41/4096"),
-        ({"reason": "interrupted"}, "interrupted · 11 tokens · 20.0 tokens/s · context 41/4096"),
+        ({}, "11 tokens · 20.0 tokens/s · context 41/4,096"),
+        ({"generated_tokens": 1}, "1 token · context 41/4,096"),
+        ({"reason": "interrupted"}, "interrupted · 11 tokens · 20.0 tokens/s · context 41/4,096"),
         (
             {"steps": 6, "drafted_tokens": 6, "accepted_tokens": 4},
-            "11 tokens · 20.0 tokens/s · 1.7 tokens a step · context 41/4096",
+            "11 tokens · 20.0 tokens/s · 1.7 tokens a step · context 41/4,096",
         ),
-        ({"reason": "context"}, "the context is full · 11 tokens · 20.0 tokens/s · context 41/4096"),
-        ({"generated_tokens": 1201, "decode_s": 6.0}, "1,201 tokens · 200 tokens/s · context 41/4096"),
+        ({"reason": "context"}, "the context is full · 11 tokens · 20.0 tokens/s · context 41/4,096"),
+        ({"generated_tokens": 1201, "decode_s": 6.0}, "1,201 tokens · 200 tokens/s · context 41/4,096"),
     ],
 )
 def test_statistics_say_what_happened(changes, line):

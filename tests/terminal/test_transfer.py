@@ -1,6 +1,7 @@
 import json
 
 from localr1.events import DiskNeed, DownloadPlan, FetchProgress, LoadProgress, Notice, QuantizeProgress
+from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
 from localr1.terminal.transfer import Speed, TransferBars, TransferLines, open_transfer_display, plan_lines
 from tests.terminal.fakes import environment, err, out
@@ -98,6 +99,22 @@ def test_bars_for_the_whole_each_file_and_the_quantizing_and_nothing_left_of_the
     display.show(Notice("trying again"))
     display.close()
     assert screen_of(err(shown)) == ["trying again"]
+
+
+def test_a_narrow_window_has_names_and_shares_in_place_of_bars(monkeypatch):
+    monkeypatch.setattr(Environment, "width", 40)
+    shown, clock = environment(tty="e", TERM="xterm"), Clock()
+    display = TransferBars(shown, clock)
+    display.show(fetch("model-00001-of-00005.safetensors", 0, 0))
+    clock.now_s = 2.0
+    display.show(fetch("model-00001-of-00005.safetensors", 20, 50))
+    display._bars.refresh()
+    drawn = screen_of(err(shown))
+    assert [line.split() for line in drawn] == [
+        ["Fetching", "25%,", "6.0", "s", "left"],
+        ["model-00001-of-00005", "20%"],
+    ]
+    display.close()
 
 
 def test_json_is_one_object_a_line_on_stdout():
