@@ -2,9 +2,9 @@
 
     python -m benchmarks.input_latency [--json FILE]
 
-While an answer streams, Ctrl-C is the one key with an effect of its own: what else is typed waits for the prompt. So
-three things are timed: a key at the prompt until its echo; Ctrl-C in mid-answer until "interrupted" is shown; and text
-typed in mid-answer, from the answer's last line until the text stands at the prompt. The model is the slow one of
+Four things are timed: a key at the prompt until its echo; a key in mid-answer until it stands below the answer; Ctrl-C
+in mid-answer until "interrupted" is shown; and text typed in mid-answer, from the answer's last line until the text
+stands at the prompt. The model is the slow one of
 `interrupts`, whose kernels are at work meanwhile; beside it the rule of `tests/e2e/fake_localr1.py`, which shows what
 the terminal alone takes.
 """
@@ -35,15 +35,38 @@ def until(terminal: Terminal, done: Callable[[], bool], limit_s: float = 60) -> 
     return (time.monotonic() - started_s) * 1e3
 
 
-def at_the_prompt(terminal: Terminal) -> list[float]:
+def echoed(terminal: Terminal, pause_s: float = 0.0) -> list[float]:
+    """A key after another, each until it is seen."""
     took_ms = []
     for number, key in enumerate(KEYS, start=1):
+        wait(terminal, pause_s)
         terminal.type(key)
         typed = KEYS[:number].rstrip()
-        took_ms.append(until(terminal, lambda typed=typed: f"❯ {typed}" in terminal.text()) if key != " " else 0.0)
+        if key != " ":
+            took_ms.append(until(terminal, lambda typed=typed: f"❯ {typed}" in terminal.text()))
+    return took_ms
+
+
+def wait(terminal: Terminal, seconds: float) -> None:
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        terminal.read(timeout_s=0.005)
+
+
+def at_the_prompt(terminal: Terminal) -> list[float]:
+    took_ms = echoed(terminal)
     terminal.type(CTRL_C)
     until(terminal, lambda: KEYS not in terminal.text())
-    return [took for took in took_ms if took]
+    return took_ms
+
+
+def in_an_answer(terminal: Terminal, question: str) -> list[float]:
+    streaming(terminal, question)
+    took_ms = echoed(terminal, pause_s=0.03)
+    mark = len(terminal.raw)
+    terminal.type(CTRL_C)
+    until(terminal, lambda: "❯" in terminal.raw[mark:].partition("interrupted")[2])
+    return took_ms
 
 
 def streaming(terminal: Terminal, question: str) -> None:
@@ -57,9 +80,7 @@ def interrupted(terminal: Terminal, question: str, repeats: int) -> list[float]:
     took_ms = []
     for number in range(repeats):
         streaming(terminal, question)
-        wait_s = time.monotonic() + 0.2 + 0.03 * number
-        while time.monotonic() < wait_s:
-            terminal.read(timeout_s=0.01)
+        wait(terminal, 0.2 + 0.03 * number)
         mark = len(terminal.raw)
         terminal.type(CTRL_C)
         took_ms.append(until(terminal, lambda mark=mark: "interrupted" in terminal.raw[mark:]))
@@ -96,6 +117,7 @@ def measure(
     terminal.wait_for("❯", timeout_s=200)
     figures = {
         "echo at the prompt": at_the_prompt(terminal),
+        "echo in an answer": in_an_answer(terminal, endless),
         "Ctrl-C in an answer": interrupted(terminal, endless, repeats),
     }
     terminal.type("/set max_tokens 20" + ENTER)

@@ -101,6 +101,13 @@ class ThoughtEnd:
 
 
 @dataclass(frozen=True)
+class Typed:
+    """What a person has typed by now while the answer comes."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class AnswerText:
     """A piece of the model's answer."""
 
@@ -144,6 +151,7 @@ class TurnEnd:
 
 Event = (
     Notice
+    | Typed
     | DownloadPlan
     | FetchProgress
     | QuantizeProgress

@@ -111,7 +111,7 @@ def _talk(
     if request.json:
         return _status(_answer_json(environment, talk, question, loaded.name), options)
     if question:
-        end = answer(environment, conversation, talk.ask(question), terminal)
+        end = answer(environment, conversation.stop, talk.ask(question), terminal)
         talk.keep()
         talk.close()
         return _status(end, options)
@@ -189,7 +189,7 @@ def _host(
 
     tools = {"plan": alone(plan), "bench": alone(bench)}
     history_file = folder.parent / "history"
-    return Host(loaded.name, models, open_model, folder, history_file, tools, session.gpu_bytes)
+    return Host(loaded.name, models, open_model, folder, history_file, tools, background.tell, session.gpu_bytes)
 
 
 def _answer_json(environment: Environment, talk: "Talk", question: str, model: str) -> TurnEnd | None:

@@ -107,6 +107,11 @@ class Background:
         """Whether what was begun has ended, or ends in a moment."""
         return self._thread is None or self._thread.idle.wait(PATIENCE_S)
 
+    def tell(self, event: Event) -> None:
+        """Comes next among the events of the running operation. Called from any thread."""
+        if self._current is not None:
+            self._current.replies.put(event)
+
     def hurry(self) -> None:
         """The running operation was told to stop: do not wait much longer for it. Safe in a signal handler."""
         if self._current is not None:

@@ -58,11 +58,13 @@ def editor(
     commands: Mapping[str, str],
     arguments: Callable[[str], Iterable[str]],
     bar: Callable[[], str],
+    typed_ahead: Callable[[], str],
     history_file: Path | None,
     keys: "Input | None" = None,
     screen: "Output | None" = None,
 ) -> ReadMessage:
-    """`commands` are names and descriptions, `arguments` what may follow one; `bar` says what the bottom line shows.
+    """`commands` are names and descriptions, `arguments` what may follow one; `bar` says what the bottom line shows,
+    `typed_ahead` what was typed since the last message.
 
     `history_file` None keeps the messages of this run only.
     """
@@ -95,7 +97,10 @@ def editor(
     )
 
     def read_message(beginning: str) -> str:
-        return session.prompt(default=beginning, pre_run=lambda: _after_history(get_typeahead(session.app.input)))
+        def pre_run() -> None:
+            _after_history([*get_typeahead(session.app.input), *_pressed(typed_ahead())])
+
+        return session.prompt(default=beginning, pre_run=pre_run)
 
     return read_message
 
@@ -158,6 +163,15 @@ def _completer(commands: Mapping[str, str], arguments: Callable[[str], Iterable[
                         yield Completion(argument, -len(rest))
 
     return Commands()
+
+
+def _pressed(typed: str) -> "list[KeyPress]":
+    from prompt_toolkit.input.vt100_parser import Vt100Parser
+
+    keys: list[KeyPress] = []
+    parser = Vt100Parser(keys.append)
+    parser.feed_and_flush(typed)
+    return keys
 
 
 def _after_history(keys: "list[KeyPress]") -> None:

@@ -1,11 +1,18 @@
-"""Keeps what is typed while nobody reads out of the answer: it is not echoed, and waits for the next prompt.
+"""Keeps what is typed while nobody reads out of the answer: it is not echoed by the terminal, but heard, so that it can
+be shown below the answer, and waits for the next prompt.
 
 Owns the terminal's echo and its lines. Held over a whole conversation, so that no key, not even Ctrl-D, falls into a
-moment between two ways of reading. Invariant: the terminal's settings are put back, whatever happens within.
+moment between two ways of reading. Invariants: the terminal's settings are put back, whatever happens within; what was
+heard is handed out once, or forgotten.
 """
 
+import codecs
+import os
+import re
+import select
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -45,3 +52,74 @@ def _line_mode(stdin: TextIO, wanted: bool) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+_SEQUENCE = re.compile(r"\x1b(\[[0-9;?<]*[ -/]*[@-~]|O.|.)?")
+_ENTER = re.compile(r"[\r\n]")
+_ERASING = re.compile(r"[\x08\x7f]")
+_LONGEST_READ = 65536
+
+
+class TypedAhead:
+    """What is typed while an answer comes; `tell` is given all of it, for the eye, whenever there is more.
+
+    `tell` is called on a thread of its own.
+    """
+
+    def __init__(self, stdin: TextIO, tell: Callable[[str], None]) -> None:
+        self._stdin, self._tell = stdin, tell
+        self._heard = ""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Nothing is heard where there is no terminal, nor on Windows, where what is typed waits unseen."""
+        try:
+            keys = self._stdin.fileno() if sys.platform != "win32" and self._stdin.isatty() else None
+        except OSError:
+            keys = None
+        if keys is None:
+            yield
+            return
+        ended, end = os.pipe()
+        thread = threading.Thread(target=self._listen, args=(keys, ended), name="typed ahead", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            os.close(end)
+            thread.join()
+            os.close(ended)
+
+    def take(self) -> str:
+        """What was heard since, as it was typed."""
+        heard, self._heard = self._heard, ""
+        return heard
+
+    def forget(self) -> None:
+        self._heard = ""
+        self._tell("")
+
+    def _listen(self, keys: int, ended: int) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while True:
+            ready, _, _ = select.select([keys, ended], [], [])
+            if ended in ready:
+                return
+            typed = os.read(keys, _LONGEST_READ)
+            if not typed:
+                return
+            self._heard += decoder.decode(typed)
+            self._tell(seen(self._heard))
+
+
+def seen(keys: str) -> str:
+    """What of these keys can be seen: characters, less those that were erased, and where lines end."""
+    shown: list[str] = []
+    for key in _SEQUENCE.sub("", keys):
+        if _ERASING.match(key):
+            del shown[-1:]
+        elif _ENTER.match(key):
+            shown.append("⏎")
+        elif key.isprintable():
+            shown.append(key)
+    return "".join(shown)

@@ -8,7 +8,7 @@ gone through `visible`, so a model cannot drive it.
 from collections.abc import Iterable
 from typing import Protocol, TextIO
 
-from localr1.events import AnswerText, Event, Notice, ReasoningText, ThoughtEnd, TurnEnd
+from localr1.events import AnswerText, Event, Notice, ReasoningText, ThoughtEnd, TurnEnd, Typed
 from localr1.options import TerminalOptions
 from localr1.quantities import context_text, count_text, rate_text, thought_line
 from localr1.terminal.environment import Environment
@@ -35,6 +35,9 @@ class View(Protocol):
 
     def answer(self, text: str) -> None: ...
 
+    def typed(self, text: str) -> None:
+        """This is all that was typed while the turn went on."""
+
     def close(self) -> None:
         """Shows what is left and ends the line; also after an error, and more than once."""
 
@@ -56,6 +59,8 @@ def show_turn(
             elif isinstance(event, AnswerText):
                 display.close()
                 view.answer(event.text)
+            elif isinstance(event, Typed):
+                view.typed(event.text)
             elif isinstance(event, TurnEnd):
                 end = event
             else:
@@ -116,6 +121,9 @@ class PlainView:
     def answer(self, text: str) -> None:
         self._thoughts.close(blank_line=True)
         self._answer.write(text)
+
+    def typed(self, text: str) -> None:
+        """Not shown: it would stand in the middle of the text."""
 
     def close(self) -> None:
         self._thoughts.close()

@@ -5,6 +5,7 @@ commands are in `commands`. Needs of a conversation only what `talk.Conversation
 yields events. Invariant: an error of one turn ends that turn, never the conversation.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.errors import LocalR1Error
-from localr1.events import Event, TurnEnd
+from localr1.events import Event, TurnEnd, Typed
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
 from localr1.quantities import bytes_text, context_text, rate_text
 from localr1.terminal.editor import editor, plain_reader, unquoted
 from localr1.terminal.environment import Environment
 from localr1.terminal.files import Attachment
+from localr1.terminal.keyboard import TypedAhead
 from localr1.terminal.render import WORTH_SAYING, show_turn
 from localr1.terminal.talk import Conversation, Leave, Talk, stopped_by_ctrl_c
 from localr1.terminal.visible import visible
@@ -44,7 +46,8 @@ class Host:
 
     `open_model` loads a model, showing how far it is, and gives a new conversation with it under its full name.
     `history_file` None keeps no typed messages, `folder` is that of saved conversations. `tools` show something of a
-    model (`plan`, `bench`); `gpu_bytes` tells what of the GPU's memory is in use, and all of it, None without a GPU.
+    model (`plan`, `bench`); `tell` puts an event among those of the running turn; `gpu_bytes` tells what of the GPU's
+    memory is in use, and all of it, None without a GPU.
     """
 
     model: str = ""
@@ -53,17 +56,18 @@ class Host:
     folder: Path | None = None
     history_file: Path | None = None
     tools: Mapping[str, Callable[[str], None]] = field(default_factory=dict)
+    tell: Callable[[Event], None] = lambda event: None
     gpu_bytes: Callable[[], tuple[int, int] | None] = lambda: None
 
 
 def answer(
     environment: Environment,
-    conversation: Conversation,
+    stop: Callable[[], None],
     events: Iterator[Event],
     options: TerminalOptions,
 ) -> TurnEnd | None:
     """Shows one turn. Ctrl-C stops it, and what was answered stays in the conversation; a second one raises Leave."""
-    with stopped_by_ctrl_c(conversation.stop):
+    with stopped_by_ctrl_c(stop):
         return show_turn(environment, events, options)
 
 
@@ -89,6 +93,7 @@ class Repl:
         self.beginning = ""
         """What the next message begins with, to be edited."""
         self._keys, self._screen = keys, screen
+        self._typed = TypedAhead(environment.stdin, lambda text: self.host.tell(Typed(text)))
         self._interrupted = False
 
     def run(self) -> None:
@@ -130,8 +135,18 @@ class Repl:
         self.show(self.talk.ask(message))
 
     def show(self, events: Iterator[Event]) -> None:
-        end = answer(self.environment, self.talk.conversation, events, self.settings.terminal)
+        with contextlib.nullcontext() if self._by_line else self._typed.listening():
+            end = answer(self.environment, self._stop, events, self.settings.terminal)
         self._interrupted = end is not None and end.reason == "interrupted"
+
+    def _stop(self) -> None:
+        self._typed.forget()
+        self.talk.conversation.stop()
+
+    @property
+    def _by_line(self) -> bool:
+        """Whether messages are read line by line, as the terminal has them."""
+        return self.environment.dumb or self.settings.terminal.plain
 
     def say(self, text: str) -> None:
         """A line of the program's own."""
@@ -182,7 +197,7 @@ class Repl:
         return False
 
     def _reader(self) -> Callable[[str], str]:
-        if self.environment.dumb or self.settings.terminal.plain:
+        if self._by_line:
             return plain_reader(self.environment)
         from localr1.terminal.commands import COMMANDS, arguments_of
 
@@ -193,6 +208,7 @@ class Repl:
             descriptions,
             lambda name: arguments_of(self, name),
             self.bar,
+            self._typed.take,
             self.host.history_file,
             self._keys,
             self._screen,

@@ -18,6 +18,7 @@ from localr1.terminal.visible import VisibleStream
 
 _WINDOW_LINES = 8
 _WINDOW_CHARACTERS = 2000
+_TYPED_LINES = 3
 _DRAWS_PER_S = 20
 _SHARE_OF_TIME = 1 / 20
 _STEADY_S = 0.3
@@ -46,6 +47,7 @@ class RichView:
         self._thought_tokens = 0
         self._thought_s = 0.0
         self._answered = False
+        self._typed = ""
         self._next_draw_s = 0.0
         self._size = environment.size()
 
@@ -60,7 +62,7 @@ class RichView:
         if self._mode == "show":
             self._show_whole_thoughts()
         if self._due():
-            self._draw(lambda: self._lines.draw(self._thought_lines()))
+            self._draw()
 
     def end_thought(self, tokens: int, duration_s: float) -> None:
         self._thought_tokens, self._thought_s = tokens, duration_s
@@ -77,8 +79,15 @@ class RichView:
         done = self._blocks.push(self._visible.push(text))
         if done:
             self._settle(done)
-        if self._due():
-            self._draw(self._draw_answer)
+        if self._due() or (done and self._typed):
+            self._draw()
+
+    def typed(self, text: str) -> None:
+        """Shown at once below what comes, which a first piece of it begins."""
+        self._typed = text
+        under_way = self._answered or self._thinking_since_s is not None
+        if under_way and self._size == self._environment.size():
+            self._draw()
 
     def close(self) -> None:
         if self._thinking_since_s is not None:
@@ -98,11 +107,20 @@ class RichView:
         lines = self._layout.block(block, self._width, live)
         return ["", *lines] if block.gap and lines else lines
 
-    def _draw_answer(self) -> None:
+    def _draw_live(self) -> None:
+        if self._thinking_since_s is not None:
+            self._lines.draw([*self._thought_lines(), *self._typed_lines()])
+            return
         block = self._blocks.live
         lines = [] if block is None else self._laid_out(block, live=True)
         # A table's columns may still change, so its rows must not scroll off before it is whole.
-        self._lines.draw(lines, scroll=block is None or not block.is_table)
+        self._lines.draw([*lines, *self._typed_lines()], scroll=block is None or not block.is_table)
+
+    def _typed_lines(self) -> list[str]:
+        if not self._typed:
+            return []
+        arrow = self._environment.glyph("❯", ">")
+        return self._layout.dim(f"{arrow} {self._typed}", self._width)[-_TYPED_LINES:]
 
     def _fold(self) -> None:
         """The thought is over: one line stays of it, or all of it in the mode "show"."""
@@ -147,8 +165,8 @@ class RichView:
             self._next_draw_s = now_s + _STEADY_S
         return size == self._size
 
-    def _draw(self, draw: Callable[[], None]) -> None:
+    def _draw(self) -> None:
         before_s = self._cpu()
-        draw()
+        self._draw_live()
         cost_s = self._cpu() - before_s
         self._next_draw_s = self._clock() + max(1 / _DRAWS_PER_S, cost_s / _SHARE_OF_TIME)

@@ -1,7 +1,8 @@
 """`localr1` with a conversation that answers by rule, so that the terminal can be tried without a model.
 
-"count" counts until stopped, "hostile" answers with escape sequences, "fail" raises; everything else is echoed.
-"read" is slow to read and hears of no stop meanwhile, like a kernel; so is loading with LOCALR1_FAKE_SLOW.
+"count" counts until stopped and "slowly" for three seconds, "hostile" answers with escape sequences, "fail" raises;
+everything else is echoed. "read" is slow to read and hears of no stop meanwhile, like a kernel; so is loading with
+LOCALR1_FAKE_SLOW.
 """
 
 import os
@@ -69,6 +70,10 @@ class Conversation:
     def answer(self, text):
         if text == "count":
             for number in range(1000):
+                time.sleep(0.02)
+                yield AnswerText(f"{number} ")
+        elif text == "slowly":
+            for number in range(150):
                 time.sleep(0.02)
                 yield AnswerText(f"{number} ")
         elif text == "think":

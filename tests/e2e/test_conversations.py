@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.screen import CTRL_D, ENTER, Terminal
+from tests.e2e.screen import CTRL_C, CTRL_D, ENTER, Terminal
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_localr1.py"))]
 SCREENS = Path(__file__).with_name("screens")
@@ -90,17 +90,38 @@ def test_no_save_leaves_nothing_behind(start, tmp_path):
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_what_is_typed_while_an_answer_streams_waits_for_the_prompt(start):
+@pytest.mark.parametrize(("question", "seen"), [("ponder", "thought9"), ("slowly", "3 4 5")])
+def test_what_is_typed_while_an_answer_streams_is_seen_and_waits_for_the_prompt(start, question, seen):
     terminal = start("chat")
     terminal.wait_for("❯")
-    terminal.type("think" + ENTER)
-    terminal.wait_for("thinking for")
-    terminal.type("typed ahead")
+    terminal.type(question + ENTER)
+    terminal.wait_for(seen)
+    terminal.type("typef\x7fd \x1b[D\x1b[C")
+    terminal.wait_for("❯ typed")
+    terminal.type("ahead")
+    terminal.wait_for("❯ typed ahead")
+    assert "10/4,096" not in terminal.text()  # before the answer's end
     terminal.wait_for("context 10/4,096")
     terminal.wait_for("❯ typed ahead")
     assert terminal.text().count("typed") == 1
     terminal.type(ENTER)
     terminal.wait_for("You said 'typed ahead', turn 2.")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_forgets_what_was_typed_while_the_answer_came(start):
+    terminal = start("chat")
+    terminal.wait_for("❯")
+    terminal.type("count" + ENTER)
+    terminal.wait_for("3 4 5")
+    terminal.type("second" + ENTER)
+    terminal.wait_for("❯ second⏎")
+    terminal.type(CTRL_C)
+    terminal.wait_for("interrupted")
+    terminal.type("hello" + ENTER)
+    terminal.wait_for("You said 'hello', turn 2.")
+    assert "second" not in terminal.text()
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
 

@@ -129,14 +129,14 @@ def test_a_second_ctrl_c_leaves_and_the_handler_is_put_back():
     conversation.before_piece = twice
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        answer(environment(), conversation, conversation.ask("count"), TerminalOptions())
+        answer(environment(), conversation.stop, conversation.ask("count"), TerminalOptions())
     assert conversation.stops == 1
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_answer_hands_back_how_it_ended():
     conversation = FakeConversation()
-    assert answer(environment(), conversation, conversation.ask("hi"), TerminalOptions()) == turn_end()
+    assert answer(environment(), conversation.stop, conversation.ask("hi"), TerminalOptions()) == turn_end()
 
 
 def test_a_command_far_from_all_points_to_help():

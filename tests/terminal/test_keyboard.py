@@ -1,0 +1,59 @@
+import os
+import pty
+import sys
+import threading
+
+import pytest
+
+from localr1.terminal.keyboard import TypedAhead, seen
+from tests.terminal.fakes import Stream
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"),
+    [
+        ("hello", "hello"),
+        ("helo\x7flo", "hello"),
+        ("\x7f\x7fa", "a"),
+        ("two\rlines\n", "two⏎lines⏎"),
+        ("up\x1b[A and \x1b[1;5C\x1bOPgone", "up and gone"),
+        ("\x1b[200~pasted\x1b[201~", "pasted"),
+        ("tab\tand\x04and\x00", "tabandand"),
+        ("日本é", "日本é"),
+        ("unfinished\x1b[", "unfinished"),
+    ],
+)
+def test_of_keys_only_characters_are_seen(keys, shown):
+    assert seen(keys) == shown
+
+
+def test_keys_are_heard_at_once_and_handed_out_once():
+    master, slave = pty.openpty()
+    told, more = [], threading.Event()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        more.set()
+
+    with os.fdopen(slave, "r") as stdin:
+        typed = TypedAhead(stdin, tell)
+        with typed.listening():
+            for piece in ("né\n".encode()[:2], "né\n".encode()[2:]):
+                os.write(master, piece)
+            while not told or "⏎" not in told[-1]:
+                assert more.wait(30)
+                more.clear()
+        assert typed.take() == "né\n" and typed.take() == ""
+        os.write(master, b"later\n")
+        assert os.read(slave, 100) == b"later\n"  # nobody listens any more
+    os.close(master)
+
+
+def test_forgetting_is_told():
+    told = []
+    typed = TypedAhead(Stream(tty=True), told.append)
+    with typed.listening():  # no terminal, whatever it says
+        typed.forget()
+    assert told == [""] and typed.take() == ""
