@@ -1,8 +1,8 @@
 """`localr1` with a conversation that answers by rule, so that the terminal can be tried without a model.
 
-"count" counts until stopped and "slowly" for three seconds, "hostile" answers with escape sequences, "fail" raises;
-everything else is echoed. "read" is slow to read and hears of no stop meanwhile, like a kernel; so is loading with
-LOCALR1_FAKE_SLOW.
+"count" counts until stopped and "slowly" for three seconds, "hostile" and "everything hostile" answer with escape
+sequences, "fail" raises; everything else is echoed. "read" is slow to read and hears of no stop meanwhile, like a
+kernel; so is loading with LOCALR1_FAKE_SLOW.
 """
 
 import os
@@ -15,6 +15,9 @@ from pathlib import Path
 import localr1
 from localr1.errors import ContextError, CorruptError
 from localr1.events import AnswerText, LoadProgress, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.terminal.hostile import HOSTILE
 
 ANSWER = Path(__file__).parent.parent / "terminal" / "answer.md"
 
@@ -97,6 +100,11 @@ class Conversation:
         elif text == "hostile":
             yield ReasoningText("\x1b]0;owned\x07")
             yield AnswerText("\x1b[?25l\x1b[31m\x1b[2J\x1b]52;c;aGk=\x07\u202eabc")
+        elif text == "everything hostile":
+            for hostile in HOSTILE:
+                yield ReasoningText(hostile[:3000] + "\n")
+            for hostile in HOSTILE:
+                yield from map(AnswerText, [hostile[:7], hostile[7:2000], hostile[2000:], "\n\n"])
         else:
             yield AnswerText(f"You said {text!r}, turn {self.turns}.")
 

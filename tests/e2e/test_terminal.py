@@ -1,5 +1,6 @@
 """The terminal through a real pty, with a conversation that needs no model."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,22 @@ def test_what_a_model_emits_leaves_the_terminal_as_it_was(start):
     assert terminal.leave() == 0
     assert "\x1b]52" not in terminal.raw and "\x1b]0;owned" not in terminal.raw
     assert terminal.plain()
+
+
+@pytest.mark.parametrize("thoughts", ["show", "fold"])
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (40, 20)])
+def test_everything_hostile_at_once_leaves_the_terminal_as_it_was(start, columns, lines, thoughts):
+    terminal = start("chat", "--no-save", "--thoughts", thoughts, columns=columns, lines=lines)
+    terminal.wait_for("❯")
+    terminal.type("everything hostile" + ENTER)
+    while "context" not in terminal.raw:
+        assert terminal.read(), terminal.text()
+    terminal.type("hello" + ENTER)
+    terminal.wait_for("You said 'hello', turn 2.")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
+    assert terminal.plain() and terminal.left_as_found and "Traceback" not in terminal.text()
+    assert not re.search(r"\x1b[]P^_Xc\\]|\x1b\[\?(?!2026|2004|7|25|12|1[hl])|[\x05\x80-\x9f]", terminal.raw)
 
 
 def test_a_narrow_window_and_a_resize(start):

@@ -13,28 +13,9 @@ from localr1.terminal.blocks import Block, BlockSplitter
 from localr1.terminal.markdown import Layout
 from localr1.terminal.render import show_turn
 from tests.terminal.fakes import environment, out, turn_end
+from tests.terminal.hostile import HOSTILE
 
 ANSWER = (Path(__file__).parent / "answer.md").read_text()
-HOSTILE = [
-    "\x1b]52;c;aGk=\x07",
-    "\x1b]0;owned\x07 \x1b]8;;http://a\x1b\\link",
-    "\x1b[2J\x1b[31m\x1b[?25l\x1b[?1049h\x1b[999;999H\x9b31m",
-    "&#27;[2J &#x1b;]0;owned&#7; &Tab;",
-    "[a](http://x/%1B%5B2J) <http://x/%1B[2J> ![i](javascript:\x1bc)",
-    "```\x1b[31m\n\x1b[2J\x07\n```",
-    "| \x1b[2J | b |\n|---|---|\n| \x1b]0;x\x07 | \x9b |",
-    "\u202eevil\u2066\u061c `\u202e`",
-    "\ud800 half \udc00",
-    "e" + "\u0301" * 5000,
-    "\u200b" * 5000 + "\ufeff",
-    "x" * 100_000,
-    "\t" * 3000,
-    "> " * 300 + "deep",
-    "*" * 3000 + "_" * 3000,
-    "[" * 1000 + "(" * 1000,
-    "\r\x08\x0b\x0c\x00\x7f",
-    "<script>alert(1)</script><b>html</b>",
-]
 
 
 def lines(text: str, width: int, colours: str = "none") -> list[str]:

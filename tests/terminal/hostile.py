@@ -1,0 +1,26 @@
+"""What a model could say to drive the terminal, or to trouble whoever lays it out."""
+
+HOSTILE = [
+    "\x1b]52;c;aGk=\x07",
+    "\x1b]0;owned\x07 \x1b]8;;http://a\x1b\\link",
+    "\x1b[2J\x1b[31m\x1b[?25l\x1b[?1049h\x1b[999;999H\x9b31m",
+    "&#27;[2J &#x1b;]0;owned&#7; &Tab;",
+    "[a](http://x/%1B%5B2J) <http://x/%1B[2J> ![i](javascript:\x1bc)",
+    "```\x1b[31m\n\x1b[2J\x07\n```",
+    "| \x1b[2J | b |\n|---|---|\n| \x1b]0;x\x07 | \x9b |",
+    "\u202eevil\u2066\u061c `\u202e`",
+    "\ud800 half \udc00",
+    "e" + "\u0301" * 5000,
+    "\u200b" * 5000 + "\ufeff",
+    "x" * 100_000,
+    "\t" * 3000,
+    "> " * 300 + "deep",
+    "*" * 3000 + "_" * 3000,
+    "[" * 1000 + "(" * 1000,
+    "\r\x08\x0b\x0c\x00\x7f",
+    "<script>alert(1)</script><b>html</b>",
+    "\x1bc\x1bP1$r\x1b\\\x90q\x9c\x1b[6n\x1b[c\x05 resets and asks",
+    "| " + "a | " * 200 + "\n|" + "-|" * 200 + "\n| " + "b | " * 200,
+    "👨‍👩‍👧‍👦 🇩🇪 👍🏽 漢字 ｆｕｌｌ ✔️ ﷽ \u200e\u200f\u2028\u2029\U000e0041 wide",
+    "* " * 200 + "list\n\n1. a\n   1. b\n      1. c\n" + "\n" * 500 + "end",
+]
