@@ -35,15 +35,19 @@ def plain_reader(environment: Environment) -> ReadMessage:
     def read_line(prompt: str) -> str:
         stdout.write(prompt)
         stdout.flush()
-        with echoed(stdin):
-            line = stdin.readline()
+        try:
+            with echoed(stdin):
+                line = stdin.readline()
+        except KeyboardInterrupt:
+            stdout.write("\n")  # below the line that it ended
+            raise
         if not line or line.startswith(_CTRL_D):  # typed while nothing was read, it is a character like others
             raise EOFError
         return line.rstrip("\n")
 
     def read_message(beginning: str) -> str:
-        if beginning:
-            environment.status(beginning, "dim")
+        for line in beginning.splitlines():
+            environment.status(line, "dim")
         lines = [read_line(environment.glyph("❯ ", "> "))]
         while is_open("\n".join(lines)):
             lines.append(read_line("... "))

@@ -206,6 +206,10 @@ def test_a_dumb_terminal_holds_a_conversation(start):
     terminal.type("hello" + ENTER)
     terminal.wait_for("You said 'hello', turn 1.")
     terminal.wait_for("context 10/4,096")
+    terminal.type("/edit" + ENTER)
+    terminal.wait_for("hello\n❯")
+    terminal.type("half a line" + CTRL_C)
+    terminal.wait_for("\nCtrl-C again leaves.\n❯")
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
     assert "\x1b" not in terminal.raw
