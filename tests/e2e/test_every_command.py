@@ -1,4 +1,4 @@
-"""Each slash command (but /bench, which needs a model: see `test_tools`) in windows of either size, and vi keys, as a person types."""
+"""Each slash command (/bench is tried in `test_tools`) in windows of either size, and vi keys, as a person types."""
 
 import re
 import sys
