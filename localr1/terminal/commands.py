@@ -261,6 +261,7 @@ KEYS = [
     ("Alt-Enter", "Start another line of the same message."),
     ('"""', "Begin and end a message of several lines."),
     ("Ctrl-R", "Search the messages before; Enter takes one."),
+    ("Ctrl-X Ctrl-E", "Write the message in your editor."),
     ("Ctrl-C", "Stop the answer, or clear the line; again, leave."),
     ("Ctrl-D", "Leave."),
 ]

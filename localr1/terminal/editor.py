@@ -91,6 +91,8 @@ def editor(
         auto_suggest=AutoSuggestFromHistory(),
         history=_history(history_file),
         enable_history_search=False,
+        enable_suspend=True,
+        enable_open_in_editor=True,
         search_ignore_case=True,
         editing_mode=EditingMode.VI if options.keys == "vi" else EditingMode.EMACS,
         bottom_toolbar=lambda: _fitted(bar(), environment.size()[0]),

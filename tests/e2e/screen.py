@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import pexpect
 import pyte
 
-ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, UP = "\r", "\x1b\r", "\x03", "\x04", "\x12", "\x1b[A"
+ENTER, ALT_ENTER, UP = "\r", "\x1b\r", "\x1b[A"
+CTRL_C, CTRL_D, CTRL_E, CTRL_R, CTRL_X, CTRL_Z = "\x03", "\x04", "\x05", "\x12", "\x18", "\x1a"
 
 
 class ResizableScreen(pyte.HistoryScreen):

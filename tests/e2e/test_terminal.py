@@ -1,13 +1,16 @@
 """The terminal through a real pty, with a conversation that needs no model."""
 
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.e2e.screen import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, ENTER, UP, Terminal
+from tests.e2e.screen import ALT_ENTER, CTRL_C, CTRL_D, CTRL_E, CTRL_R, CTRL_X, CTRL_Z, ENTER, UP, Terminal
 
 FAKE = str(Path(__file__).with_name("fake_localr1.py"))
 
@@ -190,6 +193,33 @@ def test_ctrl_r_finds_an_earlier_message_also_when_it_was_typed_ahead(start):
     terminal.wait_for("context 50/4,096")
     terminal.type(CTRL_D)
     assert terminal.leave() == 0
+
+
+def test_a_message_is_written_in_the_persons_own_editor(start, tmp_path):
+    own = tmp_path / "editor"
+    own.write_text('#!/bin/sh\necho "$(cat "$1") and more" > "$1"\n')
+    own.chmod(0o700)
+    terminal = start("chat", EDITOR=str(own))
+    terminal.wait_for("❯")
+    terminal.type("a draft" + CTRL_X + CTRL_E)
+    terminal.wait_for("You said 'a draft and more', turn 1.")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
+
+
+def test_ctrl_z_hands_the_terminal_back_and_the_conversation_goes_on(start):
+    terminal = start("chat")
+    terminal.wait_for("❯")
+    terminal.type("half")
+    terminal.wait_for("❯ half")
+    terminal.type(CTRL_Z)
+    while psutil.Process(terminal.pid).status() != psutil.STATUS_STOPPED:
+        terminal.read(timeout_s=0.02)
+    os.kill(terminal.pid, signal.SIGCONT)
+    terminal.type(" done" + ENTER)
+    terminal.wait_for("You said 'half done', turn 1.")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0 and terminal.left_as_found
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
