@@ -20,7 +20,7 @@ _WHY_STOPPED = {
     "context": "the context is full",
     "interrupted": "interrupted",
 }
-WORTH_SAYING = 1.05
+_WORTH_SAYING = 1.05
 """Tokens a step below this are those of a model that does not guess."""
 _DEFAULTS = TerminalOptions()
 
@@ -84,6 +84,12 @@ def open_view(environment: Environment, options: TerminalOptions) -> View:
     return PlainView(environment, options)
 
 
+def pace(end: TurnEnd) -> list[str]:
+    """`21.4 tokens/s`, and `1.7 a step` of a model that guesses; what is not known is left out."""
+    rate, step = end.decode_tokens_per_s, end.tokens_per_step
+    return [rate_text(rate)] * (rate > 0) + [f"{step:.1f} a step"] * (step >= _WORTH_SAYING)
+
+
 def statistics_line(environment: Environment, end: TurnEnd) -> str:
     """`118 tokens · 21.4 tokens/s · context 512/4,096`, with the reason first when the model did not stop by itself."""
     parts = [_WHY_STOPPED[end.reason]] if end.reason in _WHY_STOPPED else []
@@ -91,10 +97,7 @@ def statistics_line(environment: Environment, end: TurnEnd) -> str:
     if end.reasoning_tokens:
         tokens += f" ({end.reasoning_tokens:,} of thought)"
     parts.append(tokens)
-    if end.decode_tokens_per_s > 0:
-        parts.append(rate_text(end.decode_tokens_per_s))
-    if end.tokens_per_step >= WORTH_SAYING:
-        parts.append(f"{end.tokens_per_step:.1f} tokens a step")
+    parts += pace(end)
     if end.context_limit_tokens:
         parts.append(context_text(end.context_tokens, end.context_limit_tokens))
     return environment.glyph(" · ", " - ").join(parts)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from localr1.errors import LocalR1Error
 from localr1.events import Event, TurnEnd, Typed
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
-from localr1.quantities import bytes_text, context_text, rate_text
+from localr1.quantities import bytes_text, context_text
 from localr1.terminal.editor import editor, plain_reader, unquoted
 from localr1.terminal.environment import Environment
 from localr1.terminal.files import Attachment
 from localr1.terminal.keyboard import TypedAhead
-from localr1.terminal.render import WORTH_SAYING, show_turn
+from localr1.terminal.render import pace, show_turn
 from localr1.terminal.talk import Conversation, Leave, Talk, stopped_by_ctrl_c
 from localr1.terminal.visible import visible
 
@@ -157,15 +157,12 @@ class Repl:
         self.talk.conversation.configure(self.settings.sampling, self.settings.conversation)
 
     def bar(self) -> str:
-        """`nano · context 512/4,096 · 21.4 tokens/s · 1.7 tokens a step · RAM 1.2 GB`."""
+        """`nano · context 512/4,096 · 21.4 tokens/s · 1.7 a step · RAM 1.2 GB`."""
         end, parts = self.talk.last_end, [visible(_short_name(self.host.model))]
         if end is not None:
             if end.context_limit_tokens:
                 parts.append(context_text(end.context_tokens, end.context_limit_tokens))
-            if end.decode_tokens_per_s > 0:
-                parts.append(rate_text(end.decode_tokens_per_s))
-            if end.tokens_per_step >= WORTH_SAYING:
-                parts.append(f"{end.tokens_per_step:.1f} tokens a step")
+            parts += pace(end)
         if (gpu := self.host.gpu_bytes()) is not None:
             parts.append(f"GPU {bytes_text(gpu[0])} of {bytes_text(gpu[1])}")
         parts.append(f"RAM {bytes_text(_memory_bytes())}")

@@ -125,7 +125,7 @@ def test_a_notice_in_a_turn_is_shown():
         ({"reason": "interrupted"}, "interrupted · 11 tokens · 20.0 tokens/s · context 41/4,096"),
         (
             {"steps": 6, "drafted_tokens": 6, "accepted_tokens": 4},
-            "11 tokens · 20.0 tokens/s · 1.7 tokens a step · context 41/4,096",
+            "11 tokens · 20.0 tokens/s · 1.7 a step · context 41/4,096",
         ),
         ({"reason": "context"}, "the context is full · 11 tokens · 20.0 tokens/s · context 41/4,096"),
         ({"generated_tokens": 1201, "decode_s": 6.0}, "1,201 tokens · 200 tokens/s · context 41/4,096"),
