@@ -1,13 +1,11 @@
 """The terminal through a real pty, with a conversation that needs no model."""
 
-import os
 import re
-import signal
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.e2e.screen import ALT_ENTER, CTRL_C, CTRL_D, CTRL_E, CTRL_R, CTRL_X, CTRL_Z, ENTER, UP, Terminal
@@ -207,19 +205,23 @@ def test_a_message_is_written_in_the_persons_own_editor(start, tmp_path):
     assert terminal.leave() == 0
 
 
-def test_ctrl_z_hands_the_terminal_back_and_the_conversation_goes_on(start):
-    terminal = start("chat")
-    terminal.wait_for("❯")
-    terminal.type("half")
-    terminal.wait_for("❯ half")
-    terminal.type(CTRL_Z)
-    while psutil.Process(terminal.pid).status() != psutil.STATUS_STOPPED:
-        terminal.read(timeout_s=0.02)
-    os.kill(terminal.pid, signal.SIGCONT)
-    terminal.type(" done" + ENTER)
-    terminal.wait_for("You said 'half done', turn 1.")
-    terminal.type(CTRL_D)
-    assert terminal.leave() == 0 and terminal.left_as_found
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
+def test_ctrl_z_hands_the_terminal_back_and_the_conversation_goes_on(tmp_path):
+    shell = ["bash", "-c", 'set -m; "$@"; echo "it sleeps"; fg', "shell", sys.executable, FAKE, "chat"]
+    terminal = Terminal(shell, {"LOCALR1_HOME": str(tmp_path)})
+    try:
+        terminal.wait_for("❯")
+        terminal.type("half")
+        terminal.wait_for("❯ half")
+        terminal.type(CTRL_Z)
+        terminal.wait_for("it sleeps")
+        terminal.wait_for("❯ half")
+        terminal.type(" done" + ENTER)
+        terminal.wait_for("You said 'half done', turn 1.")
+        terminal.type(CTRL_D)
+        assert terminal.leave() == 0 and terminal.left_as_found
+    finally:
+        terminal.close()
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
