@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 QUOTES = '"""'
 _CTRL_D = "\x04"
+_PASTE_BEGINS, _PASTE_ENDS = "\x1b[200~", "\x1b[201~"
 
 ReadMessage = Callable[[str], str]
 """Takes what the line holds at first, hands back the message."""
@@ -172,11 +173,13 @@ def _completer(commands: Mapping[str, str], arguments: Callable[[str], Iterable[
 
 
 def _pressed(typed: str) -> "list[KeyPress]":
+    """A paste whose end is still to come ends here."""
     from prompt_toolkit.input.vt100_parser import Vt100Parser
 
     keys: list[KeyPress] = []
     parser = Vt100Parser(keys.append)
-    parser.feed_and_flush(typed)
+    cut = typed.rfind(_PASTE_BEGINS) > typed.rfind(_PASTE_ENDS)
+    parser.feed_and_flush(typed + (_PASTE_ENDS if cut else ""))
     return keys
 
 

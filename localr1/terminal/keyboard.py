@@ -58,16 +58,19 @@ _SEQUENCE = re.compile(r"\x1b(\[[0-9;?<]*[ -/]*[@-~]|O.|.)?")
 _ENTER = re.compile(r"[\r\n]")
 _ERASING = re.compile(r"[\x08\x7f]")
 _LONGEST_READ = 65536
+_LONGEST_SEEN = 400
+_MARK_PASTES, _MARK_NONE = "\x1b[?2004h", "\x1b[?2004l"
 
 
 class TypedAhead:
-    """What is typed while an answer comes; `tell` is given all of it, for the eye, whenever there is more.
+    """What is typed while an answer comes; `tell` is given the end of it, for the eye, whenever there is more.
 
-    `tell` is called on a thread of its own.
+    `tell` is called on a thread of its own. The terminal is asked to mark what is pasted, so that its lines stay one
+    message.
     """
 
-    def __init__(self, stdin: TextIO, tell: Callable[[str], None]) -> None:
-        self._stdin, self._tell = stdin, tell
+    def __init__(self, stdin: TextIO, stdout: TextIO, tell: Callable[[str], None]) -> None:
+        self._stdin, self._stdout, self._tell = stdin, stdout, tell
         self._heard = ""
 
     @contextmanager
@@ -83,9 +86,11 @@ class TypedAhead:
         ended, end = os.pipe()
         thread = threading.Thread(target=self._listen, args=(keys, ended), name="typed ahead", daemon=True)
         thread.start()
+        self._write(_MARK_PASTES)
         try:
             yield
         finally:
+            self._write(_MARK_NONE)
             os.close(end)
             thread.join()
             os.close(ended)
@@ -99,17 +104,24 @@ class TypedAhead:
         self._heard = ""
         self._tell("")
 
+    def _write(self, mode: str) -> None:
+        self._stdout.write(mode)
+        self._stdout.flush()
+
     def _listen(self, keys: int, ended: int) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while True:
             ready, _, _ = select.select([keys, ended], [], [])
             if ended in ready:
                 return
-            typed = os.read(keys, _LONGEST_READ)
+            try:
+                typed = os.read(keys, _LONGEST_READ)
+            except OSError:  # the terminal is gone
+                return
             if not typed:
                 return
             self._heard += decoder.decode(typed)
-            self._tell(seen(self._heard))
+            self._tell(seen(self._heard[-_LONGEST_SEEN:]))
 
 
 def seen(keys: str) -> str:

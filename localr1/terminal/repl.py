@@ -93,7 +93,7 @@ class Repl:
         self.beginning = ""
         """What the next message begins with, to be edited."""
         self._keys, self._screen = keys, screen
-        self._typed = TypedAhead(environment.stdin, lambda text: self.host.tell(Typed(text)))
+        self._typed = TypedAhead(environment.stdin, environment.stdout, lambda text: self.host.tell(Typed(text)))
         self._interrupted = False
 
     def run(self) -> None:

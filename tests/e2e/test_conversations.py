@@ -110,6 +110,23 @@ def test_what_is_typed_while_an_answer_streams_is_seen_and_waits_for_the_prompt(
     assert terminal.leave() == 0
 
 
+@pytest.mark.parametrize("end", ["\x1b[201~", ""], ids=["whole", "cut"])
+def test_what_is_pasted_while_the_answer_comes_is_one_message(start, end):
+    terminal = start("chat")
+    terminal.wait_for("❯")
+    terminal.type("slowly" + ENTER)
+    terminal.wait_for("3 4 5")
+    terminal.type("\x1b[200~one\rtwo\rthree" + end)
+    terminal.wait_for("❯ one⏎two⏎three")
+    assert terminal.raw.rfind("\x1b[?2004h") > terminal.raw.rfind("\x1b[?2004l")
+    terminal.wait_for("context 10/4,096")
+    terminal.wait_for("three")
+    terminal.type(ENTER)
+    terminal.wait_for(r"You said 'one\ntwo\nthree', turn 2.")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
+
+
 def test_ctrl_c_forgets_what_was_typed_while_the_answer_came(start):
     terminal = start("chat")
     terminal.wait_for("❯")

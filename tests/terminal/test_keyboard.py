@@ -38,7 +38,7 @@ def test_keys_are_heard_at_once_and_handed_out_once():
         more.set()
 
     with os.fdopen(slave, "r") as stdin:
-        typed = TypedAhead(stdin, tell)
+        typed = TypedAhead(stdin, Stream(), tell)
         with typed.listening():
             for piece in ("né\n".encode()[:2], "né\n".encode()[2:]):
                 os.write(master, piece)
@@ -53,7 +53,7 @@ def test_keys_are_heard_at_once_and_handed_out_once():
 
 def test_forgetting_is_told():
     told = []
-    typed = TypedAhead(Stream(tty=True), told.append)
+    typed = TypedAhead(Stream(tty=True), Stream(), told.append)
     with typed.listening():  # no terminal, whatever it says
         typed.forget()
     assert told == [""] and typed.take() == ""
