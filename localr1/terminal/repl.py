@@ -123,6 +123,7 @@ class Repl:
                     raise
                 except KeyboardInterrupt:
                     self._interrupted = True
+                    self.say("Ctrl-C again leaves.")
                 except LocalR1Error as error:
                     self.environment.error(error)
         finally:

@@ -76,7 +76,7 @@ def test_ctrl_c_while_it_reads_or_thinks_brings_the_prompt_back_and_a_second_one
     terminal.wait_for("❯ " + question)
     terminal.type("hello" + ENTER)
     terminal.wait_for("You said 'hello', turn 2.")  # what was left behind ended first
-    terminal.wait_for("context 20/4,096")
+    terminal.wait_for("echo · context 20/4,096")  # in the bar: the prompt is back
     terminal.type(CTRL_C)
     terminal.wait_for("Ctrl-C again leaves.")
     terminal.type(CTRL_C)
