@@ -26,7 +26,7 @@ from localr1.hub.parallel import Job, Parallel, Report
 from localr1.hub.remote import Listing, RemoteFile
 from localr1.hub.room import SPARE_BYTES, by_disk, is_full, require
 from localr1.hub.source import HubRepo, Snapshot
-from localr1.hub.transfer import receive, receive_start
+from localr1.hub.transfer import Unfinished, receive, receive_start, unfinished
 from localr1.quantities import bytes_text
 
 __all__ = ["Arrived", "Download", "HubRepo", "Snapshot", "fetch"]
@@ -42,10 +42,11 @@ TURN_S = 0.1
 
 @dataclass(frozen=True)
 class Arrived:
-    """A shard that is whole and verified."""
+    """A shard that is whole and verified; of what was read of it before, only what was of this attempt is."""
 
     name: str
     path: Path
+    attempt: int
 
 
 def fetch(repo: HubRepo, connections: int = CONNECTIONS) -> Generator[Event, None, Snapshot]:
@@ -94,6 +95,7 @@ class Download:
         self._converting = False
         self._locks = {file.oid: Lock() for file in listing.files}
         self.arrived: deque[Arrived] = deque()
+        self.growing: dict[str, Unfinished] = {}
 
     @property
     def snapshot(self) -> Snapshot:
@@ -213,7 +215,8 @@ class Download:
             yield news
             return
         if isinstance(news, Path):
-            self.arrived.append(Arrived(file.path, news))
+            part = self.growing.pop(file.path, None)
+            self.arrived.append(Arrived(file.path, news, part.attempt if part else 0))
             news = self._bytes_here(file)
         self._done_bytes[file.path] = news
         done_bytes = sum(self._done_bytes.values())
@@ -272,7 +275,9 @@ class Download:
             content = None
         if content is None:
             content = self._cache.unfinished(file.oid)
-            yield from receive(self._url(file), self._headers, file, content, durable=shared)
+            with unfinished(content, file) as part:
+                self.growing[file.path] = part
+                yield from receive(part, self._url(file), self._headers, file, durable=shared)
             if not shared:
                 content = self._cache.keep_private(file, content)
         if shared:

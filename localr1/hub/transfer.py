@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from huggingface_hub import constants, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError
@@ -74,11 +75,17 @@ def _update(digest: Digest, chunks: list[bytes]) -> None:
 
 
 class Unfinished:
-    """The bytes of a file that have arrived, with their running hash."""
+    """The bytes of a file that have arrived, with their running hash.
+
+    One thread adds to it; another may `read` what is there. `attempt` counts how often the file was begun, so that who
+    read something can tell whether it was of what proved right.
+    """
 
     def __init__(self, path: Path, file: RemoteFile) -> None:
         self._remote = file
         self._file = path.open("r+b" if path.exists() else "w+b")
+        self._turn = Lock()
+        self.attempt = 1
         self._digest = Behind(file.new_digest())
         self._disk = ThreadPoolExecutor(1, "sync")
         self._syncing: Future[None] | None = None
@@ -97,18 +104,31 @@ class Unfinished:
                 "try again later; if it stays so, the repository is broken",
             )
         self._digest.update(chunk)
-        self._file.write(chunk)
-        self.done_bytes += len(chunk)
+        with self._turn:
+            self._file.write(chunk)
+            self.done_bytes += len(chunk)
         self._unsynced_bytes += len(chunk)
         if self._unsynced_bytes >= SYNC_BYTES:
             self._begin_sync()
 
+    def read(self, start: int, into: memoryview) -> int | None:
+        """Fill `into` with what follows byte `start`; returns the attempt that it is of, None if it is not here."""
+        with self._turn:
+            if self._file.closed or start + len(into) > self.done_bytes:
+                return None
+            self._file.seek(start)
+            got_bytes = self._file.readinto(into)
+            self._file.seek(self.done_bytes)
+            return self.attempt if got_bytes == len(into) else None
+
     def restart(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
+        with self._turn:
+            self._file.seek(0)
+            self._file.truncate()
+            self.done_bytes = 0
+            self.attempt += 1
         self._digest.close()
         self._digest = Behind(self._remote.new_digest())
-        self.done_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -134,12 +154,14 @@ class Unfinished:
     def close(self) -> None:
         self._digest.close()
         self._disk.shutdown()
-        self._file.close()
+        with self._turn:
+            self._file.close()
 
     def _begin_sync(self) -> None:
         """Have what is here written to the disk while more arrives; waits for the last time that this was asked."""
         self._end_sync()
-        self._file.flush()
+        with self._turn:
+            self._file.flush()
         self._syncing = self._disk.submit(os.fsync, self._file.fileno())
         self._unsynced_bytes = 0
 
@@ -148,34 +170,39 @@ class Unfinished:
             self._syncing.result()
 
 
-def receive(
-    url: str, headers: dict[str, str], file: RemoteFile, path: Path, *, durable: bool
-) -> Generator[int | Notice, None, None]:
-    """Complete the unfinished `path`; yields the bytes it has so far, and notices about retries.
-
-    On return it is whole, verified and, if `durable`, safe from a power loss: without, do not call it whole for good.
-    A file that proves wrong is fetched once more from its start.
-    Raises CorruptError, having removed `path`, when what the hub sends does not match `file.oid`; the client's errors
-    when it gives up (`path` stays, for the next run).
-    """
+@contextmanager
+def unfinished(path: Path, file: RemoteFile) -> Iterator[Unfinished]:
+    """What has come of a file; it stays for the next run, unless it proves wrong."""
     try:
         with closing(Unfinished(path, file)) as part:
-            yield part.done_bytes
-            yield from _fill(part, url, headers, file, file.size_bytes)
-            if not part.is_right:
-                yield Notice(f"{file.path} does not match its hash; fetching it again")
-                part.restart()
-                yield from _fill(part, url, headers, file, file.size_bytes)
-            if not part.is_right:
-                raise CorruptError(
-                    f"{file.path} does not match its hash: {part.hexdigest}, the hub promised {file.oid}",
-                    "try again; if it stays so, something between you and the hub changes files, or the disk is bad",
-                )
-            if durable:
-                part.sync()
+            yield part
     except CorruptError:
         path.unlink(missing_ok=True)
         raise
+
+
+def receive(
+    part: Unfinished, url: str, headers: dict[str, str], file: RemoteFile, *, durable: bool
+) -> Generator[int | Notice, None, None]:
+    """Complete an unfinished file; yields the bytes it has so far, and notices about retries.
+
+    On return it is whole, verified and, if `durable`, safe from a power loss: without, do not call it whole for good.
+    A file that proves wrong is fetched once more from its start.
+    Raises CorruptError when what the hub sends does not match `file.oid`, the client's errors when it gives up.
+    """
+    yield part.done_bytes
+    yield from _fill(part, url, headers, file, file.size_bytes)
+    if not part.is_right:
+        yield Notice(f"{file.path} does not match its hash; fetching it again")
+        part.restart()
+        yield from _fill(part, url, headers, file, file.size_bytes)
+    if not part.is_right:
+        raise CorruptError(
+            f"{file.path} does not match its hash: {part.hexdigest}, the hub promised {file.oid}",
+            "try again; if it stays so, something between you and the hub changes files, or the disk is bad",
+        )
+    if durable:
+        part.sync()
 
 
 def receive_start(

@@ -133,6 +133,7 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
             while not arriving.finished or arriving.arrived:
                 yield from arriving.news(wait=not arriving.arrived)
                 yield from _take(arriving, conversion, shards)
+                yield from _take_early(arriving, conversion)
             yield from conversion.finish(extras)
     except HeaderError:
         arriving.forget_heads()
@@ -143,12 +144,22 @@ def _take(arriving: Download, conversion: Conversion, shards: list[str]) -> Iter
     """Convert the shards that are whole, telling meanwhile how the others come, and let go of what is done."""
     while arriving.arrived:
         shard = arriving.arrived.popleft()
-        for event in conversion.take(shard.name, shard.path):
+        for event in conversion.take(shard.name, shard.path, shard.attempt):
             yield event
             yield from arriving.news(wait=False)
         for name in shards:
             if not conversion.needs(name):
                 arriving.release(name)
+
+
+def _take_early(arriving: Download, conversion: Conversion) -> Iterator[Event]:
+    """Convert what has come of the shards that are on their way, until one is whole."""
+    for name, part in list(arriving.growing.items()):
+        for event in conversion.take_early(name, part):
+            yield event
+            yield from arriving.news(wait=False)
+            if arriving.arrived:
+                return
 
 
 def _announced(

@@ -7,6 +7,7 @@ Knows no model: what is expected is handed in. Holds one tensor at a time. Never
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from localr1.errors import CorruptError, NotFoundError, UnsupportedError
 from localr1.model.linear import TensorSpec
+from localr1.weights.arriving_file import ArrivingFile
 from localr1.weights.fp8 import dequantize_blocks, scale_shape
 from localr1.weights.safetensors_file import MappedFile, TensorInfo
 
@@ -67,6 +69,7 @@ class Checkpoint:
     def _set(self, label: str, headers: Mapping[str, Mapping[str, TensorInfo]]) -> None:
         self.label = label
         self.files: dict[str, MappedFile] = {}
+        self._arriving: dict[str, ArrivingFile] = {}
         self.file_names = tuple(headers)
         self._entries: dict[str, tuple[str, TensorInfo]] = {}
         for file, tensors in headers.items():
@@ -90,6 +93,21 @@ class Checkpoint:
         """Let go of a file, so that it can be removed."""
         self.files.pop(file, None)
 
+    @contextmanager
+    def reading(self, file: str, arriving: ArrivingFile) -> Iterator[None]:
+        """Let those tensors of a file be read that are here, while the rest is still on its way."""
+        self._arriving[file] = arriving
+        try:
+            yield
+        finally:
+            del self._arriving[file]
+
+    def end_of(self, name: str) -> int:
+        """The byte of its file after which a tensor is whole, its scales too where they are in the same file."""
+        file, info = self._entries[name]
+        scale_file, scale = self._entries.get(name + SCALE, (file, info))
+        return max(info.end, scale.end) if scale_file == file else info.end
+
     def files_of(self, name: str) -> set[str]:
         """The files that a tensor needs: its own, and its scales' where it is FP8."""
         return {self._entries[part][0] for part in (name, name + SCALE) if part in self._entries}
@@ -97,7 +115,8 @@ class Checkpoint:
     def forget(self, name: str) -> None:
         """Give the pages of a tensor that was read back to the system."""
         file, info = self._entries[name]
-        self.files[file].forget(info.start, info.end)
+        if file in self.files:
+            self.files[file].forget(info.start, info.end)
 
     def names(self) -> Iterator[str]:
         """All tensors, in the order of the disk."""
@@ -166,7 +185,7 @@ class Checkpoint:
 
     def _view(self, name: str) -> Tensor:
         file, info = self._entries[name]
-        return self.files[file].view(info.start, info.dtype, info.shape)
+        return (self._arriving.get(file) or self.files[file]).view(info.start, info.dtype, info.shape)
 
     def stream(self, names: Mapping[str, object], block: tuple[int, int] | None) -> Iterator[tuple[str, Tensor]]:
         """The named tensors in the order of the disk. Peak memory: one tensor (in float32 where it was FP8)."""

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from localr1.errors import CorruptError, DiskError
 from localr1.events import Event, LoadProgress, QuantizeProgress
 from localr1.model.linear import TensorSpec
 from localr1.quantities import bytes_text
+from localr1.weights.arriving_file import ArrivingFile, NotHereError, Prefix
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.quantize import int8_chunks
 from localr1.weights.safetensors_file import FileWriter, disk_error
@@ -33,7 +34,13 @@ from localr1.weights.store import FORMAT, MANIFEST, Origin, file_sha256, layout,
 
 JOURNAL = "journal.jsonl"
 COMMIT_BYTES = 512 << 20
+EARLY_BYTES = 256 << 20
+"""Of the tensors that are converted before their file is whole, the largest: they have to be read into memory."""
 SPARE_BYTES = 64 << 20
+
+
+Crcs = dict[str, int]
+"""Of the one or two parts of the store that a tensor becomes, the CRC-32 of what was written."""
 
 
 def partial_folder(folder: Path) -> Path:
@@ -49,7 +56,8 @@ def reserved_bytes(folder: Path) -> int:
 class Conversion:
     """Use as a context: `yield from resume()`, then `take` every file, then `finish`.
 
-    Peak memory: one tensor, and a chunk of its int8 rows.
+    `take_early` does what it can of a file that is still on its way; that counts, and is written in the journal, when
+    `take` says that the file proved right. Peak memory: one tensor, and a chunk of its int8 rows.
     """
 
     def __init__(
@@ -69,8 +77,12 @@ class Conversion:
         self._waiting = Counter(file for name in self._left for file in checkpoint.files_of(name))
         self._total_bytes = sum(checkpoint.info(name).nbytes for name in self._left)
         self._done_bytes = 0
-        self._uncommitted: dict[str, dict[str, int]] = {}
-        self._uncommitted_bytes = 0
+        self._early_names = _by_file(checkpoint, self._left)
+        self._early: dict[str, dict[str, tuple[int, Crcs]]] = {}
+        self._buffers: dict[torch.dtype, torch.Tensor] = {}
+        self._unsafe: dict[str, Crcs] = {}
+        self._unsafe_bytes = 0
+        self._uncommitted: dict[str, Crcs] = {}
         self._partial = partial_folder(folder)
         self._stack = ExitStack()
         self._writer_of: dict[str, FileWriter] = {}
@@ -116,15 +128,32 @@ class Conversion:
         if lines:
             yield self._progress("")
 
-    def take(self, file: str, path: Path) -> Generator[Event, None, None]:
-        """Convert what can be converted now that `file` is whole at `path`; then ask `needs` whether it may go."""
+    def take_early(self, file: str, prefix: Prefix) -> Generator[Event, None, None]:
+        """Convert what has come of `file`, though nobody can tell yet whether it came right."""
+        arriving, names = ArrivingFile(prefix, self._buffers), self._early_names[file]
+        try:
+            while names and self._checkpoint.end_of(names[0]) <= prefix.done_bytes:
+                if (name := names.popleft()) in self._left:
+                    self._try(name, file, arriving)
+                    yield self._progress(name)
+                if self._unsafe_bytes >= COMMIT_BYTES:
+                    self._make_safe()
+        except OSError as error:
+            raise disk_error(self._folder, 0, error) from error
+
+    def take(self, file: str, path: Path, attempt: int = 0) -> Generator[Event, None, None]:
+        """Convert what can be converted now that `file` is whole at `path`; then ask `needs` whether it may go.
+
+        What was read of it earlier was right if it was of this `attempt`.
+        """
         self._checkpoint.attach(file, path)
+        self._settle(file, attempt)
         have = self._checkpoint.files.keys()
         try:
             for name in [name for name in self._left if self._checkpoint.files_of(name) <= have]:
-                self._convert(name)
+                self._uncommitted[name] = self._convert(name)
                 yield self._progress(name)
-                if self._uncommitted_bytes >= COMMIT_BYTES:
+                if self._unsafe_bytes >= COMMIT_BYTES:
                     self._commit()
             self._commit()
         except OSError as error:
@@ -135,6 +164,7 @@ class Conversion:
     def finish(self, extras: Mapping[str, bytes]) -> Generator[Event, None, None]:
         """Give the store its name, with `extras` (config, tokenizer) beside the tensors, in the place of an old one."""
         folder = self._partial / "store"
+        assert not self._left and not self._early, "every file is taken first"
         try:
             self._commit()
             self._stack.close()
@@ -149,7 +179,22 @@ class Conversion:
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
 
-    def _convert(self, name: str) -> None:
+    def _try(self, name: str, file: str, arriving: ArrivingFile) -> None:
+        """Convert a tensor of a file that may be wrong; if that shows, the tensor is left for the right one."""
+        with contextlib.suppress(NotHereError, CorruptError), self._checkpoint.reading(file, arriving):
+            self._early.setdefault(file, {})[name] = arriving.attempt, self._convert(name)
+
+    def _settle(self, file: str, attempt: int) -> None:
+        """What was converted of a file before it was whole counts from now on, or has to be done again."""
+        for name, (read_of, crcs) in self._early.pop(file, {}).items():
+            if read_of == attempt:
+                self._uncommitted[name] = crcs
+            else:
+                self._unsafe.pop(name, None)
+                self._left[name] = None
+                self._done_bytes -= self._checkpoint.info(name).nbytes
+
+    def _convert(self, name: str) -> Crcs:
         tensor, writer = self._checkpoint.tensor(name, self._block), self._writer_of[name]
         if self._expected[name].storage == "int8":
             scb = torch.empty(tensor.shape[0], dtype=torch.float32)
@@ -157,24 +202,23 @@ class Conversion:
             crcs[scb_name(name)] = self._writer_of[scb_name(name)].write(scb_name(name), scb)
         else:
             crcs = {name: writer.write(name, tensor.to(self._slots[name].dtype))}
-        self._uncommitted[name] = crcs
+        self._unsafe[name] = crcs
         self._checkpoint.forget(name)
         del self._left[name]
         nbytes = self._checkpoint.info(name).nbytes
         self._done_bytes += nbytes
-        self._uncommitted_bytes += nbytes
+        self._unsafe_bytes += nbytes
+        return crcs
 
     def _progress(self, name: str) -> QuantizeProgress:
         total = len(self._expected)
         return QuantizeProgress(name, total - len(self._left), total, self._done_bytes, self._total_bytes)
 
     def _commit(self, durable: bool = True) -> None:
-        """Make what was written safe and write it in the journal."""
+        """Make what was written safe and write in the journal what of it is known to be right."""
         assert self._journal is not None, "resume() comes first"
         if durable:
-            for writer in {self._writer_of[part] for crcs in self._uncommitted.values() for part in crcs}:
-                writer.sync()
-            self._read_back()
+            self._make_safe()
         self._write_lines(self._journal)
         if durable:
             os.fsync(self._journal.fileno())
@@ -185,14 +229,18 @@ class Conversion:
             self._waiting.subtract(self._checkpoint.files_of(name))
         journal.flush()
         self._uncommitted.clear()
-        self._uncommitted_bytes = 0
 
-    def _read_back(self) -> None:
-        for crcs in self._uncommitted.values():
+    def _make_safe(self) -> None:
+        """Have all that was written on the disk, and read it back."""
+        for writer in {self._writer_of[part] for crcs in self._unsafe.values() for part in crcs}:
+            writer.sync()
+        for crcs in self._unsafe.values():
             for part, crc in crcs.items():
                 if not self._writer_of[part].written(part, crc):
                     path = self._writer_of[part].path
                     raise DiskError(f"{path} does not hold what was written to it ({part})", "check the disk")
+        self._unsafe.clear()
+        self._unsafe_bytes = 0
 
     def _identity(self) -> dict[str, Any]:
         """What a journal must say of itself to be believed."""
@@ -226,6 +274,16 @@ class Conversion:
             os.fsync(journal.fileno())
         scratch.replace(self._partial / JOURNAL)
         self._journal = (self._partial / JOURNAL).open("a", encoding="utf-8")
+
+
+def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, deque[str]]:
+    """Of each file the tensors that need no other, in the order of the disk, but the very large ones."""
+    by_file: dict[str, deque[str]] = {file: deque() for file in checkpoint.file_names}
+    for name in names:
+        files = checkpoint.files_of(name)
+        if len(files) == 1 and checkpoint.info(name).nbytes <= EARLY_BYTES:
+            by_file[files.pop()].append(name)
+    return by_file
 
 
 def _parsed(text: str) -> Iterator[dict[str, Any]]:

@@ -86,6 +86,32 @@ def test_a_shard_is_converted_while_the_next_arrives(
     assert len(converted) > 10
 
 
+def test_a_shard_is_converted_as_it_comes(hub: LoopbackHub, runner: Runner, reference: dict[str, str]) -> None:
+    hub.fail(SHARD.format(4), slow_s=0.3, times=9)
+    run = runner.finish(REPO)
+    assert run.folder is not None and store_facts(run.folder) == reference
+    whole = [
+        number
+        for number, line in enumerate(run.lines)
+        if line.get("event") == "FetchProgress"
+        and line["done_bytes"] == line["total_bytes"]
+        and "00004" in line["file"]
+    ]
+    tensors = json.loads((hub.repos[REPO].folder / "model.safetensors.index.json").read_text())["weight_map"]
+    early = [line["tensor"] for line in run.lines[: whole[0]] if line.get("event") == "QuantizeProgress"]
+    assert any(tensors[name] == SHARD.format(4) for name in early if name)
+
+
+def test_a_shard_that_proves_wrong_is_converted_again(
+    hub: LoopbackHub, runner: Runner, reference: dict[str, str]
+) -> None:
+    size = (hub.repos[REPO].folder / SHARD.format(2)).stat().st_size
+    hub.fail(SHARD.format(2), flip_byte=size // 3, slow_s=0.2, times=3)  # two are for its header
+    run = runner.finish(REPO)
+    assert run.folder is not None and store_facts(run.folder) == reference
+    assert any("does not match its hash" in line["text"] for line in run.events("Notice"))
+
+
 def test_the_source_goes_as_it_is_converted_and_two_shards_are_the_most(hub: LoopbackHub, runner: Runner) -> None:
     hub.fail("*.safetensors", slow_s=0.05, times=99)
     largest = max(path.stat().st_size for path in hub.repos[REPO].folder.glob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,101 @@ def test_a_disk_that_does_not_keep_what_is_written_is_found(
         list(work.resume())
         with pytest.raises(DiskError, match="does not hold what was written"):
             list(work.take("m-2.safetensors", source / "m-2.safetensors"))
+
+
+class Arriving:
+    """The first bytes of a file as they are told to come."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.done_bytes, self.attempt = content, 0, 1
+
+    def read(self, start: int, into: memoryview) -> int | None:
+        if start + len(into) > self.done_bytes:
+            return None
+        into[:] = self.content[start : start + len(into)]
+        return self.attempt
+
+
+def converted(events: Iterable[object]) -> list[str]:
+    return [event.tensor for event in events if isinstance(event, QuantizeProgress)]
+
+
+@pytest.fixture
+def one_file(tmp_path: Path) -> Path:
+    """An FP8 tensor, its scales, and two others in one file."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    tensors = {
+        "a.weight": torch.randn(4, 6).to(torch.float8_e4m3fn),
+        "a.weight" + SCALE: torch.rand(2, 2) + 0.5,
+        "b.weight": torch.randn(5, 6).to(torch.bfloat16),
+        "norm.weight": torch.randn(6),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    list(write_store(tmp_path / "whole", Checkpoint(folder), EXPECTED, block=BLOCK, origin=ORIGIN, extras={}))
+    return folder / "model.safetensors"
+
+
+def conversion_of(file: Path, target: Path) -> Conversion:
+    checkpoint = Checkpoint.of_headers("org/name", {file.name: read_header(file)})
+    return Conversion(target, checkpoint, EXPECTED, block=BLOCK, origin=ORIGIN)
+
+
+def test_what_has_come_of_a_file_is_converted_before_it_is_whole(one_file: Path, tmp_path: Path) -> None:
+    part, infos = Arriving(one_file.read_bytes()), read_header(one_file)
+    with conversion_of(one_file, tmp_path / "store") as work:
+        list(work.resume())
+        early: list[str] = []
+        for end in sorted(info.end for info in infos.values())[:-1]:
+            part.done_bytes = end
+            early += converted(work.take_early(one_file.name, part))
+        assert len(early) == 2 and work.needs(one_file.name)
+        late = converted(work.take(one_file.name, one_file, part.attempt))
+        assert sorted(early + late) == sorted(EXPECTED) and not work.needs(one_file.name)
+        list(work.finish({}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("wrong", [b"\x01", b"\xff"], ids=["other numbers", "not a number"])
+def test_what_was_converted_of_a_file_that_proves_wrong_is_done_again(
+    one_file: Path, tmp_path: Path, wrong: bytes
+) -> None:
+    infos = read_header(one_file)
+    start, end = min(info.start for info in infos.values()), max(info.end for info in infos.values())
+    part = Arriving(one_file.read_bytes()[:start] + wrong * (end - start))
+    part.done_bytes = end
+    with conversion_of(one_file, tmp_path / "store") as work:
+        list(work.resume())
+        list(work.take_early(one_file.name, part))
+        part.attempt = 2
+        list(work.take(one_file.name, one_file, part.attempt))
+        list(work.finish({}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_a_file_that_is_begun_again_while_it_is_read_gives_no_tensor(one_file: Path, tmp_path: Path) -> None:
+    part = Arriving(one_file.read_bytes())
+    part.done_bytes = len(part.content)
+    with conversion_of(one_file, tmp_path / "store") as work:
+        list(work.resume())
+        events = work.take_early(one_file.name, part)
+        next(events)
+        part.attempt = 2  # what follows is of another attempt than what came before
+        list(events)
+        list(work.take(one_file.name, one_file, 1))
+        list(work.finish({}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_what_was_converted_early_is_not_believed_by_the_next_run(one_file: Path, tmp_path: Path) -> None:
+    part = Arriving(one_file.read_bytes())
+    part.done_bytes = len(part.content)
+    with pytest.raises(KeyboardInterrupt), conversion_of(one_file, tmp_path / "store") as work:
+        list(work.resume())
+        assert len(converted(work.take_early(one_file.name, part))) == 3
+        raise KeyboardInterrupt
+    with conversion_of(one_file, tmp_path / "store") as work:
+        assert converted(work.resume()) == []
+        assert len(converted(work.take(one_file.name, one_file))) == 3
+        list(work.finish({}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
