@@ -39,7 +39,7 @@ class PartialModel:
 
 
 def partials() -> list[PartialModel]:
-    """Every model that is here in part, by name."""
+    """Every model that is here in part, by name; one that was refused before its first byte is not."""
     found: dict[str, list[Path]] = {}
     for folder in sorted((cache.home() / "models").glob("*/*.partial")):
         found.setdefault(_source_of(folder), []).append(folder)
@@ -47,7 +47,7 @@ def partials() -> list[PartialModel]:
         repo_id = blob.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
         found.setdefault(repo_id, []).append(blob)
     models = [_partial_model(source, paths) for source, paths in found.items()]
-    return sorted(models, key=lambda model: model.name.lower())
+    return sorted((model for model in models if model.size_bytes), key=lambda model: model.name.lower())
 
 
 def _partial_model(source: str, paths: list[Path]) -> PartialModel:

@@ -1,8 +1,8 @@
 """An 8-bit store in the making: fed a checkpoint's files in any order, and gone on with after any interruption.
 
-Owns the folder `NAME.partial` beside the store to be: `store/` with the files at their final size, `journal.jsonl`
-with one line a finished tensor and the CRC-32 of what was written for it. What the journal lists was read back, and on
-disk before its source was let go; a later run checks it again before believing it. Does not know where the files come
+Owns the folder `NAME.partial` beside the store to be: `store/` with the files at their final size, and the journal of
+what is finished. What the journal lists was read back, and on disk before its source was let go; a later run checks it
+again before believing it. Does not know where the files come
 from. Invariant: the store gets its own name only when it is whole, and is byte by byte the same however often the work
 was interrupted.
 """
@@ -13,11 +13,11 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -28,19 +28,15 @@ from localr1.model.linear import TensorSpec
 from localr1.quantities import bytes_text
 from localr1.weights.arriving_file import ArrivingFile, NotHereError, Prefix
 from localr1.weights.checkpoint import Checkpoint
+from localr1.weights.journal import Crcs, Journal
 from localr1.weights.quantize import int8_chunks
 from localr1.weights.safetensors_file import FileWriter, disk_error
 from localr1.weights.store import FORMAT, MANIFEST, Origin, file_sha256, layout, scb_name
 
-JOURNAL = "journal.jsonl"
 COMMIT_BYTES = 512 << 20
 EARLY_BYTES = 256 << 20
 """Of the tensors that are converted before their file is whole, the largest: they have to be read into memory."""
 SPARE_BYTES = 64 << 20
-
-
-Crcs = dict[str, int]
-"""Of the one or two parts of the store that a tensor becomes, the CRC-32 of what was written."""
 
 
 def partial_folder(folder: Path) -> Path:
@@ -86,17 +82,16 @@ class Conversion:
         self._partial = partial_folder(folder)
         self._stack = ExitStack()
         self._writer_of: dict[str, FileWriter] = {}
-        self._journal: TextIO | None = None
+        self._journal = Journal(self._partial, {"format": FORMAT, "source": origin.source, "revision": origin.revision})
 
     def __enter__(self) -> "Conversion":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        if kind is not None and self._journal is not None:
+        if kind is not None and self._journal.is_open:
             with contextlib.suppress(OSError, DiskError):
                 self._commit(durable=False)
-        if self._journal is not None:
-            self._journal.close()
+        self._journal.close()
         with contextlib.suppress(OSError, ValueError):
             self._stack.__exit__(kind or GeneratorExit, GeneratorExit(), None)
 
@@ -118,11 +113,12 @@ class Conversion:
             for file, slots in self._files.items():
                 writer = self._stack.enter_context(FileWriter(folder / file, slots))
                 self._writer_of.update((slot.name, writer) for slot in slots)
-            lines = self._journal_lines()
+            lines = self._journal.lines()
             for done, line in enumerate(lines):
                 self._believe(line)
                 yield LoadProgress("checking what was converted before", done + 1, len(lines))
-            self._start_journal()
+            self._journal.start(self._uncommitted)
+            self._let_go()
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
         if lines:
@@ -216,18 +212,15 @@ class Conversion:
 
     def _commit(self, durable: bool = True) -> None:
         """Make what was written safe and write in the journal what of it is known to be right."""
-        assert self._journal is not None, "resume() comes first"
         if durable:
             self._make_safe()
-        self._write_lines(self._journal)
-        if durable:
-            os.fsync(self._journal.fileno())
+        self._journal.add(self._uncommitted, durable)
+        self._let_go()
 
-    def _write_lines(self, journal: TextIO) -> None:
-        for name, crcs in self._uncommitted.items():
-            journal.write(json.dumps({"tensor": name, "crc": crcs}) + "\n")
+    def _let_go(self) -> None:
+        """What is in the journal needs its source no longer."""
+        for name in self._uncommitted:
             self._waiting.subtract(self._checkpoint.files_of(name))
-        journal.flush()
         self._uncommitted.clear()
 
     def _make_safe(self) -> None:
@@ -242,18 +235,6 @@ class Conversion:
         self._unsafe.clear()
         self._unsafe_bytes = 0
 
-    def _identity(self) -> dict[str, Any]:
-        """What a journal must say of itself to be believed."""
-        return {"format": FORMAT, "source": self._origin.source, "revision": self._origin.revision}
-
-    def _journal_lines(self) -> list[dict[str, Any]]:
-        try:
-            text = (self._partial / JOURNAL).read_text(encoding="utf-8")
-        except (FileNotFoundError, UnicodeDecodeError):
-            return []
-        lines = list(_parsed(text))
-        return lines[1:] if lines and lines[0] == self._identity() else []
-
     def _believe(self, line: dict[str, Any]) -> None:
         """Take a tensor as done if the store holds what the journal says; else it is simply done again."""
         name, crcs = line.get("tensor"), line.get("crc")
@@ -265,16 +246,6 @@ class Conversion:
             self._done_bytes += self._checkpoint.info(name).nbytes
             self._uncommitted[name] = crcs
 
-    def _start_journal(self) -> None:
-        """A new journal with what was believed, in the place of the old one."""
-        scratch = self._partial / (JOURNAL + ".new")
-        with scratch.open("w", encoding="utf-8") as journal:
-            journal.write(json.dumps(self._identity()) + "\n")
-            self._write_lines(journal)
-            os.fsync(journal.fileno())
-        scratch.replace(self._partial / JOURNAL)
-        self._journal = (self._partial / JOURNAL).open("a", encoding="utf-8")
-
 
 def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, deque[str]]:
     """Of each file the tensors that need no other, in the order of the disk, but the very large ones."""
@@ -284,18 +255,6 @@ def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, deque[st
         if len(files) == 1 and checkpoint.info(name).nbytes <= EARLY_BYTES:
             by_file[files.pop()].append(name)
     return by_file
-
-
-def _parsed(text: str) -> Iterator[dict[str, Any]]:
-    """The lines up to the first that was not written whole."""
-    for line in text.splitlines(keepends=True):
-        try:
-            value = json.loads(line) if line.endswith("\n") else None
-        except ValueError:
-            return
-        if not isinstance(value, dict):
-            return
-        yield value
 
 
 def write_store(

@@ -1,0 +1,77 @@
+"""What of a conversion is finished: `journal.jsonl`, one line a tensor with the CRC-32 of what was written for it.
+
+Owns the file. Knows nothing of tensors. Invariant: a journal that cannot be read, or is of another source, has no
+lines; of one whose last line was cut short, the lines before it count.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+NAME = "journal.jsonl"
+
+Crcs = dict[str, int]
+"""Of the one or two parts of the store that a tensor becomes, the CRC-32 of what was written."""
+
+
+class Journal:
+    """Read an earlier run's `lines`, then `start` with those that proved right, then `add`."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        """`identity` is what a journal must say of itself to be believed."""
+        self._path, self._identity = folder / NAME, identity
+        self._file: TextIO | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._file is not None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What an earlier run wrote; whether it is true, the caller finds out."""
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return []
+        lines = list(_parsed(text))
+        return lines[1:] if lines and lines[0] == self._identity else []
+
+    def start(self, done: Mapping[str, Crcs]) -> None:
+        """A new journal in the place of the old one. Raises OSError."""
+        scratch = self._path.with_name(NAME + ".new")
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self._identity) + "\n")
+            file.writelines(_line(name, crcs) for name, crcs in done.items())
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def add(self, done: Mapping[str, Crcs], durable: bool) -> None:
+        """Tensors that are finished; if `durable`, on the disk on return. Raises OSError."""
+        assert self._file is not None, "start() comes first"
+        self._file.writelines(_line(name, crcs) for name, crcs in done.items())
+        self._file.flush()
+        if durable:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(name: str, crcs: Crcs) -> str:
+    return json.dumps({"tensor": name, "crc": crcs}) + "\n"
+
+
+def _parsed(text: str) -> Iterator[dict[str, Any]]:
+    """The lines up to the first that was not written whole."""
+    for line in text.splitlines(keepends=True):
+        try:
+            value = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            return
+        if not isinstance(value, dict):
+            return
+        yield value
