@@ -49,8 +49,14 @@ def parse_comparison(text: str, base: EngineOptions) -> Comparison:
     limits = next(field.metadata["limits"] for field in dataclasses.fields(EngineOptions) if field.name == name)
     for value in converted:
         if isinstance(value, int) and not limits.get("min", value) <= value <= limits.get("max", value):
-            raise UsageError(f"--compare {text}: {value} is out of range", f"{name} is {limits}")
+            raise UsageError(f"--compare {text}: {value} is out of range", f"{name} {_bounds(limits)}")
     return Comparison(name, words, tuple(replace(base, **{name: value}) for value in converted))
+
+
+def _bounds(limits: dict[str, int]) -> str:
+    """As a user says it: an option has a least value, a largest, or both."""
+    words = {"min": "is at least {}", "max": "is at most {}"}
+    return " and ".join(words[end].format(limits[end]) for end in words if end in limits)
 
 
 def _convert(word: str, kind: Any, text: str) -> Any:

@@ -18,6 +18,8 @@ def difference(a: Report, b: Report) -> Section:
         )
     rows = [_row(key, ours[key], theirs[key]) for key in shared if ours[key].better]
     notes = [f"A: {a.model}, {a.machine.get('date')}", f"B: {b.model}, {b.machine.get('date')}"]
+    if a.model != b.model:
+        notes.append("these are different models: no difference is the program's or the machine's alone")
     notes += [
         f"{what} differs: {a.machine.get(what)} in A, {b.machine.get(what)} in B"
         for what in ("processor", "gpu", "torch", "localr1", "waiting_threads")
@@ -33,7 +35,7 @@ def difference(a: Report, b: Report) -> Section:
     alone = len(ours) + len(theirs) - 2 * len(shared)
     if alone:
         notes.append(f"{alone} figures are in one report only")
-    notes.append("beyond the noise: the ranges of the repeats do not meet")
+    notes.append("better or worse: the ranges of the repeats, in brackets, do not meet")
     return Section("diff", "B against A", ("figure", "A", "B", "B / A", "verdict"), tuple(rows), tuple(notes))
 
 

@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from localr1.bench.report import Report, Section
+from localr1.bench.report import NOISY, OUTERMOST, Report, Section
 
 SYNTHETIC = "synthetic"
 
@@ -21,6 +21,9 @@ def _markdown_lines(report: Report) -> Iterator[str]:
     yield f"## {report.model}"
     yield ""
     yield describe_machine(report)
+    if ranges := explain_ranges(report):
+        yield ""
+        yield ranges
     for section in report.sections:
         yield ""
         yield f"### {section.title}"
@@ -56,6 +59,18 @@ def describe_machine(report: Report) -> str:
         f"{machine.get('processor')}, {threads} thread{'s' if threads != 1 else ''}, "
         f"{float(machine.get('memory_bytes') or 0) / 1e9:.0f} GB of RAM, {gpu}; "
         f"torch {machine.get('torch')}, localr1 {machine.get('localr1')}, {machine.get('date')}"
+    )
+
+
+def explain_ranges(report: Report) -> str:
+    """One line: what stands in brackets after a figure; empty where nothing does."""
+    repeats = {len(figure.values) for section in report.sections for _, _, figure in section.figures()} - {1}
+    if not repeats:
+        return ""
+    left_out = ", the outermost tenths left out" if max(repeats) >= OUTERMOST else ""
+    return (
+        f"In brackets: the range of the repeats{left_out}, before it their median; "
+        f"noisy: the range is wider than {NOISY:.0%} of the median"
     )
 
 

@@ -1,6 +1,6 @@
 """A report's speeds as a picture: by context, or by the settings compared (GPU budgets among them), as SVG or PNG.
 
-Owns which figures are drawn: a panel a kind of speed, its medians as a line, the repeats' range as bars. matplotlib
+Owns which figures are drawn: a panel a kind of speed, its medians as points, the repeats' range as bars. matplotlib
 draws, and is imported only for that; it comes with `pip install "localr1[plot]"`. Writes the file and nothing else.
 """
 
@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from localr1.bench.output import describe_machine
+from localr1.bench.output import describe_machine, explain_ranges
 from localr1.bench.report import Figure, Report, Section
 from localr1.errors import UnsupportedError, UsageError
 
+CONTINUOUS = ("context", "vram", "ram", "threads")
+"""Axes along which a line between two points means something."""
 FORMATS = (".svg", ".png")
 PANEL_INCHES = (7.0, 2.6)
 DOTS_PER_INCH = 150
+HEADROOM = 1.1
 
 
 @dataclass(frozen=True)
@@ -61,20 +64,27 @@ def draw(report: Report, path: Path) -> None:
     panels = curves(report)
     width, height = PANEL_INCHES
     canvas = Canvas(figsize=(width, 0.8 + height * len(panels)), layout="constrained")
-    canvas.suptitle(f"{_plain(report.model)}\n{_plain(describe_machine(report))}", fontsize=8, wrap=True)
+    titles = [report.model, describe_machine(report), *_ranges(report)]
+    canvas.suptitle("\n".join(map(_plain, titles)), fontsize=8, wrap=True)
     for axes, curve in zip(canvas.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         middles = [figure.median for _, figure in curve.points]
         below = [figure.median - figure.low for _, figure in curve.points]
         above = [figure.high - figure.median for _, figure in curve.points]
         places = range(len(middles))
-        axes.errorbar(places, middles, yerr=(below, above), marker="o", capsize=4)
+        line = "-" if curve.axis in CONTINUOUS else "none"
+        axes.errorbar(places, middles, yerr=(below, above), marker="o", capsize=4, linestyle=line)
         axes.set_xticks(places, [_plain(label) for label, _ in curve.points])
         axes.set_title(_plain(curve.title), fontsize=10)
         axes.set_xlabel(_plain(curve.axis))
         axes.set_ylabel("tokens/s")
-        axes.set_ylim(bottom=0)
+        axes.set_xlim(-0.5, len(middles) - 0.5)
+        axes.set_ylim(0, HEADROOM * max(figure.high for _, figure in curve.points))
         axes.grid(axis="y", alpha=0.3)
     canvas.savefig(path, format=path.suffix.lower()[1:], dpi=DOTS_PER_INCH)
+
+
+def _ranges(report: Report) -> list[str]:
+    return ["points: medians; bars: the range of the repeats"] if explain_ranges(report) else []
 
 
 def _plain(text: str) -> str:

@@ -213,7 +213,7 @@ class SpeedBench:
 
     def _notes(self) -> Iterator[str]:
         rounds = " or ".join(sorted({str(len(self.samples[depth].token_s)) for depth in self.depths}))
-        yield f"medians of {rounds} repeats in turn; in brackets where they lay, the outermost tenths left out"
+        yield f"{rounds} repeats of each, taken in turn" if rounds != "1" else "each was measured once"
         yield "decode: by the median token, without guessing ahead; `--compare speculate=off,auto` measures that"
         if self.skipped:
             skipped = ", ".join(f"{depth:,}" for depth in self.skipped)

@@ -95,12 +95,14 @@ def _measure(options: BenchOptions, engine: EngineOptions) -> "Progress[Report]"
 
 
 def _print(environment: Environment, options: BenchOptions, report: "Report") -> None:
-    from localr1.bench.output import describe_machine, to_csv, to_markdown
+    from localr1.bench.output import describe_machine, explain_ranges, to_csv, to_markdown
 
     if options.markdown or options.csv:
         environment.stdout.write(to_markdown(report) if options.markdown else to_csv(report))
         return
     _show(environment, report.sections)
+    if ranges := explain_ranges(report):
+        environment.status(ranges, "dim")
     environment.status(describe_machine(report), "dim")
 
 

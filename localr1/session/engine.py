@@ -185,8 +185,9 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     store = Store(folder)
     origin = Path(store.manifest.get("source_folder") or "")
     if not (origin / "config.json").is_file():
+        gone = f"is no longer at {origin}" if origin.name else "was not kept"
         raise NotFoundError(
-            f"the float checkpoint of {name} is no longer at {origin if origin.name else 'its place'}",
+            f"the float checkpoint of {name} {gone}",
             f"get it with: localr1 download {name} --keep-source --force; or use --dtype int8",
         )
     checkpoint = Checkpoint(origin)
