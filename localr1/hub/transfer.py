@@ -29,7 +29,9 @@ CHUNK_BYTES = 128 << 10
 HASH_BYTES = 512 << 10
 HASHES_BEHIND = 8
 RECEIVE_BYTES = 256 << 10
-SYNC_BYTES = 256 << 20
+SYNC_EVERY_S = 10.0
+"""So much of a download may a power loss cost. A file that is removed sooner need never reach the disk."""
+READ_BYTES = 1 << 20
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_WAIT_S = 60.0
 NAP_S = 0.2
@@ -89,7 +91,7 @@ class Unfinished:
         self._digest = Behind(file.new_digest())
         self._disk = ThreadPoolExecutor(1, "sync")
         self._syncing: Future[None] | None = None
-        self._unsynced_bytes = 0
+        self._synced_s = time.monotonic()
         self.done_bytes = 0
         while chunk := self._file.read(CHUNK_BYTES):
             self._digest.update(chunk)
@@ -107,19 +109,24 @@ class Unfinished:
         with self._turn:
             self._file.write(chunk)
             self.done_bytes += len(chunk)
-        self._unsynced_bytes += len(chunk)
-        if self._unsynced_bytes >= SYNC_BYTES:
+        if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
             self._begin_sync()
 
     def read(self, start: int, into: memoryview) -> int | None:
         """Fill `into` with what follows byte `start`; returns the attempt that it is of, None if it is not here."""
-        with self._turn:
-            if self._file.closed or start + len(into) > self.done_bytes:
+        attempt = self.attempt
+        for first in range(0, len(into), READ_BYTES):  # so that what arrives never waits long
+            piece = into[first : first + READ_BYTES]
+            with self._turn:
+                end = start + first + len(piece)
+                if self._file.closed or self.attempt != attempt or end > self.done_bytes:
+                    return None
+                self._file.seek(start + first)
+                got_bytes = self._file.readinto(piece)
+                self._file.seek(self.done_bytes)
+            if got_bytes != len(piece):
                 return None
-            self._file.seek(start)
-            got_bytes = self._file.readinto(into)
-            self._file.seek(self.done_bytes)
-            return self.attempt if got_bytes == len(into) else None
+        return attempt
 
     def restart(self) -> None:
         with self._turn:
@@ -163,7 +170,7 @@ class Unfinished:
         with self._turn:
             self._file.flush()
         self._syncing = self._disk.submit(os.fsync, self._file.fileno())
-        self._unsynced_bytes = 0
+        self._synced_s = time.monotonic()
 
     def _end_sync(self) -> None:
         if self._syncing is not None:
