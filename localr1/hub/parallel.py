@@ -71,10 +71,10 @@ class Parallel:
     def _start_more(self, idle: bool) -> None:
         while self._next < len(self._jobs) and len(self._threads) < self._width and self._may_start(self._next, idle):
             thread = Thread(target=self._run, args=(self._next,), daemon=True)
+            thread.start()  # first, since a Ctrl-C may come now, and `close` cannot wait for one that never ran
             self._threads[self._next] = thread
             self._next += 1
             idle = False
-            thread.start()
 
     def _drain(self, wait: bool) -> list[Report]:
         reports = []
