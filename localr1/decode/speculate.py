@@ -5,13 +5,16 @@ many the depth policy's (`decode.depth`).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from localr1.decode.depth import DepthPolicy, FixedDepth
 from localr1.decode.draft import Drafter
+
+Foretell = Callable[[Sequence[int], Tensor], None]
+"""Told, before each forward of decoding, the tokens that it takes in and the hidden state [D] before them."""
 
 
 class Counts(NamedTuple):
@@ -26,11 +29,18 @@ class Counts(NamedTuple):
 
 
 class Speculation:
-    """A conversation's drafter and its depth policy; without a drafter it guesses nothing, which is plain decoding."""
+    """A conversation's drafter and its depth policy; without a drafter it guesses nothing, which is plain decoding.
 
-    def __init__(self, drafter: Drafter | None = None, depth: DepthPolicy | None = None) -> None:
+    Whoever prepares for a forward hears of it by `foretell`.
+    """
+
+    def __init__(
+        self, drafter: Drafter | None = None, depth: DepthPolicy | None = None, foretell: Foretell | None = None
+    ) -> None:
         self._drafter = drafter
         self._depth = depth or FixedDepth(0)
+        self._foretell = foretell
+        self._before_D: Tensor | None = None
         self._kind = 0
         self._put_off_s = 0.0
         self.counts = Counts()
@@ -44,6 +54,8 @@ class Speculation:
             self._drafter.keep(length)
 
     def observe(self, tokens: Sequence[int], hidden_TD: Tensor) -> None:
+        if self._foretell is not None and len(tokens):
+            self._before_D = hidden_TD[-1]
         if self._drafter is not None:
             self._drafter.observe(tokens, hidden_TD)
 
@@ -56,7 +68,13 @@ class Speculation:
         return self._drafter.restore(tokens, rows_LSW) if self._drafter is not None else len(tokens)
 
     def guess(self, token: int, most: int) -> list[int]:
-        """Guesses of what follows `token`, at most `most`."""
+        """Guesses of what follows `token`, at most `most`; the next forward takes in both."""
+        guesses = self._guess(token, most)
+        if self._foretell is not None and self._before_D is not None:
+            self._foretell([token, *guesses], self._before_D)
+        return guesses
+
+    def _guess(self, token: int, most: int) -> list[int]:
         drafter, self._put_off_s = self._drafter, 0.0
         if drafter is None or most <= 0:
             return []

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localr1.placement.plan import Expert
+from localr1.placement.routes import Hint
 
 PROMOTE_AT = 1.3
 STAY_STEPS = 2
@@ -45,6 +46,10 @@ class Policy(Protocol):
 
     def observe(self, layer: int, expert_TK: NDArray[np.integer]) -> None:
         """The choices of one call, [T, K]."""
+        ...
+
+    def expect(self, hint: Hint) -> None:
+        """What is known of the coming forward, told before `step`."""
         ...
 
     def step(self, most: int | None = None) -> list[Move]:
@@ -105,6 +110,9 @@ class ScorePolicy:
         """A whole forward at once, as numbers (`Forward.chosen`)."""
         self._tokens += tokens
         self._chosen.append(chosen)
+
+    def expect(self, hint: Hint) -> None:
+        """Of use to policies that have learned what hints tell."""
 
     def step(self, most: int | None = None) -> list[Move]:
         chosen = np.concatenate(self._chosen) if self._chosen else np.zeros(0, np.int64)

@@ -9,6 +9,7 @@ since a prefill uses nearly all experts whatever is resident.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +63,15 @@ class Hits:
         return self.moves / self.forwards if self.forwards else 0.0
 
 
-def replay(policy: ScorePolicy, forwards: Iterable[Forward], *, late: bool = False) -> Hits:
-    """What a policy achieves, told each forward's choices after it was counted.
+def replay(policy: ScorePolicy, forwards: Sequence[Forward], *, late: bool = False) -> Hits:
+    """What a policy achieves, told each forward's choices after it was counted, and then the next one's hint.
 
     With `late` an expert that is moved in arrives a forward later, as it does where copying goes on beside the next
     forward; its slot is of no use meanwhile.
     """
     hits = accesses = moves = count = 0
     before = policy.inside.copy()
-    for forward in forwards:
+    for forward, coming in zip_longest(forwards, forwards[1:]):
         if forward.tokens <= DECODE_TOKENS:
             distinct = forward.distinct
             there = policy.inside & before if late else policy.inside
@@ -78,6 +79,8 @@ def replay(policy: ScorePolicy, forwards: Iterable[Forward], *, late: bool = Fal
             accesses += len(distinct)
         before = policy.inside.copy()
         policy.observe_forward(forward.tokens, forward.chosen)
+        if coming is not None:
+            policy.expect(coming.hint)
         moves += len(policy.step())
         count += 1
     return Hits(hits, accesses, moves, count)

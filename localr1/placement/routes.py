@@ -1,32 +1,45 @@
 """Recorded routes: which experts were chosen, call by call, in the order of the forwards.
 
 Owns the compact record and its cutting into forwards. Knows no files and no policy. Invariant: the calls of one forward
-of the main model are in the order of its layers, so a call of the first layer begins a new forward.
+of the main model are in the order of its layers, so a call of the first layer begins a new forward. With every forward
+goes a hint, what was known of it before it began (see `placement.hints`); zeros where nothing was told.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 ExpertArray = NDArray[np.integer]
+Hint = NDArray[np.int8]
+UNIT = 32
+"""What stands for 1 in a hint."""
+NO_HINT = np.zeros(0, np.int8)
 
 
 @dataclass(frozen=True)
 class Routes:
     """Calls one after another: `rows` says which of `layers` each was of, `tokens` how many tokens it had, and
-    `chosen` holds their experts, [sum of tokens, top-k]."""
+    `chosen` holds their experts, [sum of tokens, top-k]. `hints` has a row for each call of the first layer."""
 
     layers: tuple[int, ...]
     experts: int
     rows: NDArray[np.uint16]
     tokens: NDArray[np.uint16]
     chosen: NDArray[np.uint16]
+    hints: NDArray[np.int8]
 
     @classmethod
-    def of(cls, layers: tuple[int, ...], experts: int, calls: Sequence[tuple[int, ExpertArray]]) -> "Routes":
+    def of(
+        cls,
+        layers: tuple[int, ...],
+        experts: int,
+        calls: Sequence[tuple[int, ExpertArray]],
+        hints: NDArray[np.int8] | None = None,
+    ) -> "Routes":
         """From (row of the layer, expert_TK) of each call."""
+        begun = sum(row == 0 for row, _ in calls)
         chosen = [np.asarray(expert_TK, np.uint16) for _, expert_TK in calls]
         return cls(
             layers,
@@ -34,6 +47,7 @@ class Routes:
             np.array([row for row, _ in calls], np.uint16),
             np.array([len(one) for one in chosen], np.uint16),
             np.concatenate(chosen) if chosen else np.zeros((0, 1), np.uint16),
+            np.zeros((begun, 0), np.int8) if hints is None else hints,
         )
 
     def __len__(self) -> int:
@@ -48,9 +62,9 @@ class Routes:
         """The calls of each forward together, as flat numbers `row * experts + expert`."""
         ends, flat = np.cumsum(self.tokens, dtype=np.int64), self.numbers()
         begins = np.flatnonzero(self.rows == 0) if len(self) else np.zeros(0, np.int64)
-        for first, last in zip(begins, np.append(begins[1:], len(self)), strict=False):
+        for first, last, hint in zip(begins, np.append(begins[1:], len(self)), self.hints, strict=False):
             start = int(ends[first] - self.tokens[first])
-            yield Forward(int(self.tokens[first]), flat[start : int(ends[last - 1])].reshape(-1))
+            yield Forward(int(self.tokens[first]), flat[start : int(ends[last - 1])].reshape(-1), hint)
 
     def of_layers(self, layers: tuple[int, ...]) -> "Routes":
         """The calls of these layers only, which are the first of ours. ValueError where they are not."""
@@ -58,16 +72,20 @@ class Routes:
             raise ValueError(f"routes of layers {self.layers} hold none of {layers}")
         kept = self.rows < len(layers)
         chosen = self.chosen[np.repeat(kept, self.tokens)]
-        return Routes(layers, self.experts, self.rows[kept], self.tokens[kept], chosen)
+        return Routes(layers, self.experts, self.rows[kept], self.tokens[kept], chosen, self.hints)
 
-    def newest(self, values: int) -> "Routes":
-        """The last whole forwards that hold at most `values` expert numbers together."""
-        width = self.chosen.shape[1]
-        after = np.cumsum(self.tokens[::-1], dtype=np.int64)[::-1] * width
-        begins = np.flatnonzero((self.rows == 0) & (after <= values))
-        first = int(begins[0]) if len(begins) else len(self)
+    def newest(self, values: int, hint_bytes: int | None = None) -> "Routes":
+        """The last whole forwards that hold at most `values` expert numbers together, and hints of so many bytes."""
+        after = np.cumsum(self.tokens[::-1], dtype=np.int64)[::-1] * self.chosen.shape[1]
+        begins = np.flatnonzero(self.rows == 0)
+        fitting = after[begins] <= values
+        if hint_bytes is not None:
+            fitting &= np.arange(len(begins), 0, -1) * self.hints.shape[1] <= hint_bytes
+        skipped = int((~fitting).sum())
+        first = int(begins[skipped]) if skipped < len(begins) else len(self)
         start = int(self.tokens[:first].sum(dtype=np.int64))
-        return Routes(self.layers, self.experts, self.rows[first:], self.tokens[first:], self.chosen[start:])
+        rows, tokens, chosen = self.rows[first:], self.tokens[first:], self.chosen[start:]
+        return Routes(self.layers, self.experts, rows, tokens, chosen, self.hints[skipped:])
 
 
 def joined(parts: Sequence[Routes]) -> Routes:
@@ -75,8 +93,10 @@ def joined(parts: Sequence[Routes]) -> Routes:
     some = [part for part in parts if len(part)] or parts[:1]
     if len(some) == 1:
         return some[0]
-    rows, tokens, chosen = ([getattr(part, name) for part in some] for name in ("rows", "tokens", "chosen"))
-    return Routes(some[0].layers, some[0].experts, np.concatenate(rows), np.concatenate(tokens), np.concatenate(chosen))
+    names = ("rows", "tokens", "chosen", "hints")
+    return Routes(
+        some[0].layers, some[0].experts, *(np.concatenate([getattr(part, name) for part in some]) for name in names)
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +105,7 @@ class Forward:
 
     tokens: int
     chosen: NDArray[np.int64]
+    hint: Hint = field(default_factory=NO_HINT.copy)
 
     @property
     def distinct(self) -> NDArray[np.int64]:

@@ -2,9 +2,10 @@
 
 Owns the counts, their file and the wrapper that collects them around any bank. Knows neither policies nor where the
 file belongs. The file is a line that names it, the sha256 of the rest, and a compressed npz without pickles; it is
-replaced as a whole. What several processes saw is added up, since each reads the file again before it writes.
-Invariant: a history is used for the very weights it was made with and for no others; a file that cannot be read as
-such is as good as none.
+replaced as a whole, and only its owner may read it, since routes and hints tell much of what was said. What several
+processes saw is added up, since each reads the file again before it writes. Invariant: a history is used for the very
+weights it was made with and for no others; a file that cannot be read as such is as good as none, and one without hints
+of this size is read without them.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localr1.errors import CorruptError
+from localr1.placement.hints import Foretold, Hints
 from localr1.placement.routes import Routes, joined
 
 MAGIC = b"localr1 routing history 1\n"
@@ -27,6 +29,8 @@ HALF_LIFE_TOKENS = 20_000
 """A choice made this many tokens ago counts half."""
 KEPT_VALUES = 1 << 20
 """Expert numbers of the newest routes that are kept: some 6,500 tokens of V2-Lite."""
+KEPT_HINT_BYTES = 1 << 22
+"""And of their hints."""
 PENDING_CALLS = 1024
 
 
@@ -38,6 +42,8 @@ class Identity:
     layers: tuple[int, ...]
     experts: int
     top_k: int
+    hint: int = 0
+    """Numbers of a forward's hint; 0 where none are kept."""
 
 
 @dataclass
@@ -49,7 +55,9 @@ class RoutingHistory:
     tokens: int
     """Tokens ever counted."""
     routes: Routes
-    _pending: list[tuple[int, Any]] = field(default_factory=list)
+    hints: Hints | None = None
+    """Makes hints of what is foretold; None leaves them empty."""
+    _pending: list[tuple[int, Any, Foretold | None]] = field(default_factory=list)
     _new_counts: NDArray[np.float64] = field(init=False)
     _new: list[Routes] = field(default_factory=list)
     _new_tokens: int = 0
@@ -57,18 +65,28 @@ class RoutingHistory:
     def __post_init__(self) -> None:
         self._new_counts = np.zeros_like(self.counts)
         self._row_of = {layer: row for row, layer in enumerate(self.identity.layers)}
+        self._foretold: Foretold | None = None
 
     @classmethod
     def empty(cls, identity: Identity) -> "RoutingHistory":
         counts = np.zeros((len(identity.layers), identity.experts))
-        return cls(identity, counts, 0, Routes.of(identity.layers, identity.experts, ()))
+        none = np.zeros((0, identity.hint), np.int8)
+        return cls(identity, counts, 0, Routes.of(identity.layers, identity.experts, (), none))
+
+    def foretell(self, coming: Foretold) -> None:
+        """Note what the next forward will take in, of which only a hint is kept."""
+        if self.hints is not None and self.identity.hint:
+            self._foretold = coming
 
     def observe(self, layer: int, expert_TK: Any) -> None:
         """Note a call's choices: a tensor or array [T, K] that will not change any more.
 
         Calls of another K than the model's are no router's choices, and are left out.
         """
-        self._pending.append((layer, expert_TK))
+        foretold = None
+        if self._foretold is not None and layer == self.identity.layers[0]:
+            foretold, self._foretold = self._foretold, None
+        self._pending.append((layer, expert_TK, foretold))
         if len(self._pending) >= PENDING_CALLS:
             self._count()
 
@@ -81,7 +99,7 @@ class RoutingHistory:
     def recent(self) -> Routes:
         """The newest routes, what is not saved yet included."""
         self._count()
-        return joined([self.routes, self._new_routes()]).newest(KEPT_VALUES)
+        return _kept([self.routes, *self._new])
 
     @property
     def unsaved_tokens(self) -> int:
@@ -102,24 +120,29 @@ class RoutingHistory:
         self._new_counts[:] = 0
         self._new, self._new_tokens = [], 0
 
-    def _new_routes(self) -> Routes:
-        identity = self.identity
-        return Routes.of(identity.layers, identity.experts, ()) if not self._new else joined(self._new)
-
     def _count(self) -> None:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
         identity = self.identity
-        asked = ((self._row_of[layer], _array(expert_TK)) for layer, expert_TK in pending)
-        calls = [(row, expert_TK) for row, expert_TK in asked if expert_TK.shape[1] == identity.top_k]
-        routes = Routes.of(identity.layers, identity.experts, calls)
+        asked = ((self._row_of[layer], _array(expert_TK), foretold) for layer, expert_TK, foretold in pending)
+        calls = [call for call in asked if call[1].shape[1] == identity.top_k]
+        hints = self._hinted([foretold for row, _, foretold in calls if row == 0])
+        routes = Routes.of(identity.layers, identity.experts, [call[:2] for call in calls], hints)
         chosen = np.bincount(routes.numbers().reshape(-1), minlength=self._new_counts.size)
         self._new_counts += chosen.reshape(self._new_counts.shape)
         self._new_tokens += int(routes.tokens[routes.rows == 0].sum(dtype=np.int64))
         self._new.append(routes)
         if sum(part.chosen.size for part in self._new) > 2 * KEPT_VALUES:
-            self._new = [joined(self._new).newest(KEPT_VALUES)]
+            self._new = [_kept(self._new)]
+
+    def _hinted(self, foretold: Sequence[Foretold | None]) -> NDArray[np.int8]:
+        """The hint of each forward; zeros where nothing was told."""
+        hints = np.zeros((len(foretold), self.identity.hint), np.int8)
+        told = [at for at, one in enumerate(foretold) if one is not None]
+        if told and self.hints is not None:
+            hints[told] = self.hints([one for one in foretold if one is not None])
+        return hints
 
 
 class CountingBank:
@@ -146,7 +169,11 @@ def load(path: Path, identity: Identity) -> RoutingHistory | None:
             layers = tuple(int(layer) for layer in stored["layers"])
             counts, tokens = stored["counts"].astype(np.float64), int(stored["tokens"])
             names = ("rows", "route_tokens", "chosen")
-            routes = Routes(layers, counts.shape[1], *(stored[name].astype(np.uint16) for name in names))
+            rows, route_tokens, chosen = (stored[name].astype(np.uint16) for name in names)
+            hints = np.zeros((int((rows == 0).sum()), identity.hint), np.int8)
+            if "hints" in stored and stored["hints"].shape == hints.shape:
+                hints = stored["hints"].astype(np.int8)
+            routes = Routes(layers, counts.shape[1], rows, route_tokens, chosen, hints)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -185,12 +212,18 @@ def _write(path: Path, history: RoutingHistory) -> None:
             rows=_narrow(history.routes.rows),
             route_tokens=history.routes.tokens,
             chosen=_narrow(history.routes.chosen),
+            hints=history.routes.hints,
         )
         content = payload.getvalue()
+        scratch.touch(mode=0o600)
         scratch.write_bytes(MAGIC + hashlib.sha256(content).digest() + content)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _kept(parts: Sequence[Routes]) -> Routes:
+    return joined(parts).newest(KEPT_VALUES, KEPT_HINT_BYTES)
 
 
 def _narrow(numbers: NDArray[np.uint16]) -> NDArray[np.unsignedinteger]:

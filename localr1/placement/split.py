@@ -22,8 +22,10 @@ from torch import Tensor
 
 from localr1.kernels.gpu import Kernels
 from localr1.model.linear import ExpertBank, FeedForward
+from localr1.placement.hints import Foretold, Hints
 from localr1.placement.lanes import Lanes, Streamer
 from localr1.placement.policy import Policy
+from localr1.placement.routes import Hint
 from localr1.placement.slots import ExpertSlots
 
 FEW = 8
@@ -31,6 +33,7 @@ FEW = 8
 
 MakePolicy = Callable[[ExpertSlots], Policy]
 Observe = Callable[[int, NDArray[np.int64]], None]
+Foretell = Callable[[Foretold], None]
 Cut = Callable[[Callable[[], None]], None]
 
 
@@ -58,6 +61,8 @@ class GpuBank:
 class SplitBank:
     """`slots` on the device, `cold` on the CPU, both at once; a policy moves experts, `observe` is told all choices.
 
+    Before a forward `foretell` may be called; the policy gets the hint of it that `hints` makes, and what was foretold
+    is passed on when the choices of the forward before have been.
     `make_policy` is asked again when the number of slots changes. With every expert resident the device works alone:
     nothing is told and nothing moves.
     """
@@ -69,6 +74,8 @@ class SplitBank:
         cold: ExpertBank,
         make_policy: MakePolicy | None = None,
         observe: Observe | None = None,
+        hints: Hints | None = None,
+        pass_on: Foretell | None = None,
     ) -> None:
         self.slots = slots
         self.policy = make_policy(slots) if make_policy else None
@@ -78,6 +85,10 @@ class SplitBank:
         self._gpu = GpuBank(slots, kernels)
         self.cold = cold
         self._observe = observe
+        self._hints = hints
+        self._pass_on = pass_on
+        self._foretold: Foretold | None = None
+        self._hint: Hint | None = None
         self._streamer = Streamer(slots.cold, slots.device)
         self._desk: Desk | None = None
         self._chosen: dict[int, NDArray[np.int64]] = {}
@@ -98,6 +109,12 @@ class SplitBank:
             return self._many(layer, hidden_TD, expert_TK, weight_TK, beside)
         return self._few(layer, hidden_TD, expert_TK, weight_TK, beside)
 
+    def foretell(self, coming: Foretold) -> None:
+        """What the next forward will take in, said before it begins."""
+        self._foretold = coming
+        if self._hints is not None and self.policy is not None and not self.slots.holds_all:
+            self._hint = self._hints([coming])[0]
+
     def turn_over(self) -> None:
         """Between two forwards: tell what was chosen, let arrived experts in, start the policy's next moves."""
         for layer, expert_TK in self._chosen.items():
@@ -106,6 +123,11 @@ class SplitBank:
             if self.policy is not None:
                 self.policy.observe(layer, expert_TK)
         self._chosen = {}
+        if self._foretold is not None and self._pass_on is not None:
+            self._pass_on(self._foretold)
+        if self._hint is not None and self.policy is not None:
+            self.policy.expect(self._hint)
+        self._foretold, self._hint = None, None
         if self.slots.moving:
             self.slots.finish()
         if self.policy is not None and not self.slots.moving:

@@ -13,7 +13,7 @@ from localr1.decode.cache import RowCache
 from localr1.decode.depth import LOOKUP_DEEPEST, MTP_DEEPEST, AutoDepth, FixedDepth
 from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter
 from localr1.decode.sampling import Sampling
-from localr1.decode.speculate import Speculation
+from localr1.decode.speculate import Foretell, Speculation
 from localr1.errors import NotFoundError, UnsupportedError
 from localr1.events import Event, LoadProgress, Notice, Progress
 from localr1.hub import cache as hub_cache
@@ -29,6 +29,7 @@ from localr1.model.mtp import MtpLayer
 from localr1.model.registry import Model
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank, FloatBank
+from localr1.placement.hints import Foretold
 from localr1.placement.linear import FloatWeights, StoreWeights
 from localr1.session.gpu import GpuModel, Placed, place_on_gpu
 from localr1.session.outlook import DEFAULT_CONTEXT_TOKENS
@@ -80,13 +81,22 @@ class Engine:
         """A drafter for one conversation, as the options want it."""
         drafter: Drafter
         if self.options.speculate == "off":
-            return Speculation()
+            return Speculation(foretell=self._foretell)
         if self.mtp is not None and self.options.speculate in ("auto", "mtp"):
             drafter = MtpDrafter(self.mtp, self._cache(1, self.config.num_layers))
         else:
             drafter = LookupDrafter()
         fixed = self.options.draft_tokens
-        return Speculation(drafter, FixedDepth(fixed) if fixed else self.depth)
+        return Speculation(drafter, FixedDepth(fixed) if fixed else self.depth, self._foretell)
+
+    @property
+    def _foretell(self) -> Foretell | None:
+        """Who hears of what the next forward takes in: whoever keeps the routing history, and moves experts by it."""
+        if self.routing is None or self.routing.history.hints is None:
+            return None
+        bank, history = self.placed.bank if self.placed is not None else None, self.routing.history
+        listener = history.foretell if bank is None else bank.foretell
+        return lambda tokens, hidden_D: listener(Foretold(tokens, hidden_D.clone()))
 
     def _cache(self, layers: int, first_layer: int) -> RowCache:
         dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16
@@ -168,6 +178,9 @@ def assemble(name: str, folder: Path, config: ModelConfig, store: Store, options
     mtp = _wants_mtp(options) and registry.has_mtp(config, store)
     routing = open_routing(folder, config)
     history = routing.history if routing is not None else None
+    on_cpu = StoreWeights(store)
+    if routing is not None:
+        routing.hinted(on_cpu.embedding("model.embed_tokens"), config.hidden)
     placed, notes = place_on_gpu(config, store, mtp, _context_limit(name, config, options), options, history)
     sizes = store.nbytes, store.parameters
     if placed is not None:
@@ -177,7 +190,7 @@ def assemble(name: str, folder: Path, config: ModelConfig, store: Store, options
     bank: ExpertBank | None = None
     if config.moe is not None and routing is not None:
         bank = routing.counted(CpuBank(store, registry.expert_layers(config, mtp), config.moe.num_experts))
-    return _engine(name, folder, config, options, Parts(StoreWeights(store), bank, mtp, *sizes, routing, None, notes))
+    return _engine(name, folder, config, options, Parts(on_cpu, bank, mtp, *sizes, routing, None, notes))
 
 
 def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:

@@ -29,7 +29,6 @@ from localr1.placement.plan import DoesNotFitError, Expert, Hotness, PlacementPl
 from localr1.placement.policy import Policy, Slots
 from localr1.placement.probe import ROUGH_GPU
 from localr1.placement.replay import adapted_policy
-from localr1.placement.routes import Routes
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
 from localr1.placement.sizes import parse_size
@@ -112,9 +111,7 @@ def place_on_gpu(
         return None, (f"this runs on the CPU and may fail: {error.message}; {error.hint}",)
     if plan.device == "cpu":
         return None, plan.notes
-    observe = history.observe if history is not None else None
-    routes = history.recent() if history is not None else None
-    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, observe, routes))
+    placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, history=history))
     return placed, placed.notes
 
 
@@ -126,14 +123,15 @@ def place(
     resident: Sequence[Expert],
     hotness: Hotness | None = None,
     observe: Observe | None = None,
-    routes: Routes | None = None,
     *,
+    history: RoutingHistory | None = None,
     adaptive: bool = True,
 ) -> Placed:
     """The parts on the device, and as many of the `resident` experts as find room, hottest first.
 
-    With `adaptive` others replace them as the text goes, by the policy that `routes` choose. Raises OutOfMemoryError
-    when not even the parts that every token needs find room.
+    With `adaptive` others replace them as the text goes, by the policy that the `history` chooses, which goes on being
+    written; `observe` is told choices in its place. Raises OutOfMemoryError when not even the parts that every token
+    needs find room.
     """
     ops = GpuOps(device)
     notes: tuple[str, ...] = ()
@@ -144,6 +142,7 @@ def place(
         return Placed(weights, None, device, notes)
     layers, experts = registry.expert_layers(config, mtp), config.moe.num_experts
     cold = ColdExperts(store, layers, experts)
+    routes = history.recent() if history is not None else None
 
     def policy(slots: ExpertSlots) -> Policy:
         moves = max(1, MOVED_BYTES_A_STEP // cold.expert_bytes)
@@ -152,7 +151,8 @@ def place(
 
     slots = _slots(cold, device, resident)
     on_cpu = CpuBank(store, layers, experts)
-    bank = SplitBank(slots, ops.kernels, on_cpu, policy if adaptive else None, observe)
+    watching = (history.observe, history.hints, history.foretell) if history is not None else (observe,)
+    bank = SplitBank(slots, ops.kernels, on_cpu, policy if adaptive else None, *watching)
     return Placed(weights, bank, device, notes)
 
 

@@ -13,8 +13,10 @@ from localr1.events import Event, Notice
 from localr1.hub import cache as hub_cache
 from localr1.hub.lock import only_one
 from localr1.model.config import ModelConfig
-from localr1.model.linear import ExpertBank
+from localr1.model.linear import Embedding, ExpertBank
 from localr1.model.registry import expert_layers
+from localr1.placement.hints import Hints, hint_width
+from localr1.placement.learned import MOST_EXPERTS
 from localr1.placement.routing_history import CountingBank, Identity, RoutingHistory
 from localr1.placement.routing_history import load as load_history
 
@@ -35,6 +37,11 @@ class Routing:
                 what = "the routing history beside this model is of other weights and is not used; a new one begins"
                 self._unheard.append(what)
         self.history = found or RoutingHistory.empty(identity)
+
+    def hinted(self, embedding: Embedding, hidden: int) -> None:
+        """Keep hints of what forwards take in, too; `embedding` in RAM, of so many numbers."""
+        if self.history.identity.hint:
+            self.history.hints = Hints(embedding, hidden)
 
     def counted(self, bank: ExpertBank) -> ExpertBank:
         """The bank, with what it is asked for noted."""
@@ -58,5 +65,7 @@ def open_routing(folder: Path, config: ModelConfig) -> Routing | None:
     if config.moe is None:
         return None
     layers = expert_layers(config, mtp=True)
-    identity = Identity(hub_cache.weights_id(folder), layers, config.moe.num_experts, config.moe.top_k)
+    experts, top_k = config.moe.num_experts, config.moe.top_k
+    hint = hint_width(config.hidden) if experts <= MOST_EXPERTS else 0  # of use to what learns from it only
+    identity = Identity(hub_cache.weights_id(folder), layers, experts, top_k, hint)
     return Routing(hub_cache.routing_file(folder), identity)

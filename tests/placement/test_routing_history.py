@@ -140,7 +140,7 @@ def test_a_damaged_file_is_never_more_than_none(tmp_path: Path, seed: int) -> No
 def test_a_contradictory_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "routing.npz"
     history = talked(0, 5)
-    history.routes = Routes(WHO.layers, 6, np.array([0], np.uint16), np.array([1], np.uint16), np.full((1, 2), 9, "u2"))
+    history.routes = Routes(WHO.layers, 6, np.array([0], np.uint16), np.array([1], np.uint16), np.full((1, 2), 9, "u2"), np.zeros((1, 0), np.int8))
     history.save(path)
     with pytest.raises(CorruptError, match="contradicts itself"):
         load(path, WHO)
