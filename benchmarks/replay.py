@@ -1,10 +1,11 @@
 """Which placement policy fits how nano really routes: records conversations, then replays them at several budgets.
 
-`python -m benchmarks.replay [--questions N] [--json FILE]` asks nano held-out questions of every kind it knows, several
-to a conversation, as a person would with the default settings (it guesses ahead with its MTP layer, samples and
-thinks). The routes of the first half of the conversations are the history, the second half judges. Prints what
-`localr1 bench --replay` prints of a user's own routes, and, at a quarter of the experts resident, the most hits that
-the policies' own rules allow one who knows the future (exact, some minutes). Rerun it when nano was trained anew.
+`python -m benchmarks.replay [--questions N] [--guesses N] [--json FILE]` asks nano held-out questions of every kind it
+knows, several to a conversation, as a person would with the default settings (it guesses ahead with its MTP layer,
+samples and thinks). How far it guesses decides what there is to win, and by default depends on the machine's pace;
+`--guesses` fixes it. The routes of the first half of the conversations are the history, the second half judges. Prints
+what `localr1 bench --replay` prints of a user's own routes, and, at a quarter of the experts resident, the most hits
+that the policies' own rules allow one who knows the future (exact, some minutes). Rerun it when nano was trained anew.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import os
 import random
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -34,9 +35,12 @@ TURNS = 4
 SEED = 7
 
 
-def record(questions: int) -> tuple[Routes, int]:
+def record(questions: int, guesses: int | None) -> tuple[Routes, int]:
     """The routes of conversations of four questions each, and the tokens that were generated."""
-    engine: Engine = result_of(load("nano", EngineOptions(threads=1)))
+    speculate: Literal["auto", "off"] = "off" if guesses == 0 else "auto"
+    engine: Engine = result_of(
+        load("nano", EngineOptions(threads=1, speculate=speculate, draft_tokens=guesses or None))
+    )
     assert engine.routing is not None
     asked, generated = _questions(engine, questions), 0
     for first in range(0, len(asked), TURNS):
@@ -75,11 +79,12 @@ def bounded(routes: Routes, comparison: Comparison) -> dict[str, dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--guesses", type=int, help="tokens guessed ahead, always (default: as many as pay)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["LOCALR1_HOME"] = home
-        routes, generated = record(options.questions)
+        routes, generated = record(options.questions, options.guesses)
     comparison = result_of(compare(routes))
     bounds = bounded(routes, comparison)
     section = comparison.section()
@@ -87,7 +92,8 @@ def main() -> None:
     show_table(Environment.current(), section.title, section.columns, rows, section.notes)
     for when, one in bounds.items():
         print(f"at a quarter, within the rules, {when}: {one['best']:.1%}; {one['policy']} {one['reached']:.1%}")
-    found = {"machine": machine(), "questions": options.questions, "generated_tokens": generated, "rule_bound": bounds}
+    asked = {"questions": options.questions, "guesses": options.guesses, "generated_tokens": generated}
+    found = {"machine": machine(), **asked, "rule_bound": bounds}
     if options.json:
         options.json.write_text(json.dumps({**found, **comparison.record()}, indent=1) + "\n", encoding="utf-8")
 

@@ -101,7 +101,7 @@ def _talk(
     background, question, resumed = Background(), request.question, request.resumed
     options, terminal = settings.conversation, settings.terminal
     loaded = follow(environment, background.run(load(request.model, engine, foretell=not question)))
-    conversation = _converse(background, loaded, settings.sampling, options)
+    conversation = _converse(background, loaded, settings)
     recorder = None
     if terminal.save and (resumed is not None or not question):
         recorder = Recorder(folder, loaded.name, options.system, resumed)
@@ -143,10 +143,10 @@ def _status(end: TurnEnd | None, options: ConversationOptions) -> ExitStatus:
     return ExitStatus.INTERRUPTED if end is not None and end.reason == "interrupted" else ExitStatus.OK
 
 
-def _converse(
-    background: Background, engine: "Engine", sampling: SamplingOptions, options: ConversationOptions
-) -> "Conversation":
-    conversation = background.call(lambda: engine.converse(sampling, options))
+def _converse(background: Background, engine: "Engine", settings: "Settings") -> "Conversation":
+    if engine.routing is not None:
+        engine.routing.kept = settings.terminal.save  # routes tell much of what was said
+    conversation = background.call(lambda: engine.converse(settings.sampling, settings.conversation))
     return BackgroundConversation(conversation, background)
 
 
@@ -160,7 +160,7 @@ def _host(
     def open_model(name: str, settings: "Settings") -> "tuple[str, Conversation]":
         resolve(name)
         other = follow(environment, background.run(load(name, engine)))
-        return other.name, _converse(background, other, settings.sampling, settings.conversation)
+        return other.name, _converse(background, other, settings)
 
     def models() -> list[str]:
         built_in = [name for name, entry in CATALOG.items() if entry.repo_id is None]

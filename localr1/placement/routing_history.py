@@ -1,11 +1,11 @@
 """What the router chose on this computer: counts a (layer, expert) that fade, and the last routes themselves.
 
 Owns the counts, their file and the wrapper that collects them around any bank. Knows neither policies nor where the
-file belongs. The file is a line that names it, the sha256 of the rest, and a compressed npz without pickles; it is
-replaced as a whole, and only its owner may read it, since routes and hints tell much of what was said. What several
-processes saw is added up, since each reads the file again before it writes. Invariant: a history is used for the very
-weights it was made with and for no others; a file that cannot be read as such is as good as none, and one without hints
-of this size is read without them.
+file belongs. The file is a line that names it, the sha256 of the rest, and an npz without pickles; it is replaced as
+a whole, and only its owner may read it, since routes and hints tell much of what was said. What several processes saw
+is added up, since each reads the file again before it writes. Invariant: a history is used for the very weights it was
+made with and for no others; a file that cannot be read as such is as good as none, and one without hints of this size
+is read without them.
 """
 
 import contextlib
@@ -203,7 +203,7 @@ def _write(path: Path, history: RoutingHistory) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         payload = io.BytesIO()
-        np.savez_compressed(
+        np.savez(
             payload,
             weights=history.identity.weights,
             layers=np.array(history.identity.layers, np.int64),

@@ -96,7 +96,7 @@ class Engine:
             return None
         bank, history = self.placed.bank if self.placed is not None else None, self.routing.history
         listener = history.foretell if bank is None else bank.foretell
-        return lambda tokens, hidden_D: listener(Foretold(tokens, hidden_D.clone()))
+        return lambda tokens, hidden_D: listener(Foretold(tokens, hidden_D))
 
     def _cache(self, layers: int, first_layer: int) -> RowCache:
         dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16

@@ -26,6 +26,8 @@ class Routing:
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self.path = path
+        self.kept = True
+        """Whether it may be written: not where a person wants nothing of a conversation kept."""
         self._unheard: list[str] = []
         try:
             found = load_history(path, identity)
@@ -54,7 +56,7 @@ class Routing:
 
     def save(self) -> None:
         """Add what is new to the file; another process that writes just now leaves it for the next turn."""
-        if not self.history.unsaved_tokens:
+        if not self.kept or not self.history.unsaved_tokens:
             return
         with contextlib.suppress(LocalR1Error, OSError), only_one(self.path.with_suffix(".lock"), "busy"):
             self.history.save(self.path)

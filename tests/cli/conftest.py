@@ -29,6 +29,7 @@ class FakeSession(types.ModuleType):
         self.error: BaseException | None = None
         self.store = None
         self.calls: list[tuple] = []
+        self.routing = types.SimpleNamespace(kept=None)
 
     def download(self, options):
         self.calls.append(("download", options))
@@ -43,7 +44,7 @@ class FakeSession(types.ModuleType):
         yield LoadProgress("opening")
         if self.error:
             raise self.error
-        return types.SimpleNamespace(name="nano", context_limit=4096, converse=self.converse)
+        return types.SimpleNamespace(name="nano", context_limit=4096, converse=self.converse, routing=self.routing)
 
     def expectation(self, model, engine):
         return f"{model} in RAM; about 20 tokens/s expected"

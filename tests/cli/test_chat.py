@@ -56,6 +56,13 @@ def test_a_path_that_is_not_there_is_no_question(word):
         split_words([word])
 
 
+@pytest.mark.parametrize(("flags", "kept"), [((), True), (("--no-save",), False)])
+def test_routes_are_kept_where_conversations_are(session, localr1_command, flags, kept):
+    session.conversation.answers["hi"] = [AnswerText("Hi.")]
+    assert localr1_command("chat", *flags, "hi").status == 0
+    assert session.routing.kept is kept
+
+
 def test_one_question_prints_the_answer_alone(session, localr1_command):
     session.conversation.answers["What is 347 + 85?"] = [ReasoningText("carry"), AnswerText("432")]
     outcome = localr1_command("chat", "What is 347 + 85?")

@@ -159,6 +159,36 @@ def test_the_mtp_cache_has_no_holes_and_drafts_as_if_it_had_seen_all_at_once(fam
     assert drafter.draft(said[cache.length], 4) == fresh.draft(said[cache.length], 4)
 
 
+@pytest.mark.parametrize("kind", ["off", "mtp", "oracle"])
+def test_a_forward_is_foretold_with_its_tokens_and_the_state_before_them(kind: str) -> None:
+    """Over two turns, with guesses right and wrong; the state is that of the last token that was committed."""
+    family, prompt = FAMILIES[0], tiny.tokens(7, seed=2).tolist()
+    told: list[tuple[list[int], Tensor]] = []
+    run_tokens: list[tuple[int, list[int]]] = []
+    model = MODELS[family][0]
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def likeliest(self, token_T: Tensor, cache: RowCache) -> Any:
+            run_tokens.append((cache.length, token_T.tolist()))
+            return model.likeliest(token_T, cache)
+
+    drafter = None if kind == "off" else drafter_of(kind, family, prompt, {2, 5, 6})
+    depth = FixedDepth(0 if drafter is None else 2)
+    speculation = Speculation(drafter, depth, lambda tokens, hidden_D: told.append((list(tokens), hidden_D.clone())))
+    cache, sampler = new_cache(family), Sampler(Sampling(temperature=0))
+    items = list(
+        generate(Watched(), cache, prompt, sampler, stop_ids=(), max_tokens=12, speculation=speculation)  # type: ignore[arg-type]
+    )
+    said = prompt + [item.id for item in items if isinstance(item, Token)]
+    hidden_TD = model.forward(torch.tensor(said), new_cache(family))
+    assert [tokens for tokens, _ in told] == [tokens for _, tokens in run_tokens] and len(told) > 3
+    for (_, before_D), (length, _) in zip(told, run_tokens, strict=True):
+        assert torch.allclose(before_D, hidden_TD[length - 1], atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def nano() -> Engine:
     """The built-in model: int8 rows and, where the processor has them, the kernels of few rows."""

@@ -112,7 +112,7 @@ class Conversation:
 def load(model, engine):
     yield LoadProgress("opening a model")
     time.sleep(float(os.environ.get("LOCALR1_FAKE_SLOW", 0)))
-    return types.SimpleNamespace(name="echo", converse=lambda sampling, options: Conversation())
+    return types.SimpleNamespace(name="echo", routing=None, converse=lambda sampling, options: Conversation())
 
 
 session = types.ModuleType("localr1.session")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localr1.placement.learned import Learned
+from localr1.placement.learned import Learned, Traces, fit
 from localr1.placement.policy import Decayed, Slots
 from localr1.placement.replay import (
     DEFAULT,
@@ -22,7 +22,7 @@ from localr1.placement.replay import (
     static_optimum,
     trial,
 )
-from localr1.placement.routes import Forward, Routes
+from localr1.placement.routes import UNIT, Forward, Routes
 
 NUMBERS = 5
 chosen = st.sets(st.integers(0, NUMBERS - 1), min_size=1, max_size=3)
@@ -132,6 +132,46 @@ def test_a_cycle_is_learned_and_no_counting_can_follow_it() -> None:
     policy = adapted_policy(slots, [], None, cycle)
     assert isinstance(policy, Learned)
     assert isinstance(adapted_policy(slots, [], None, None), Decayed)
+
+
+def hinted(told: bool) -> Routes:
+    """Experts as chance has it; the hint of a forward says which it will be, or nothing."""
+    chosen = np.random.default_rng(0).integers(0, 8, 1200)
+    hints = UNIT * np.eye(8, dtype=np.int8)[chosen] if told else np.zeros((1200, 8), np.int8)
+    return Routes.of((0,), 8, [(0, np.array([[expert]])) for expert in chosen], hints)
+
+
+def test_what_the_hint_tells_is_learned_and_nothing_else_can_know_it() -> None:
+    slots = Slots((0,), 8, 2, moves_a_step=1)
+    found, blind = trial(hinted(True), slots), trial(hinted(False), slots)
+    assert found["learned"].hits >= found["learned"].accesses - 1, "the first forward alone is not foretold"
+    assert (
+        max(blind["learned"].rate, found["recency"].rate, trial(hinted(True), slots, late=True)["learned"].rate) < 0.4
+    )
+
+
+def test_a_hint_counts_once() -> None:
+    forwards, slots = list(hinted(True).forwards()), Slots((0,), 8, 2)
+    policy, untold = (Learned(slots, [], fit(forwards, 1, 8)) for _ in range(2))
+    policy.expect(forwards[5].hint)
+    for one in (policy, untold):
+        one.step()
+    assert int(policy.score.argmax()) == forwards[5].chosen[0] and policy.score.max() > 2 * untold.score.max()
+    policy.expect(np.full(3, 9, np.int8))  # of another model
+    for one in (policy, untold):
+        one.step()
+    assert np.array_equal(policy.score, untold.score)
+
+
+def test_wide_models_learn_from_hints_layer_by_layer() -> None:
+    """So many experts that each layer has features of its own."""
+    experts, random = 128, np.random.default_rng(1)
+    chosen = random.integers(0, experts, (700, 4)) % 5
+    hints = UNIT * np.eye(5, dtype=np.int8)[chosen].reshape(700, -1)
+    calls = [(row, chosen[at, row].reshape(1, 1)) for at in range(700) for row in range(4)]
+    routes = Routes.of((0, 1, 2, 3), experts, calls, hints)
+    assert len(Traces(4, experts).features()) == 4
+    assert trial(routes, Slots(routes.layers, experts, 4, moves_a_step=4))["learned"].rate > 0.98
 
 
 def test_there_is_nothing_to_learn_from_little() -> None:

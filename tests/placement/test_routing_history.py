@@ -1,5 +1,6 @@
 """Histories add up over conversations and processes, and a bad file is as good as none."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 import torch
 
 from localr1.errors import CorruptError
+from localr1.placement import routing_history
+from localr1.placement.hints import Foretold, Hints, hint_width
 from localr1.placement.routes import Routes
 from localr1.placement.routing_history import (
     HALF_LIFE_TOKENS,
     KEPT_VALUES,
+    PENDING_CALLS,
     CountingBank,
     Identity,
     RoutingHistory,
@@ -140,7 +144,14 @@ def test_a_damaged_file_is_never_more_than_none(tmp_path: Path, seed: int) -> No
 def test_a_contradictory_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "routing.npz"
     history = talked(0, 5)
-    history.routes = Routes(WHO.layers, 6, np.array([0], np.uint16), np.array([1], np.uint16), np.full((1, 2), 9, "u2"), np.zeros((1, 0), np.int8))
+    history.routes = Routes(
+        WHO.layers,
+        6,
+        np.array([0], np.uint16),
+        np.array([1], np.uint16),
+        np.full((1, 2), 9, "u2"),
+        np.zeros((1, 0), np.int8),
+    )
     history.save(path)
     with pytest.raises(CorruptError, match="contradicts itself"):
         load(path, WHO)
@@ -162,3 +173,69 @@ def test_calls_that_no_router_made_are_left_out():
     history = RoutingHistory.empty(WHO)
     history.observe(WHO.layers[0], np.arange(WHO.experts)[None])
     assert history.unsaved_tokens == 0 and not history.hotness().any()
+
+
+EMBEDDED = torch.from_numpy(np.random.default_rng(3).standard_normal((40, 5), np.float32))
+HINTED = Identity("abc", (1, 4), 6, 2, hint_width(5))
+HINTS = Hints(lambda token_T: EMBEDDED[token_T], 5)
+
+
+def foretold(at: int) -> Foretold:
+    return Foretold([at % 40, at % 7], EMBEDDED[at % 11])
+
+
+def hinted(forwards: int, odd_only: bool = False) -> RoutingHistory:
+    """Of forwards whose tokens follow from their number, told before every one, or every second."""
+    history = RoutingHistory.empty(HINTED)
+    history.hints = HINTS
+    for at in range(forwards):
+        if at % 2 or not odd_only:
+            history.foretell(foretold(at))
+        token(history, (at % 6, 5 - at % 5), (0, 1))
+    return history
+
+
+def test_every_forward_has_the_hint_that_was_told_before_it() -> None:
+    count = PENDING_CALLS + 3  # of two calls each, so that batches are cut between
+    for odd_only in (False, True):
+        forwards = list(hinted(count, odd_only).recent().forwards())
+        assert len(forwards) == count
+        wanted = HINTS([foretold(at) for at in range(count)])
+        for at, forward in enumerate(forwards):
+            told = wanted[at] if at % 2 or not odd_only else np.zeros_like(wanted[at])
+            assert np.array_equal(forward.hint, told)
+
+
+def test_hints_are_kept_with_their_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "routing.npz"
+    monkeypatch.setattr(routing_history, "KEPT_HINT_BYTES", 70 * HINTED.hint)
+    for _ in range(2):
+        hinted(50).save(path)
+    assert os.name == "nt" or path.stat().st_mode & 0o077 == 0
+    read = load(path, HINTED)
+    assert read is not None
+    kept = read.recent()
+    assert len(kept) == 140 and np.array_equal(kept.hints, HINTS([foretold(at % 50) for at in range(30, 100)]))
+    main = kept.of_layers((1,)).newest(20)
+    assert [forward.hint.tolist() for forward in main.forwards()] == kept.hints[-10:].tolist()
+
+
+def test_a_file_without_hints_of_this_size_is_read_without_them(tmp_path: Path) -> None:
+    path = tmp_path / "routing.npz"
+    talked(0, 30).save(path)
+    read = load(path, HINTED)
+    assert read is not None and len(read.recent()) == 60
+    read.hints = HINTS
+    read.foretell(foretold(2))
+    token(read, (0, 1), (2, 3))
+    hints = read.recent().hints
+    assert not hints[:30].any() and np.array_equal(hints[30:], HINTS([foretold(2)]))
+
+
+def test_without_an_embedding_or_a_place_nothing_is_foretold() -> None:
+    for identity, hints in ((WHO, HINTS), (HINTED, None)):
+        history = RoutingHistory.empty(identity)
+        history.hints = hints
+        history.foretell(foretold(3))
+        token(history, (0, 1), (2, 3))
+        assert history.recent().hints.shape == (1, identity.hint) and not history.recent().hints.any()

@@ -21,6 +21,7 @@ from localr1.model import registry
 from localr1.placement import lanes
 from localr1.placement.bank import CpuBank
 from localr1.placement.gpu import GpuOps, GpuWeights
+from localr1.placement.hints import Foretold, Hints
 from localr1.placement.linear import StoreWeights
 from localr1.placement.policy import Move, Recency, Slots
 from localr1.placement.slots import ColdExperts, ExpertSlots
@@ -124,6 +125,46 @@ def test_the_policy_is_told_choices_and_its_moves_are_made(store: Store, alone: 
     assert seen[:2] == [(layer, rows(1, 0)[1].tolist()) for layer in LAYERS] and len(seen) == 60
     assert bank.policy is not None and len(bank.policy.resident) == 4
     assert sorted(bank.slots.resident) == sorted(bank.policy.resident)
+
+
+def test_what_is_foretold_reaches_the_policy_first_and_the_record_with_its_forward(
+    store: Store, alone: CpuBank
+) -> None:
+    """The record hears of a forward after the choices of the one before, the policy before it decides."""
+    told: list[object] = []
+
+    class Listening(Recency):
+        def expect(self, hint: np.ndarray) -> None:
+            told.append(("expects", hint.tolist()))
+
+        def step(self, most: int | None = None) -> list[Move]:
+            told.append("decides")
+            return []
+
+    embedded = torch.eye(4)
+    hints = Hints(lambda token_T: embedded[token_T], 4)
+    slots = ExpertSlots(ColdExperts(store, LAYERS, EXPERTS), 4, CPU, [])
+    bank = SplitBank(
+        slots,
+        plain.PlainKernels(),
+        alone,
+        lambda slots: Listening(Slots(LAYERS, EXPERTS, slots.count)),
+        lambda layer, _: told.append(("chosen", layer)),
+        hints,
+        lambda foretold: told.append(("foretold", *foretold.tokens)),
+    )
+    for turn in range(3):
+        if turn < 2:
+            bank.foretell(Foretold([turn, 2], embedded[3]))
+        for layer in LAYERS:
+            check(bank, alone, layer, 1, turn)
+    chosen = [("chosen", layer) for layer in LAYERS]
+    expected = [("expects", hints([Foretold([turn, 2], embedded[3])])[0].tolist()) for turn in range(2)]
+    assert told == [
+        *[("foretold", 0, 2), expected[0], "decides"],
+        *[*chosen, ("foretold", 1, 2), expected[1], "decides"],
+        *[*chosen, "decides"],
+    ]
 
 
 def test_a_smaller_slab_keeps_what_it_can_and_the_numbers(store: Store, alone: CpuBank) -> None:

@@ -249,6 +249,8 @@ def test_what_is_chosen_on_a_gpu_goes_into_the_history(a_gpu: None, monkeypatch:
     moe = opened.config.moe
     assert moe is not None
     history = opened.routing.history
+    prefill, *decoding = history.recent().forwards()
+    assert not prefill.hint.any() and len(decoding) > 20 and sum(one.hint.any() for one in decoding) > 20
     tokens = history.tokens + history.unsaved_tokens
     assert tokens > 40
     assert history.hotness(moe.layers).sum() == pytest.approx(tokens * moe.top_k * len(moe.layers), rel=0.02)

@@ -61,6 +61,26 @@ def test_turns_add_up_over_engines_whatever_guesses_ahead(file: Path) -> None:
     assert len(other.routing.history.recent()) > len(once.recent())
 
 
+@pytest.mark.parametrize("speculate", ["off", "mtp"])
+def test_forwards_that_decode_are_kept_with_hints(file: Path, speculate: str) -> None:
+    engine, _ = opened(speculate)
+    end = ask(engine, "What is 12 + 34?")
+    again, _ = opened(speculate)
+    assert again.routing is not None
+    prefill, *decoding = again.routing.history.recent().forwards()
+    assert prefill.tokens == end.prompt_tokens and not prefill.hint.any()
+    assert len(decoding) > 4 and all(len(one.hint) == 2 * engine.config.hidden for one in decoding)
+    assert len({one.hint.tobytes() for one in decoding}) == len(decoding)
+
+
+def test_what_may_not_be_kept_is_not(file: Path) -> None:
+    engine, _ = opened()
+    assert engine.routing is not None
+    engine.routing.kept = False
+    ask(engine, "Hi")
+    assert not file.exists() and engine.routing.history.unsaved_tokens
+
+
 def test_a_damaged_history_is_said_once_and_made_anew(file: Path) -> None:
     file.parent.mkdir()
     file.write_bytes(b"noise")
