@@ -218,7 +218,7 @@ class FloatWeights:
     def fused_stack(self, layers, norm) -> None:
         return None
 
-    def fused_draft(self, layer, norm) -> None:
+    def fused_draft(self, layer, norm, carries_normed) -> None:
         return None
 
     def fused_head(self, config, norm, head) -> None:

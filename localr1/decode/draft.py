@@ -108,19 +108,18 @@ class MtpDrafter:
 
     @torch.inference_mode()
     def catch_up(self) -> None:
-        self._run_pairs()
+        self._run_pairs(1)
 
     @torch.inference_mode()
     def draft(self, token: int, count: int) -> list[int]:
         self._next.append(token)
-        guess, carried_1D = self._run_pairs()
+        count = min(count, 1 + self._cache.capacity - self._cache.length - len(self._next))
+        guesses, carried_1D = self._run_pairs(count)
         length = self._cache.length
-        guesses = [guess]
-        while len(guesses) < count and self._cache.length < self._cache.capacity:
-            last = guesses[-1:]
-            guess, carried_1D = self._mtp.likeliest(last, carried_1D, self._cache)
-            self._cache.commit(last)
-            guesses.append(guess)
+        while len(guesses) < count:
+            self._cache.commit(guesses[self._cache.length - length : -1])
+            more, carried_1D = self._mtp.guesses(guesses[-1:], carried_1D, self._cache, count - len(guesses))
+            guesses += more
         self._cache.truncate(length)
         return guesses
 
@@ -136,12 +135,12 @@ class MtpDrafter:
             self._cache.restore(tokens[1 : held + 1], rows_LSW[:, :held])
         return held
 
-    def _run_pairs(self) -> tuple[int, Tensor]:
-        """Run the layer over the pairs whose both halves are known."""
+    def _run_pairs(self, count: int) -> tuple[list[int], Tensor]:
+        """Run the layer over the pairs whose both halves are known, and on for `count` guesses (see `MtpLayer`)."""
         pairs = len(self._next)
         hidden_TD = self._hidden[0] if len(self._hidden) == 1 else torch.cat(self._hidden)
         known_TD = hidden_TD if pairs == self._waiting else hidden_TD[:pairs]
-        result = self._mtp.likeliest(self._next, known_TD, self._cache)
+        result = self._mtp.guesses(self._next, known_TD, self._cache, count)
         self._cache.commit(self._next)
         self._next.clear()
         self._waiting -= pairs

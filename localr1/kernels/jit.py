@@ -32,6 +32,7 @@ NOT_COMPILED = (
     "blocks.py",
     "compilation.py",
     "cpu.py",
+    "drafting.py",
     "gpu.py",
     "mtp_block.py",
     "reference.py",

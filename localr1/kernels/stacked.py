@@ -1,4 +1,4 @@
-"""Whole layers one after another in one call, with what comes before and behind them: what `blocks` makes, joined.
+"""Whole layers one after another in one call, and the head behind them: what `blocks` makes, joined.
 
 Owns the joined jobs' frames, and the sizes that a call tells them all; most of a frame stays as it is from call to
 call of as many tokens. Knows numpy alone.
@@ -17,7 +17,6 @@ from localr1.kernels import head_block, mtp_front, stack
 from localr1.kernels.blocks import MOST_ROWS, SMALL_WORK, Array, AttentionBlock, Block, FeedForwardBlock, Float, Scratch
 from localr1.kernels.compilation import compile_kernel
 from localr1.kernels.cpu import cache_words
-from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.team import COUNTER_STRIDE, TEAM_NUMBERS
 from localr1.kernels.vocabulary_head import HeadBlock
 
@@ -41,45 +40,80 @@ def address(array: Array) -> int:
     return at
 
 
+class Jobs:
+    """Blocks whose jobs run one after another in one call, each with a frame of its own."""
+
+    def __init__(self, blocks: Sequence[Block], scratch: Scratch) -> None:
+        self._blocks, self._scratch, jobs = blocks, scratch, len(blocks)
+        self.frames = np.zeros((jobs, FRAME), np.int64)
+        self._codes = np.zeros(jobs, np.int64)
+        self._frame_at = self.frames.ctypes.data + np.arange(jobs) * self.frames.strides[0]
+        self._gates, self._teams = np.zeros(jobs * COUNTER_STRIDE, np.int64), np.zeros(2 * TEAM_NUMBERS, np.int64)
+        self._frame = np.zeros(stack.FRAME, np.int64)
+        self._frame[stack.CODES], self._frame[stack.FRAMES] = self._codes.ctypes.data, self._frame_at.ctypes.data
+        team_at, half_bytes = self._teams.ctypes.data, self._teams.nbytes // 2
+        for number, (block, frame) in enumerate(zip(blocks, self.frames, strict=True)):
+            block.write_frame(frame, team_at + number % 2 * half_bytes)
+
+    def prepare(self, rows: Sequence[int], threads: int) -> None:
+        """Make room for calls of so many rows in each of the first jobs, whose code is compiled by then."""
+        blocks = self._blocks[: len(rows)]
+        if not self._codes[0]:
+            self._codes[:] = [block.code() for block in self._blocks]
+        needed = [block.room_bytes(count, threads) for block, count in zip(blocks, rows, strict=True)]
+        arena = self._scratch.room(max(needed))
+        for block, frame, count in zip(blocks, self.frames[: len(rows)], rows, strict=True):
+            block.write_sizes(frame, count, threads, arena)
+
+    def run(self, jobs: int, threads: int) -> None:
+        """The first so many."""
+        self._frame[stack.JOBS] = jobs
+        compile_kernel("stack")(self._frame, self._scratch.team, self._gates, self._teams, threads)
+
+
+class CachePlace:
+    """Where the cache lies, in the frames of consecutive layers' attention."""
+
+    def __init__(self, frames: NDArray[np.int64]) -> None:
+        self._frames, self._number = frames, np.arange(len(frames))
+        self._written = (0, 0, 0, 0)
+
+    def write(self, cache_LSW: Array) -> None:
+        """Another cache than the last time's, perhaps; one for all frames where L is 1."""
+        words_LSW, kind = cache_words(cache_LSW)
+        stride = words_LSW.strides[0] if len(words_LSW) > 1 else 0
+        cache = address(words_LSW), stride, words_LSW.shape[2], kind
+        if cache != self._written:
+            at, stride, self._frames[:, attention.CACHE_WORDS], self._frames[:, attention.KIND] = self._written = cache
+            self._frames[:, attention.CACHE] = at + self._number * stride
+
+
 class Stack:
     """Consecutive layers in one call: x += attention(norm(x)), x += feed_forward(norm(x)), and so on; where
-    there is a head, what it makes of x. `front` writes the x that the layers begin with. With `last_only`, only the
-    last row goes beyond the attention of the last layer, which then must be the only one."""
+    there is a head, what it makes of x."""
 
     def __init__(
         self,
         layers: Sequence[tuple[AttentionBlock, FeedForwardBlock]],
         scratch: Scratch,
         head: HeadBlock | None = None,
-        front: MtpFront | None = None,
-        last_only: bool = False,
     ) -> None:
-        if last_only and len(layers) > 1:
-            raise ValueError(f"a stack of {len(layers)} layers needs all rows")
         middle: list[Block] = [block for layer in layers for block in layer]
-        self._blocks = [*([front] if front else []), *middle, *([head] if head else [])]
-        self._layers, self._scratch, self._with_head, self._last_only = layers, scratch, head is not None, last_only
+        blocks = [*middle, *([head] if head else [])]
+        self._layers, self._scratch, self._with_head = layers, scratch, head is not None
         self._top_k = max(block.top_k for _, block in layers)
-        self._made_by, self._hidden = front, layers[0][0].hidden
-        self._weights = max(block.weights for block in self._blocks)
+        self._hidden = layers[0][0].hidden
+        self._weights = max(block.weights for block in blocks)
         self._heads = max(block.heads for block, _ in layers)
-        jobs, first = len(self._blocks), 1 if front else 0
-        self._frames = np.zeros((jobs, FRAME), np.int64)
-        behind = first + len(middle)
-        self._front, self._head = self._frames[:first], self._frames[behind:]
-        self._attention, self._feed_forward = self._frames[first:behind:2], self._frames[first + 1 : behind : 2]
-        self._codes = np.zeros(jobs, np.int64)
-        self._frame_at = self._frames.ctypes.data + np.arange(jobs) * self._frames.strides[0]
-        self._gates, self._teams = np.zeros(jobs * COUNTER_STRIDE, np.int64), np.zeros(2 * TEAM_NUMBERS, np.int64)
-        self._frame = np.zeros(stack.FRAME, np.int64)
-        self._frame[stack.CODES], self._frame[stack.FRAMES] = self._codes.ctypes.data, self._frame_at.ctypes.data
-        self._number = np.arange(len(layers))
-        self._tokens, self._state = np.zeros(MOST_ROWS, np.int64), np.empty((MOST_ROWS, self._hidden), np.float32)
-        self._x, self._normed = np.empty_like(self._state), np.empty_like(self._state)
+        self._jobs, self._count = Jobs(blocks, scratch), len(blocks)
+        frames, behind = self._jobs.frames, len(middle)
+        self._attention, self._feed_forward, self._head = frames[:behind:2], frames[1:behind:2], frames[behind:]
+        self._cache = CachePlace(self._attention)
+        self._x = np.empty((MOST_ROWS, self._hidden), np.float32)
+        self._normed = np.empty_like(self._x)
         self._expert = np.zeros((len(layers), MOST_ROWS * self._top_k), np.int64)
         self._best, self._top = np.empty(MOST_ROWS, np.int64), np.empty(MOST_ROWS, np.float32)
         self._best_at = self._best.ctypes.data
-        self._cache = (0, 0, 0, 0)  # where the latest call's lay, the bytes and words of a layer's and a row, the kind
         self._prepared = (0, 0, 0)
         self._write_places()
 
@@ -89,7 +123,7 @@ class Stack:
 
         The experts that each layer's tokens went through, [L, T, K]; those of a layer without experts mean nothing.
         ValueError where shapes disagree."""
-        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks) - self._with_head)
+        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, self._count - self._with_head)
         x_TD[:] = self._x[: len(x_TD)]
         return experts_LTK
 
@@ -98,27 +132,16 @@ class Stack:
     ) -> tuple[NDArray[np.int64], Likeliest]:
         """All layers and the head. ValueError as above."""
         self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = 0, self._best_at
-        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks))
-        rows = self._rows_behind(len(x_TD))
-        return experts_LTK, Likeliest(self._normed[:rows].copy(), self._best[:rows].copy(), self._top[:rows].copy())
+        experts_LTK, T = self._run(x_TD, cos_TR, sin_TR, cache_LSW, self._count), len(x_TD)
+        return experts_LTK, Likeliest(self._normed[:T].copy(), self._best[:T].copy(), self._top[:T].copy())
 
     def logits(
         self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array, logits_TV: Float
     ) -> tuple[NDArray[np.int64], Float]:
         """All layers and the head, whose logits are written; the experts and the normed rows. ValueError as above."""
         self._head[:, head_block.LOGITS], self._head[:, head_block.BEST] = address(logits_TV), 0
-        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, len(self._blocks))
+        experts_LTK = self._run(x_TD, cos_TR, sin_TR, cache_LSW, self._count)
         return experts_LTK, self._normed[: len(x_TD)].copy()
-
-    def front(self, tokens: Sequence[int], hidden_TD: Float) -> Float:
-        """What to give the next call as x: the rows [T, D] that the front will then make of T pairs (see `MtpFront`),
-        in place of which the call leaves those behind the layers. They hold until the call after that."""
-        if self._made_by is None:
-            raise ValueError("a stack without a front")
-        self._made_by.check(tokens, hidden_TD)
-        T = len(tokens)
-        self._tokens[:T], self._state[:T] = tokens, hidden_TD
-        return self._x[:T]
 
     def _run(self, x_TD: Float, cos_TR: Float, sin_TR: Float, cache_LSW: Array, jobs: int) -> NDArray[np.int64]:
         """Run so many jobs on a copy of x, which is where they leave their rows too."""
@@ -128,54 +151,27 @@ class Stack:
         if (len(self._layers), self._hidden) != (L, D):
             raise ValueError(f"a stack of {len(self._layers)} layers: x {x_TD.shape}, cache {cache_LSW.shape}")
         self._layers[0][0].check(x_TD, cos_TR, cache_LSW[0])
-        words_LSW, kind = cache_words(cache_LSW)
-        small = T * max(self._weights, self._heads * cache_LSW[0].size) < SMALL_WORK
-        threads = 1 if small else int(get_num_threads())
+        threads = team_size(T, self._weights, self._heads * cache_LSW[0].size)
         if self._prepared != (T, threads, self._scratch.at):
-            self._prepare(T, threads)
-        if self._made_by is None:
-            self._x[:T] = x_TD
-        a, cache = self._attention, (address(words_LSW), words_LSW.strides[0], words_LSW.shape[2], kind)
-        if cache != self._cache:
-            at, stride, a[:, attention.CACHE_WORDS], a[:, attention.KIND] = self._cache = cache
-            a[:, attention.CACHE] = at + self._number * stride
+            self._jobs.prepare([T] * self._count, threads)
+            self._prepared = (T, threads, self._scratch.at)
+        self._x[:T] = x_TD
+        self._cache.write(cache_LSW)
+        a = self._attention
         a[:, attention.COS], a[:, attention.SIN] = address(cos_TR), address(sin_TR)
         a[:, attention.CACHE_ROWS], a[:, attention.START] = S, S - T
-        self._frame[stack.JOBS] = jobs
-        compile_kernel("stack")(self._frame, self._scratch.team, self._gates, self._teams, threads)
-        rows = self._rows_behind(T)
-        return self._expert[:, : rows * self._top_k].reshape(L, rows, self._top_k).copy()
-
-    def _rows_behind(self, tokens: int) -> int:
-        """How many rows go beyond the last attention."""
-        return 1 if self._last_only else tokens
+        self._jobs.run(jobs, threads)
+        return self._expert[:, : T * self._top_k].reshape(L, T, self._top_k).copy()
 
     def _write_places(self) -> None:
         """What the frames of all calls have in common."""
-        team_at, half_bytes = self._teams.ctypes.data, self._teams.nbytes // 2
-        for number, (block, frame) in enumerate(zip(self._blocks, self._frames, strict=True)):
-            block.write_frame(frame, team_at + number % 2 * half_bytes)
-        self._attention[:, attention.X] = self._front[:, mtp_front.OUT] = self._x.ctypes.data
-        self._feed_forward[:, feed_forward.EXPERT] = self._expert.ctypes.data + self._number * self._expert.strides[0]
-        self._head[:, head_block.NORMED], self._head[:, head_block.TOP] = (
-            self._normed.ctypes.data,
-            self._top.ctypes.data,
-        )
-        self._front[:, mtp_front.TOKEN], self._front[:, mtp_front.STATE] = (
-            self._tokens.ctypes.data,
-            self._state.ctypes.data,
-        )
+        x_at, number = self._x.ctypes.data, np.arange(len(self._layers))
+        self._attention[:, attention.X] = self._feed_forward[:, feed_forward.X] = self._head[:, head_block.X] = x_at
+        self._feed_forward[:, feed_forward.EXPERT] = self._expert.ctypes.data + number * self._expert.strides[0]
+        self._head[:, head_block.NORMED] = self._normed.ctypes.data
+        self._head[:, head_block.TOP] = self._top.ctypes.data
 
-    def _prepare(self, T: int, threads: int) -> None:
-        """Make room for calls of T tokens."""
-        if not self._codes[0]:
-            self._codes[:] = [block.code() for block in self._blocks]
-        behind = (*(block for _, block in self._layers), *self._blocks[len(self._blocks) - self._with_head :])
-        rows = [self._rows_behind(T) if block in behind else T for block in self._blocks]
-        needed = [block.room_bytes(count, threads) for block, count in zip(self._blocks, rows, strict=True)]
-        arena = self._scratch.room(max(needed))
-        for block, frame, count in zip(self._blocks, self._frames, rows, strict=True):
-            block.write_sizes(frame, count, threads, arena)
-        x_behind_at = self._x[T - self._rows_behind(T) :].ctypes.data
-        self._feed_forward[:, feed_forward.X] = self._head[:, head_block.X] = x_behind_at
-        self._prepared = (T, threads, arena)
+
+def team_size(rows: int, weights: int, cache_work: int) -> int:
+    """The threads in force, or 1 where the largest job of so many weights has too little to do to wake others."""
+    return 1 if rows * max(weights, cache_work) < SMALL_WORK else int(get_num_threads())

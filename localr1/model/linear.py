@@ -98,12 +98,14 @@ class FusedStack(NamedTuple):
 
 
 class FusedDraft(NamedTuple):
-    """An MTP layer's guess after at most `rows` pairs in one call."""
+    """An MTP layer's guesses after at most `rows` pairs in one call, at most `most` of them."""
 
     rows: int
-    likeliest: "Callable[[Sequence[int], Tensor, Arrays, Cache], tuple[int, Tensor, Tensor]]"
-    """`(tokens, hidden_TD) -> (likeliest token after the last pair, that pair's state before and after the head's
-    norm, [1, D])`; appends T rows to the cache."""
+    most: int
+    guesses: "Callable[[Sequence[int], Tensor, Arrays, Cache, int], tuple[list[int], Tensor]]"
+    """`(tokens, hidden_TD, ..., count) -> (count tokens, state [1, D] behind the last)`: the likeliest token after the
+    last pair, the likeliest after that one and the state behind it, and so on. Appends T + count - 1 rows to the cache;
+    the rotations are those of as many positions."""
 
 
 class FusedHead(NamedTuple):
@@ -153,8 +155,9 @@ class Weights(Protocol):
         handed out; None where one of them has none."""
         ...
 
-    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
-        """An MTP layer and the head behind the tensor `norm`, as `fused_stack`."""
+    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
+        """An MTP layer and the head behind the tensor `norm`, as `fused_stack`; whether the state behind a guess is
+        normed by that."""
         ...
 
     def fused_head(self, config: "ModelConfig", norm: str, head: str) -> FusedHead | None:

@@ -33,8 +33,9 @@ class MtpLayer:
         self.eh_proj_DI = weights.tensor(f"{prefix}.eh_proj.weight") if front is None else None
         norm = f"{prefix}.shared_head.norm.weight"
         self.head = build_head(config, weights, norm, layer.fused)
-        self.fused = weights.fused_draft(config.num_layers, norm) if front is not None else None
         self.carries_normed = config.model_type in CARRIES_NORMED
+        in_one_call = front is not None
+        self.fused = weights.fused_draft(config.num_layers, norm, self.carries_normed) if in_one_call else None
 
     def forward(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """(normed_TD, carried_TD) of T pairs: a token, and the state [D] of the token before it.
@@ -47,20 +48,22 @@ class MtpLayer:
         normed_TD = self.head.norm(out_TD)
         return normed_TD, normed_TD if self.carries_normed else out_TD
 
-    def likeliest(self, tokens: Sequence[int], hidden_TD: Tensor, cache: Cache) -> tuple[int, Tensor]:
-        """The likeliest token after the last pair, and the state [1, D] that it carries; else as `forward`.
+    def guesses(self, tokens: Sequence[int], hidden_TD: Tensor, cache: Cache, count: int) -> tuple[list[int], Tensor]:
+        """The likeliest token after the last pair, and as many of the `count` - 1 after it as the same call gives, each
+        from the pair of the one before and the state carried; and the state [1, D] that the last one carries.
 
-        Of the pairs before the last only their cache rows are needed, so no feed-forward runs for them.
+        Appends the rows of the pairs given and of those in between. Of the pairs before the last given only their cache
+        rows are needed, so no feed-forward runs for them.
         """
         if self.fused is not None and len(tokens) <= self.fused.rows:
-            turns = self.main.rotary.arrays(cache.length, len(tokens))
-            token, last_1D, normed_1D = self.fused.likeliest(tokens, hidden_TD, turns, cache)
-            return token, normed_1D if self.carries_normed else last_1D
+            count = min(count, self.fused.most)
+            turns = self.main.rotary.arrays(cache.length, len(tokens) + count - 1)
+            return self.fused.guesses(tokens, hidden_TD, turns, cache, count)
         rotation = self.main.rotary.rows(cache.length, len(tokens))
         x_TD = self._joined(tokens, hidden_TD)
         last_1D = self.layer(x_TD, rotation, cache, last_only=True)
         normed_1D, token_1, _ = self.head.likeliest(last_1D)
-        return int(token_1), normed_1D if self.carries_normed else last_1D
+        return [int(token_1)], normed_1D if self.carries_normed else last_1D
 
     def _joined(self, tokens: Sequence[int], hidden_TD: Tensor) -> Tensor:
         """eh_proj [enorm(embedding) | hnorm(hidden)] of each pair, as many pairs at a time as the fused part takes."""

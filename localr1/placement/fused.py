@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.kernels import blocks
+from localr1.kernels.drafting import MOST_GUESSES, Draft
 from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.stacked import STACK_WEIGHTS, Stack
 from localr1.kernels.vocabulary_head import HeadBlock
@@ -92,23 +93,23 @@ class FusedLayers:
 
         return FusedStack(blocks.MOST_ROWS, run_all, logits, likeliest)
 
-    def draft(self, layer: int, norm: str) -> FusedDraft | None:
+    def draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
         """An MTP layer between its front and the head behind `norm`, all of which were asked for before."""
         parts, front, head = self._layers().get(layer), self._fronts.get(layer), self._heads.get(norm)
         if parts is None or front is None or head is None:
             return None
-        stack, layers = Stack([parts], self._scratch, head, front, last_only=True), range(layer, layer + 1)
+        draft, layers = Draft(front, parts, head, self._scratch, carries_normed), range(layer, layer + 1)
 
-        def likeliest(
-            tokens: Sequence[int], hidden_TD: Tensor, turns: Arrays, cache: Cache
-        ) -> tuple[int, Tensor, Tensor]:
-            hidden = hidden_TD.numpy()
-            x_TD = stack.front(tokens, hidden)
-            expert_L1K, found = stack.likeliest(x_TD, *turns, cache.rows(layers, len(tokens)))
-            self._observe(layers, expert_L1K)
-            return int(found.token_F[0]), torch.from_numpy(x_TD[-1:].copy()), torch.from_numpy(found.normed_FD)
+        def guesses(
+            tokens: Sequence[int], hidden_TD: Tensor, turns: Arrays, cache: Cache, count: int
+        ) -> tuple[list[int], Tensor]:
+            cache_SW = cache.rows(layers, len(tokens) + count - 1)[0]
+            guessed, expert_NK, carried_1D = draft(tokens, hidden_TD.numpy(), *turns, cache_SW, count)
+            for number in range(count):  # a forward each
+                self._observe(layers, expert_NK[None, number : number + 1])
+            return guessed, torch.from_numpy(carried_1D)
 
-        return FusedDraft(blocks.MOST_ROWS, likeliest)
+        return FusedDraft(blocks.MOST_ROWS, MOST_GUESSES, guesses)
 
     def _layers(self) -> dict[int, tuple[blocks.AttentionBlock, blocks.FeedForwardBlock]]:
         """The layers of which all is fused."""

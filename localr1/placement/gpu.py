@@ -84,7 +84,7 @@ class GpuWeights:
     def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
         return None
 
-    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
+    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
         return None
 
     def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:

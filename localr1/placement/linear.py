@@ -81,8 +81,8 @@ class StoreWeights:
     def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
         return self._fused.stack(layers, norm)
 
-    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
-        return self._fused.draft(layer, norm)
+    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
+        return self._fused.draft(layer, norm, carries_normed)
 
     def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
         return self._fused.head(config, norm, head)
@@ -119,7 +119,7 @@ class FloatWeights:
     def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
         return None
 
-    def fused_draft(self, layer: int, norm: str) -> FusedDraft | None:
+    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
         return None
 
     def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:

@@ -11,6 +11,7 @@ from tests.kernels.test_cpu import rows, weights
 if not blocks.MOST_ROWS:
     pytest.skip("no integer vector path on this processor", allow_module_level=True)
 
+from localr1.kernels.drafting import MOST_GUESSES, Draft
 from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.stacked import Stack
 from localr1.kernels.vocabulary_head import HeadBlock
@@ -91,25 +92,67 @@ def test_a_stack_may_have_no_experts():
     assert np.array_equal(start_x, x) and np.array_equal(cache, kept)
 
 
-@pytest.mark.parametrize("T", [1, 3])
-def test_a_draft_is_its_parts_one_by_one(T):
-    rng, scratch, S, V = np.random.default_rng(T), blocks.Scratch(), 20, 50
-    ones, (cos, sin) = np.ones(D, np.float32), rotations(rng, T, d)
+def make_draft(rng, scratch, V, carries_normed):
+    """A draft and its parts."""
+    ones = np.ones(D, np.float32)
     front = MtpFront(matrix(rng, V, D), ones, ones, matrix(rng, D, 2 * D), EPS, scratch)
     attention, _ = make_layers(rng, scratch, 1, F=16)[0]
-    feed, head = feed_forward(rng, scratch, True, F=16), HeadBlock(ones, EPS, matrix(rng, V, D), scratch)
-    stack = Stack([(attention, feed)], scratch, head, front, last_only=True)
-    tokens, hidden, cache = list(range(7, 7 + T)), rows(rng, T, D), rows(rng, 1, S, 2 * G * d)
-    kept, x = cache.copy(), front(tokens, hidden)
-    attention(x, cos, sin, kept[0])
-    last, normed, best, top = x[-1:], np.empty((1, D), np.float32), np.empty(1, np.int64), np.empty(1, np.float32)
-    chosen = feed(last)
-    head.likeliest(last, normed, best, top)
+    feed = feed_forward(rng, scratch, True, F=16)
+    head = HeadBlock(np.linspace(0.5, 1.5, D, dtype=np.float32), EPS, matrix(rng, V, D), scratch)
+    return Draft(front, (attention, feed), head, scratch, carries_normed), (front, attention, feed, head)
+
+
+@pytest.mark.parametrize("carries_normed", [False, True])
+@pytest.mark.parametrize("count", [1, 2, MOST_GUESSES])
+@pytest.mark.parametrize("T", [1, 3, blocks.MOST_ROWS])
+def test_a_draft_is_its_parts_one_by_one(T, count, carries_normed):
+    rng, scratch, S, V = np.random.default_rng(T), blocks.Scratch(), 20, 50
+    draft, (front, attention, feed, head) = make_draft(rng, scratch, V, carries_normed)
+    cos, sin = rotations(rng, T + count - 1, d)
+    hidden, cache = rows(rng, T, D), rows(rng, 1, S + count - 1, 2 * G * d)[0]
+    tokens, kept, chosen, guesses = list(range(7, 7 + T)), cache.copy(), [], []
+    pairs, states, done = tokens, hidden, 0
+    for end in range(S, S + count):
+        x = front(pairs, states)
+        attention(x, cos[done : done + len(pairs)], sin[done : done + len(pairs)], kept[:end])
+        done += len(pairs)
+        last, normed = x[-1:].copy(), np.empty((1, D), np.float32)
+        chosen.append(feed(last)[0])
+        best, top = np.empty(1, np.int64), np.empty(1, np.float32)
+        head.likeliest(last, normed, best, top)
+        pairs, states = best.tolist(), normed if carries_normed else last
+        guesses += pairs
     for _ in range(2):
         mine = cache.copy()
-        out = stack.front(tokens, hidden)
-        experts, found = stack.likeliest(out, cos, sin, mine)
-        assert np.array_equal(out[-1:], last) and np.array_equal(mine, kept) and np.array_equal(experts[0], chosen)
-        assert np.array_equal(found.normed_FD, normed) and (found.token_F[0], found.logit_F[0]) == (best[0], top[0])
+        got = draft(tokens, hidden, cos, sin, mine, count)
+        assert got.tokens == guesses and np.array_equal(mine, kept)
+        assert np.array_equal(got.expert_NK, chosen) and np.array_equal(got.carried_1D, states)
+    assert count < MOST_GUESSES or len(set(guesses)) > 2
+
+
+def test_drafts_of_changing_sizes_do_not_disturb_each_other():
+    rng, scratch, S, V = np.random.default_rng(0), blocks.Scratch(), 30, 50
+    draft, _ = make_draft(rng, scratch, V, False)
+    cos, sin = rotations(rng, 12, d)
+    hidden, cache = rows(rng, 4, D), rows(rng, 1, S, 2 * G * d)[0]
+
+    def guesses(T, count):
+        new = T + count - 1
+        return draft(list(range(T)), hidden[:T], cos[:new], sin[:new], cache[: 10 + new].copy(), count).tokens
+
+    first = {(T, count): guesses(T, count) for T in (1, 2, 4) for count in (1, 3, 8)}
+    assert all(guesses(*sizes) == first[sizes] for sizes in reversed(first))
+    assert all(first[T, 8][:3] == first[T, 3] and first[T, 3][:1] == first[T, 1] for T in (1, 2, 4))
+
+
+def test_a_draft_refuses_what_does_not_fit():
+    rng, scratch, V = np.random.default_rng(0), blocks.Scratch(), 50
+    draft, _ = make_draft(rng, scratch, V, False)
+    cos, sin = rotations(rng, 1, d)
+    hidden, cache = rows(rng, 1, D), rows(rng, 1, 4, 2 * G * d)[0]
     with pytest.raises(ValueError, match="tokens"):
-        stack.front([V], hidden[:1])
+        draft([V], hidden, cos, sin, cache, 1)
+    with pytest.raises(ValueError, match="guesses"):
+        draft([0], hidden, cos, sin, cache, MOST_GUESSES + 1)
+    with pytest.raises(ValueError, match="gqa_block"):
+        draft([0], hidden, cos, sin, cache, 2)
