@@ -29,7 +29,7 @@ QUESTIONS = (
     ("Divide 8431 by 7",),
     ("Who are you?", "What is the capital of France?"),
 )
-SETTINGS = ("off", "1", "2", "3", "4", "auto")
+SETTINGS = ("off", "1", "2", "3", "4", "5", "6", "7", "auto")
 
 
 def engines(model: str, threads: int | None) -> dict[str, Engine]:

@@ -9,9 +9,8 @@ from collections import deque
 from statistics import median
 from typing import Protocol
 
-MTP_DEEPEST, LOOKUP_DEEPEST = 3, 7
-"""Guesses a step that `AutoDepth` tries at most: an MTP layer is trained for one, a copied passage goes on and on; 8
-rows are the most that run as one step."""
+DEEPEST = 7
+"""Guesses a step that `AutoDepth` tries at most: 8 rows are the most that run as one step."""
 MEMORY = 0.96
 """Weight of the past when a guess is seen to be right or wrong."""
 PRIORS = (0.7, 0.3, 0.5, 0.8)

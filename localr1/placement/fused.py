@@ -105,8 +105,7 @@ class FusedLayers:
         ) -> tuple[list[int], Tensor]:
             cache_SW = cache.rows(layers, len(tokens) + count - 1)[0]
             guessed, expert_NK, carried_1D = draft(tokens, hidden_TD.numpy(), *turns, cache_SW, count)
-            for number in range(count):  # a forward each
-                self._observe(layers, expert_NK[None, number : number + 1])
+            self._observe(layers, expert_NK[None])
             return guessed, torch.from_numpy(carried_1D)
 
         return FusedDraft(blocks.MOST_ROWS, MOST_GUESSES, guesses)

@@ -10,7 +10,7 @@ import torch
 from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
-from localr1.decode.depth import LOOKUP_DEEPEST, MTP_DEEPEST, AutoDepth, FixedDepth
+from localr1.decode.depth import DEEPEST, AutoDepth, FixedDepth
 from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter
 from localr1.decode.sampling import Sampling
 from localr1.decode.speculate import Foretell, Speculation
@@ -65,7 +65,7 @@ class Engine:
     """Its parts on a GPU; None where it runs on the CPU alone."""
     notes: tuple[str, ...] = ()
     """What the user should hear of how it was loaded."""
-    depth: AutoDepth = field(default_factory=lambda: AutoDepth(LOOKUP_DEEPEST))
+    depth: AutoDepth = field(default_factory=lambda: AutoDepth(DEEPEST))
     """What guessing costs and gains on this machine; conversations share it, so that only the first tries things."""
 
     @property
@@ -257,7 +257,6 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         routing=parts.routing,
         placed=parts.placed,
         notes=parts.notes,
-        depth=AutoDepth(MTP_DEEPEST if parts.mtp else LOOKUP_DEEPEST),
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
-from localr1.decode.depth import MTP_DEEPEST, AutoDepth, FixedDepth
+from localr1.decode.depth import DEEPEST, AutoDepth, FixedDepth
 from localr1.decode.draft import LookupDrafter, MtpDrafter
 from localr1.decode.generate import Finished, Token, decode, generate, verify
 from localr1.decode.sampling import Sampler, Sampling, probabilities
@@ -302,7 +302,7 @@ def simulate(policy: Any, right: float, row_s: float, steps: int, draft_s: float
         tokens += 1 + hits
         seconds += step_s + depth * draft_s
     best = max(
-        sum(right**i for i in range(depth + 1)) / (1 + depth * (row_s + draft_s)) for depth in range(MTP_DEEPEST + 1)
+        sum(right**i for i in range(depth + 1)) / (1 + depth * (row_s + draft_s)) for depth in range(DEEPEST + 1)
     )
     return tokens / seconds, best
 
@@ -311,12 +311,12 @@ def simulate(policy: Any, right: float, row_s: float, steps: int, draft_s: float
     ("right", "row_s"), [(0.9, 0.05), (0.8, 0.3), (0.5, 0.1), (0.3, 0.6), (0.05, 0.05), (0.0, 1.0)]
 )
 def test_auto_comes_close_to_the_best_depth(right: float, row_s: float) -> None:
-    reached, best = simulate(AutoDepth(MTP_DEEPEST), right, row_s, 3000)
+    reached, best = simulate(AutoDepth(DEEPEST), right, row_s, 3000)
     assert reached > 0.95 * best
 
 
 def test_auto_comes_back_when_luck_turns() -> None:
-    policy = AutoDepth(MTP_DEEPEST)
+    policy = AutoDepth(DEEPEST)
     simulate(policy, 0.0, 1.0, 500)
     assert policy.choose(0) == 0 or policy.choose(0) == 0
     reached, best = simulate(policy, 0.95, 0.05, 3000)
