@@ -77,10 +77,8 @@ class Attention(nn.Module):
         self.kv_b_proj = Linear(c.kv_lora_rank, heads * (nope + c.v_head_dim))
         self.o_proj = Linear(heads * c.v_head_dim, c.hidden_size)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [B, T, D], mask added to the scores [B or 1, 1, T, S]; returns the output and (k, v), each [B, H, S, *]."""
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, D] -> queries, keys and values [B, H, T, *]; the queries are scaled."""
         c = self.c
         batch, length, _ = x.shape
         heads, nope, rope = c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim
@@ -91,14 +89,22 @@ class Attention(nn.Module):
         k_nope, v = kv.split((nope, c.v_head_dim), -1)
         q_pe = rotate(q_pe, cos[:, :, None], sin[:, :, None])
         k_pe = rotate(k_pe, cos, sin)[:, :, None].expand(batch, length, heads, rope)
-        q = torch.cat((q_nope, q_pe), -1).transpose(1, 2)
-        k = torch.cat((k_nope, k_pe), -1).transpose(1, 2)
-        v = v.transpose(1, 2)
+        q = torch.cat((q_nope, q_pe), -1).transpose(1, 2) * (nope + rope) ** -0.5
+        return q, torch.cat((k_nope, k_pe), -1).transpose(1, 2), v.transpose(1, 2)
+
+    def output(self, attended: Tensor) -> Tensor:
+        """What the heads gathered, [B, H, T, V] -> [B, T, D]."""
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x [B, T, D], mask added to the scores [B or 1, 1, T, S]; returns the output and (k, v), each [B, H, S, *]."""
+        q, k, v = self.project(x, cos, sin)
         if past is not None:
             k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-        scores = (q * (nope + rope) ** -0.5) @ k.transpose(-1, -2) + mask.to(x.dtype)
-        out = scores.softmax(-1) @ v
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1)), (k, v)
+        scores = q @ k.transpose(-1, -2) + mask.to(x.dtype)
+        return self.output(scores.softmax(-1) @ v), (k, v)
 
 
 class MLP(nn.Module):
@@ -255,11 +261,13 @@ class MTPLayer(nn.Module):
         self.block = DecoderLayer(c, dense=False)
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
+    def joined(self, embedded_next: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.eh_proj(torch.cat((self.enorm(embedded_next, dtype), self.hnorm(h, dtype)), -1))
+
     def forward(
         self, embedded_next: Tensor, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        joined = torch.cat((self.enorm(embedded_next, dtype), self.hnorm(h, dtype)), -1)
-        y, _ = self.block(self.eh_proj(joined), cos, sin, mask, dtype)
+        y, _ = self.block(self.joined(embedded_next, h, dtype), cos, sin, mask, dtype)
         return self.norm(y, dtype)
 
 

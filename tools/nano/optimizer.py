@@ -1,4 +1,4 @@
-"""Muon for matrices, Adam for everything else, stepped together.
+"""Muon for matrices, Adam for everything else that is trained, stepped together.
 
 Muon (Jordan 2024): momentum, then an approximate orthogonalisation of each matrix by five Newton-Schulz steps.
 Matrices of one shape, experts included, are orthogonalised in one batch.
@@ -47,19 +47,21 @@ def _as_matrices(name: str, p: Tensor) -> Tensor:
 class MuonAdam:
     def __init__(self, model: nn.Module, rates: Rates, workers: Workers) -> None:
         self.rates, self.workers = rates, workers
-        named = [(n, p) for n, p in model.named_parameters()]
-        on_adam = ("embed_tokens.weight", "lm_head.weight", "gate.weight")
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        on_adam = ("lm_head.weight", "gate.weight")
         self.groups: dict[tuple[int, int], list[tuple[str, nn.Parameter]]] = {}
-        others = []  # the embedding comes first, it is the first parameter
+        embedding, others = [], []
         for name, p in named:
-            if p.dim() < 2 or name.endswith(on_adam):
+            if name == "embed_tokens.weight":
+                embedding.append(p)
+            elif p.dim() < 2 or name.endswith(on_adam):
                 others.append(p)
             else:
                 rows, columns = _as_matrices(name, p).shape[1:]
                 self.groups.setdefault((min(rows, columns), max(rows, columns)), []).append((name, p))
         self.momenta = {shape: self._gather(shape, group, zero=True) for shape, group in self.groups.items()}
         self.adam = torch.optim.AdamW(
-            [{"params": others[:1], "lr": rates.embedding}, {"params": others[1:], "lr": rates.other}],
+            [{"params": embedding, "lr": rates.embedding}, {"params": others, "lr": rates.other}],
             betas=rates.betas,
             weight_decay=0.0,
             foreach=True,

@@ -41,18 +41,19 @@ class Workers:
         return x
 
 
-def start(world: int) -> Workers:
-    """Called by every process. Rank 0 starts itself again with the allocator's settings, then starts the others."""
+def start(world: int, module: str = "tools.nano.train") -> Workers:
+    """Called by every process of `python -m module`. Rank 0 starts itself again with the allocator's settings, then
+    starts the others."""
     torch.set_num_threads(1)
     rank = int(os.environ.get("NANO_RANK", "0"))
     if "NANO_MEETING" not in os.environ:
         meeting = tempfile.mktemp(prefix="nano-")
         environment = {**os.environ, **_ALLOCATOR, "NANO_MEETING": meeting, "OMP_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "tools.nano.train", *sys.argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
     if rank == 0:
         for other in range(1, world):
             environment = {**os.environ, "NANO_RANK": str(other)}
-            subprocess.Popen([sys.executable, "-m", "tools.nano.train", *sys.argv[1:]], env=environment)
+            subprocess.Popen([sys.executable, "-m", module, *sys.argv[1:]], env=environment)
     if world > 1:
         dist.init_process_group(
             "gloo", f"file://{os.environ['NANO_MEETING']}", timeout=timedelta(days=30), rank=rank, world_size=world
