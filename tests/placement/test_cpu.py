@@ -21,9 +21,12 @@ from tests import tiny
 
 def stored(model_type: str, folder: Path, **overrides: object) -> tuple[tiny.Tiny, Store]:
     """A tiny model, and its 8-bit store."""
-    model = tiny.make(model_type, **overrides)
+    return store_of(tiny.make(model_type, **overrides), folder)
+
+
+def store_of(model: tiny.Tiny, folder: Path, mtp: bool = False) -> tuple[tiny.Tiny, Store]:
     checkpoint = Checkpoint(tiny.save(model, folder / "source"))
-    expected = registry.expected_tensors(model.config)
+    expected = registry.expected_tensors(model.config, mtp)
     events = write_store(folder / "store", checkpoint, expected, block=None, origin=Origin("t", "0"), extras={})
     assert sum(isinstance(event, QuantizeProgress) for event in events) == len(expected)
     return model, Store(folder / "store")
@@ -114,6 +117,36 @@ def test_fused_layers_are_the_plain_ones(tmp_path: Path, model_type: str, kind: 
                 cache.commit(part.tolist())
         results.append(torch.cat(parts))
     assert 0 < tiny.difference(results[1], results[0]) < (2e-3 if kind == "float32" else 3e-2)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe_lite"])
+def test_guesses_in_one_call_are_those_one_by_one(tmp_path: Path, family: str) -> None:
+    model, store = store_of(tiny.with_mtp(family), tmp_path, mtp=True)
+    config = model.config
+    bank = CpuBank(store, registry.expert_layers(config, True), config.moe.num_experts) if config.moe else None
+    main = registry.build(config, StoreWeights(store), bank)
+    mtps = [registry.build_mtp(config, StoreWeights(store), bank, main, kernel_rows=rows) for rows in (8, 0)]
+    if mtps[0].fused is None:
+        pytest.skip("no integer vector path on this processor")
+    tokens = tiny.tokens(4).tolist()
+    hidden_TD = torch.randn(4, config.hidden, generator=torch.manual_seed(0))
+
+    def new_cache() -> RowCache:
+        return RowCache(1, config.cache_width, 16, torch.float32, config.num_layers)
+
+    with torch.inference_mode():
+        at_once, carried_1D = mtps[0].guesses(tokens, hidden_TD, new_cache(), 5)
+        cache, pairs, state = new_cache(), tokens, hidden_TD
+        one_by_one: list[int] = []
+        for _ in range(5):
+            guessed, after_1D = mtps[0].guesses(pairs, state, cache, 1)
+            if not one_by_one:
+                plain_1D = mtps[1].guesses(tokens, hidden_TD, new_cache(), 5)[1]
+                assert 0 < tiny.difference(after_1D, plain_1D) < 3e-2
+            cache.commit(pairs)
+            one_by_one, pairs, state = one_by_one + guessed, guessed, after_1D
+    assert at_once == one_by_one
+    torch.testing.assert_close(carried_1D, state)
 
 
 @pytest.mark.parametrize("latent", [None, 16], ids=["bf16", "int8"])
