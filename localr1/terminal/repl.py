@@ -122,6 +122,8 @@ class Repl:
                 except Leave:
                     raise
                 except KeyboardInterrupt:
+                    if self._interrupted:  # the answer had been stopped: this is the second one
+                        raise
                     self._interrupted = True
                     self.say("Ctrl-C again leaves.")
                 except LocalR1Error as error:
@@ -141,6 +143,7 @@ class Repl:
         self._interrupted = end is not None and end.reason == "interrupted"
 
     def _stop(self) -> None:
+        self._interrupted = True
         self._typed.forget()
         self.talk.conversation.stop()
 

@@ -95,7 +95,7 @@ def test_a_prompt_longer_than_the_context_is_one_line_and_a_hint(computer):
 
 def statistics(terminal: Terminal) -> list[str]:
     """The `context` figures of each turn so far."""
-    return re.findall(r"·\scontext\s(\d+/\d+)(?![\d,])", terminal.text())
+    return re.findall(r"·\scontext\s([\d,]+/[\d,]+)(?![\d,])", terminal.text())
 
 
 def wait_for_statistics(terminal: Terminal, turns: int) -> None:
