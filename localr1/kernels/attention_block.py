@@ -34,9 +34,11 @@ from localr1.kernels.team import finish, launch, settle, take
     THREADS,
     TEAM,
     ARENA,
+    LAST_ONLY,
     FRAME,
-) = range(15)
-"""Places in a frame."""
+) = range(16)
+"""Places in a frame. LAST_ONLY: the rows of x before the last one are not asked for, only what they are to the cache;
+latent attention then leaves them as they are."""
 
 ABSENT = 0
 """The address of a weight that a layer does not have."""

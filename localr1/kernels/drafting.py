@@ -113,4 +113,5 @@ class Draft:
             first_at = address(self._x[MOST_ROWS - T :])
             self._front[0, mtp_front.TOKENS] = self._attention[0, attention.TOKENS] = T
             self._front[0, mtp_front.OUT] = self._attention[0, attention.X] = first_at
+            self._attention[0, attention.LAST_ONLY] = 1
             self._pairs = T

@@ -17,6 +17,7 @@ from localr1.kernels.attention_block import (
     HIDDEN,
     INTERLEAVED,
     KIND,
+    LAST_ONLY,
     LATENT_EPS,
     NORM,
     PLAN,
@@ -131,21 +132,26 @@ def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def project_in(plan, floats, packed, x_TD, first_TQ, q_TQ, row_TW, threads, team):  # type: ignore[no-untyped-def]
-    """Queries and new latents from x, in phases 0 to 2."""
+def project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, threads, team):  # type: ignore[no-untyped-def]
+    """Queries of the last N rows of x and new latents of all, in phases 0 to 2. `packed` has room for all rows, `asked`
+    for N: the same room where N is all."""
     norm_and_pack(x_TD, plan[NORM], floats[EPS], packed)
-    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, first_TQ, threads, team, 0)
+    if len(first_NQ) < len(x_TD):
+        norm_and_pack(x_TD[len(x_TD) - len(first_NQ) :], plan[NORM], floats[EPS], asked)
+    tasks_q = take_product(plan, Q, plan[HIDDEN], asked, first_NQ, threads, team, 0)
     tasks_kv = take_product(plan, KV_A, plan[HIDDEN], packed, row_TW, threads, team, 1)
     settle(team, 0, tasks_q)
     settle(team, 1, tasks_kv)
     if plan[Q_RANK]:
-        norm_and_pack(first_TQ, plan[Q_NORM], floats[LATENT_EPS], packed)
-        settle(team, 2, take_product(plan, Q_B, plan[Q_RANK], packed, q_TQ, threads, team, 2))
+        norm_and_pack(first_NQ, plan[Q_NORM], floats[LATENT_EPS], asked)
+        settle(team, 2, take_product(plan, Q_B, plan[Q_RANK], asked, q_NQ, threads, team, 2))
 
 
 @compiled()
-def take_heads(plan, floats, q_TQ, row_TW, rotation, query_QW, words_SW, start, kind, team):  # type: ignore[no-untyped-def]
-    """The cache's new rows, and every head's queries in the latent: phase 3."""
+def take_heads(plan, floats, q_NQ, row_TW, rotation, query_QW, words_SW, start, kind, team):  # type: ignore[no-untyped-def]
+    """The cache's new rows, and every head's queries of the last N tokens in the latent: phase 3."""
+    behind = len(row_TW) - len(q_NQ)
+    asked = rotation[0][behind:], rotation[1][behind:]
     while True:
         h = take(team, 3)
         if h > plan[HEADS]:
@@ -153,47 +159,50 @@ def take_heads(plan, floats, q_TQ, row_TW, rotation, query_QW, words_SW, start, 
         if h == 0:
             store_latents(plan, floats, row_TW, rotation, start, words_SW, kind)
         else:
-            absorb_head(h - 1, plan, q_TQ, rotation, query_QW)
+            absorb_head(h - 1, plan, q_NQ, asked, query_QW)
         finish(team, 3)
     settle(team, 3, plan[HEADS] + 1)
 
 
 @compiled()
 def mla_job(frame_at):  # type: ignore[no-untyped-def]
-    """A thread's share of x += latent attention(norm(x)). With no arena, writes into the frame how large it must be."""
+    """A thread's share of x += latent attention(norm(x)), for the last N of the T rows. With no arena, writes into the
+    frame how large it must be."""
     frame = int64s_at(frame_at, FRAME)
     plan, floats = int64s_at(frame[PLAN], MLA_PLAN), doubles_at(frame[FLOATS], 3)
     T, threads, start, kind = frame[TOKENS], frame[THREADS], frame[START], frame[KIND]
     H, C, R, rank = plan[HEADS], plan[LATENT], plan[ROPE], plan[Q_RANK]
     q_width, W, O = H * (plan[NOPE] + R), C + R, H * plan[VALUE]  # noqa: E741
-    first_width = rank if rank else q_width
+    first_width, N = rank if rank else q_width, 1 if frame[LAST_ONLY] else T
 
     widest, first_at = max(plan[HIDDEN], rank, O), frame[ARENA]
     q_at = after(first_at, T * first_width, 4)
     row_at = after(q_at, T * q_width, 4)
     out_at = after(row_at, T * W, 4)
     query_at = after(out_at, T * O, 4)
-    partial, end = carve_partial(after(query_at, T * H * W, 4), frame, 1, T * H, C, W)
+    partial, end = carve_partial(after(query_at, T * H * W, 4), frame, 1, N * H, C, W)
     if frame[ARENA] == 0:
         frame[ARENA] = end
         return
-    first_TQ, q_TQ = rows_at(first_at, T, first_width), rows_at(q_at, T, q_width)
-    row_TW, out_TO, query_GQW = rows_at(row_at, T, W), rows_at(out_at, T, O), cube_at(query_at, 1, T * H, W)
+    first_NQ, q_NQ = rows_at(first_at, N, first_width), rows_at(q_at, N, q_width)
+    row_TW, out_NO, query_GQW = rows_at(row_at, T, W), rows_at(out_at, N, O), cube_at(query_at, 1, N * H, W)
     (x_TD, words_SW, rotation), team = told(frame, plan[HIDDEN], R), int64s_at(frame[TEAM], TEAM_NUMBERS)
-    room = packed_room(T, widest)
+    room, asked_room = packed_room(T, widest), packed_room(N if N < T else 0, widest)
     packed = packed_in(room, T, widest)
+    asked = packed_in(asked_room, N, widest) if N < T else packed
 
-    project_in(plan, floats, packed, x_TD, first_TQ, q_TQ, row_TW, threads, team)
-    queries_TQ = q_TQ if rank else first_TQ
-    take_heads(plan, floats, queries_TQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, team)
-    place = (start, H, np.float32(floats[SCALE]))
+    project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, threads, team)
+    queries_NQ = q_NQ if rank else first_NQ
+    take_heads(plan, floats, queries_NQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, team)
+    place = (start + T - N, H, np.float32(floats[SCALE]))
     attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, team, 4)
     while True:
         h = take(team, 5)
         if h >= H:
             break
-        raise_head(h, plan, partial, out_TO)
+        raise_head(h, plan, partial, out_NO)
         finish(team, 5)
     settle(team, 5, H)
-    project_out(plan, out_TO, x_TD, packed, threads, team, 6)
+    project_out(plan, out_NO, x_TD[T - N :], asked, threads, team, 6)
     used(room)
+    used(asked_room)
