@@ -78,7 +78,7 @@ def bounded(routes: Routes, comparison: Comparison) -> dict[str, dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=600)
     parser.add_argument("--guesses", type=int, help="tokens guessed ahead, always (default: as many as pay)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
