@@ -24,6 +24,9 @@ LONGEST_ROW = 1 << 20
 
 UNROLL = 2
 
+AHEAD_BYTES = 2048
+"""How far ahead of a row's loop memory is asked into the second-level cache."""
+
 PAIRED = range(3, 7)
 """Packed rows for which two weight rows are taken at once, so that each activation is loaded half as often; more would
 not leave room for their sums in registers."""
@@ -90,7 +93,10 @@ def make_rows(n: int) -> Any:
             with cgutils.for_range_slice(e.b, first, last, I64(width)) as (step, _):
                 offset, x = e.b.mul(step, I64(STEP)), e.at(first_step, e.b.mul(step, I64(n * 2 * STEP)))
                 for u in range(width):
-                    raw = [e.load(BYTES, e.at(e.at(row, offset), u * STEP)) for row in rows]
+                    at = [e.at(e.at(row, offset), u * STEP) for row in rows]
+                    for address in at:
+                        e.prefetch(e.at(address, AHEAD_BYTES), 2)
+                    raw = [e.load(BYTES, address) for address in at]
                     multiply(raw, e.at(x, u * n * 2 * STEP), u)
 
         with cgutils.for_range_slice(e.b, I64(0), count, I64(taken)) as (r, _):
