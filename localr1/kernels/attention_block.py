@@ -17,7 +17,7 @@ from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_lin
 from localr1.kernels.linear import take_rows
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import pack
-from localr1.kernels.team import finish, launch, settle, take
+from localr1.kernels.team import come, finish, launch, settle, take
 
 (
     PLAN,
@@ -122,15 +122,15 @@ def take_product(plan, at, inputs, packed, out, threads, team, phase):  # type: 
 
 
 @compiled()
-def attend_runs(words_SW, kind, visible, query_GQk, geometry, place, partial, team, phase):  # type: ignore[no-untyped-def]
+def attend_runs(words_SW, kind, visible, query_GQk, geometry, place, partial, threads, team, phase):  # type: ignore[no-untyped-def]
     """A thread's share of the cache's runs."""
     runs = partial[0].shape[0]
-    while True:
-        n = take(team, phase)
-        if n >= runs:
-            break
+    me, done = come(team, phase), 0
+    n = take(team, phase, me, runs, threads)
+    while n < runs:
         attend_part(n, words_SW, kind, visible, query_GQk, geometry, place, partial)
-        finish(team, phase)
+        n, done = take(team, phase, me, runs, threads), done + 1
+    finish(team, phase, done)
     settle(team, phase, runs)
 
 

@@ -26,7 +26,7 @@ from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_rout
 from localr1.kernels.jit import address_of, compiled, exp, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import FEW, few_size, pack, pack_few, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, finish, launch, settle, take
+from localr1.kernels.team import TEAM_NUMBERS, come, finish, launch, settle, take
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
@@ -77,20 +77,21 @@ def pack_middle_group(g, middle, routes, packed_middle, row_n):  # type: ignore[
 
 
 @compiled()
-def pack_groups(x_at, D, routes, x, team, phase):  # type: ignore[no-untyped-def]
+def pack_groups(x_at, D, routes, x, threads, team, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
     groups = routes[0][GROUPS]
-    while True:
-        g = take(team, phase)
-        if g >= groups:
-            break
+    me, done = come(team, phase), 0
+    g = take(team, phase, me, groups, threads)
+    while g < groups:
         pack_group(g, x_at, D, routes, x)
-        finish(team, phase)
+        g, done = take(team, phase, me, groups, threads), done + 1
+    finish(team, phase, done)
     settle(team, phase, groups)
 
 
 @compiled()
 def gate_and_up(routes, D, x, middle, threads, team, phase):  # type: ignore[no-untyped-def]
+    """A task is a run of the feed-forward rows of all groups, one group's after another's."""
     stay_out_of_line()
     count, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
     packed, start_G, scale_P = x
@@ -98,44 +99,44 @@ def gate_and_up(routes, D, x, middle, threads, team, phase):  # type: ignore[no-
     block = task_rows(most, count[FF_ROWS], threads)
     gate, up = np.empty(sums_size(most), np.float32), np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
-    g, tasks = 0, 0  # tasks of the groups before g; a thread's task numbers only grow
-    task = take(team, phase)
-    while g < count[GROUPS]:
-        F = ff_G[g]
-        blocks = (F + block - 1) // block
-        if task >= tasks + blocks:
-            g, tasks = g + 1, tasks + blocks
-            continue
-        f = (task - tasks) * block
-        rows = min(block, F - f)
-        first, n = first_G[g], first_G[g + 1] - first_G[g]
-        rows_of_group = packed[start_G[g] :]
-        multiply(weights_at_G[g] + f * D, rows, D, rows_of_group, n, gate, scratch)
-        multiply(weights_at_G[g] + (F + f) * D, rows, D, rows_of_group, n, up, scratch)
-        scb = floats_at(scb_at_G[g], 2 * F)
-        gate_scb, up_scb = scb[f : f + rows], scb[F + f : F + f + rows]
-        for i in range(n):
-            scale = scale_P[first + i] / 127.0
-            a, b = gate[i * SUM_STRIDE : i * SUM_STRIDE + rows], up[i * SUM_STRIDE : i * SUM_STRIDE + rows]
-            out = middle[middle_P[first + i] + f : middle_P[first + i] + f + rows]
-            for r in range(rows):
-                gated = np.float32(a[r] * (scale * gate_scb[r]))
-                out[r] = gated / (np.float32(1.0) + exp(-gated)) * np.float32(b[r] * (scale * up_scb[r]))
-        finish(team, phase)
-        task = take(team, phase)
+    tasks, me, done = (count[FF_ROWS] + block - 1) // block, come(team, phase), 0
+    task = take(team, phase, me, tasks, threads)
+    while task < tasks:
+        g, f, left = 0, task * block, min(block, count[FF_ROWS] - task * block)
+        while left > 0:
+            F = ff_G[g]
+            if f >= F:
+                g, f = g + 1, f - F
+                continue
+            rows, first, n = min(left, F - f), first_G[g], first_G[g + 1] - first_G[g]
+            rows_of_group = packed[start_G[g] :]
+            multiply(weights_at_G[g] + f * D, rows, D, rows_of_group, n, gate, scratch)
+            multiply(weights_at_G[g] + (F + f) * D, rows, D, rows_of_group, n, up, scratch)
+            scb = floats_at(scb_at_G[g], 2 * F)
+            gate_scb, up_scb = scb[f : f + rows], scb[F + f : F + f + rows]
+            for i in range(n):
+                scale = scale_P[first + i] / 127.0
+                a, b = gate[i * SUM_STRIDE : i * SUM_STRIDE + rows], up[i * SUM_STRIDE : i * SUM_STRIDE + rows]
+                out = middle[middle_P[first + i] + f : middle_P[first + i] + f + rows]
+                for r in range(rows):
+                    gated = np.float32(a[r] * (scale * gate_scb[r]))
+                    out[r] = gated / (np.float32(1.0) + exp(-gated)) * np.float32(b[r] * (scale * up_scb[r]))
+            f, left = f + rows, left - rows
+        task, done = take(team, phase, me, tasks, threads), done + 1
+    finish(team, phase, done)
     settle(team, phase, tasks)
 
 
 @compiled()
-def pack_middle(middle, routes, packed_middle, team, phase):  # type: ignore[no-untyped-def]
+def pack_middle(middle, routes, packed_middle, threads, team, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
     groups, row_n = routes[0][GROUPS], np.arange(routes[0][BUSIEST])
-    while True:
-        g = take(team, phase)
-        if g >= groups:
-            break
+    me, done = come(team, phase), 0
+    g = take(team, phase, me, groups, threads)
+    while g < groups:
         pack_middle_group(g, middle, routes, packed_middle, row_n)
-        finish(team, phase)
+        g, done = take(team, phase, me, groups, threads), done + 1
+    finish(team, phase, done)
     settle(team, phase, groups)
 
 
@@ -149,10 +150,10 @@ def down(routes, packed_middle, out_TD, keep, threads, team, phase):  # type: ig
     block = task_rows(most, D, threads)
     sums = np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
-    while True:
-        d = take(team, phase) * block
-        if d >= D:
-            break
+    tasks, me, done = (D + block - 1) // block, come(team, phase), 0
+    task = take(team, phase, me, tasks, threads)
+    while task < tasks:
+        d = task * block
         rows = min(block, D - d)
         if not keep:
             out_TD[:, d : d + rows] = 0
@@ -165,8 +166,9 @@ def down(routes, packed_middle, out_TD, keep, threads, team, phase):  # type: ig
                 out, mine = out_TD[token_P[first + i], d : d + rows], sums[i * SUM_STRIDE : i * SUM_STRIDE + rows]
                 for r in range(rows):
                     out[r] += np.float32(mine[r] * (scale * scb[r]))
-        finish(team, phase)
-    settle(team, phase, (D + block - 1) // block)
+        task, done = take(team, phase, me, tasks, threads), done + 1
+    finish(team, phase, done)
+    settle(team, phase, tasks)
 
 
 @compiled()
@@ -226,9 +228,9 @@ def routed_ffn_job(frame_at):  # type: ignore[no-untyped-def]
     if T <= FEW:
         run_few(rows_at(frame[X], T, D), routes, middle, out_TD, False, threads, team, 0)
         return
-    pack_groups(frame[X], D, routes, x, team, PACK)
+    pack_groups(frame[X], D, routes, x, threads, team, PACK)
     gate_and_up(routes, D, x, middle, threads, team, GATE_AND_UP)
-    pack_middle(middle, routes, packed_middle, team, PACK_MIDDLE)
+    pack_middle(middle, routes, packed_middle, threads, team, PACK_MIDDLE)
     down(routes, packed_middle, out_TD, False, threads, team, DOWN)
 
 

@@ -125,7 +125,7 @@ def gqa_job(frame_at):  # type: ignore[no-untyped-def]
     for g in range(G):
         store_head(g, plan, floats, k_TK, v_TK, rotation, start, words_SW, kind)
     place = (start, heads, np.float32(floats[SCALE]))
-    attend_runs(words_SW, kind, start + T, query_GQd, (d, G * d, d, W, 0), place, partial, team, 3)
+    attend_runs(words_SW, kind, start + T, query_GQd, (d, G * d, d, W, 0), place, partial, threads, team, 3)
     merge_heads(partial, H, out_TO)
     project_out(plan, out_TO, x_TD, packed, threads, team, 4)
     used(room)

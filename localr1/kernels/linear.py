@@ -9,7 +9,7 @@ from localr1.kernels.arena import LINE_BYTES, doubles_at, int16s_at, int64s_at, 
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import pack, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, finish, launch, settle, take
+from localr1.kernels.team import TEAM_NUMBERS, come, finish, launch, settle, take
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
@@ -28,10 +28,10 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, threads, team, phase):  
     block = task_rows(T, rows_in_all, threads)
     sums = np.empty(sums_size(T), np.float32)
     scratch = make_scratch(T)
-    while True:
-        first = take(team, phase) * block
-        if first >= rows_in_all:
-            break
+    tasks, me, done = (rows_in_all + block - 1) // block, come(team, phase), 0
+    task = take(team, phase, me, tasks, threads)
+    while task < tasks:
+        first = task * block
         rows = min(block, rows_in_all - first)
         multiply(weights_at + first * K, rows, K, packed, T, sums, scratch)
         scb = floats_at(scb_at + 4 * first, rows)
@@ -48,8 +48,9 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, threads, team, phase):  
                 bias = floats_at(bias_at + 4 * first, rows)
                 for r in range(rows):
                     out[r] += bias[r]
-        finish(team, phase)
-    return (rows_in_all + block - 1) // block
+        task, done = take(team, phase, me, tasks, threads), done + 1
+    finish(team, phase, done)
+    return tasks
 
 
 (WEIGHTS, SCB, OUTPUTS, INPUTS, TOKENS, PACKED, SCALE, OUT, THREADS, TEAM) = range(10)

@@ -39,7 +39,7 @@ from localr1.kernels.cache_rows import store_latent
 from localr1.kernels.jit import compiled, copy_numbers, floats_at, stay_out_of_line, used, widen, words_at
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import packed_in, packed_room
-from localr1.kernels.team import TEAM_NUMBERS, finish, settle, take
+from localr1.kernels.team import TEAM_NUMBERS, come, finish, settle, take
 
 (NOPE, ROPE, VALUE, LATENT, Q_RANK, Q_NORM, Q_B, KV_A, KV_NORM, KV_B, KV_B_HALVES, MLA_PLAN) = (
     10, 11, 12, 13, 14, 15, 16, 19, 22, 23, 24, 25,
@@ -148,20 +148,20 @@ def project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, thread
 
 
 @compiled()
-def take_heads(plan, floats, q_NQ, row_TW, rotation, query_QW, words_SW, start, kind, team):  # type: ignore[no-untyped-def]
+def take_heads(plan, floats, q_NQ, row_TW, rotation, query_QW, words_SW, start, kind, threads, team):  # type: ignore[no-untyped-def]
     """The cache's new rows, and every head's queries of the last N tokens in the latent: phase 3."""
     behind = len(row_TW) - len(q_NQ)
     asked = rotation[0][behind:], rotation[1][behind:]
-    while True:
-        h = take(team, 3)
-        if h > plan[HEADS]:
-            break
+    tasks, me, done = plan[HEADS] + 1, come(team, 3), 0
+    h = take(team, 3, me, tasks, threads)
+    while h < tasks:
         if h == 0:
             store_latents(plan, floats, row_TW, rotation, start, words_SW, kind)
         else:
             absorb_head(h - 1, plan, q_NQ, asked, query_QW)
-        finish(team, 3)
-    settle(team, 3, plan[HEADS] + 1)
+        h, done = take(team, 3, me, tasks, threads), done + 1
+    finish(team, 3, done)
+    settle(team, 3, tasks)
 
 
 @compiled()
@@ -193,15 +193,15 @@ def mla_job(frame_at):  # type: ignore[no-untyped-def]
 
     project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, threads, team)
     queries_NQ = q_NQ if rank else first_NQ
-    take_heads(plan, floats, queries_NQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, team)
+    take_heads(plan, floats, queries_NQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, threads, team)
     place = (start + T - N, H, np.float32(floats[SCALE]))
-    attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, team, 4)
-    while True:
-        h = take(team, 5)
-        if h >= H:
-            break
+    attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, threads, team, 4)
+    me, done = come(team, 5), 0
+    h = take(team, 5, me, H, threads)
+    while h < H:
         raise_head(h, plan, partial, out_NO)
-        finish(team, 5)
+        h, done = take(team, 5, me, H, threads), done + 1
+    finish(team, 5, done)
     settle(team, 5, H)
     project_out(plan, out_NO, x_TD[T - N :], asked, threads, team, 6)
     used(room)

@@ -36,11 +36,11 @@ def stack_job(frame_at):  # type: ignore[no-untyped-def]
     gates, teams = int64s_at(frame[GATES], jobs * COUNTER_STRIDE), int64s_at(frame[TEAMS], 2 * TEAM_NUMBERS)
     for job in range(jobs):
         gate = job * COUNTER_STRIDE
-        fetch_and_add(gates, gate + ENTERED)
+        fetch_and_add(gates, gate + ENTERED, 1)
         if fetch(gates, gate + CLOSED) == 0:
             call_at(codes[job], frames[job])
-            if fetch_and_add(gates, gate + CLOSED) == 0:  # nobody uses the other team's counters any more, or yet
+            if fetch_and_add(gates, gate + CLOSED, 1) == 0:  # nobody uses the other team's counters any more, or yet
                 other = (job + 1) % 2 * TEAM_NUMBERS
                 teams[other : other + TEAM_NUMBERS] = 0
-        fetch_and_add(gates, gate + LEFT)
+        fetch_and_add(gates, gate + LEFT, 1)
         meet(gates, gate + LEFT, gate + ENTERED)

@@ -1,10 +1,11 @@
 """Threads that go through the phases of one call together, within one parallel region.
 
-Owns the sharing out of a phase's tasks and the waiting for its end. A thread takes the next task of a phase until none
-is left (`take`), tells when it has done one (`finish`), and waits until all that were taken are done (`settle`). It
-waits only for tasks that a running thread has taken, so a team of which some threads never come, or come late, still
-gets to the end. Waiting spins, since phases take microseconds; after a while it sleeps in short naps, for the thread
-it waits for may be in need of this very core.
+Owns the sharing out of a phase's tasks and the waiting for its end. A phase's tasks lie in runs, one for each thread,
+which `come`s and takes the tasks of its run from the front, then what is left of others' from their ends (`take`): so
+a thread reads memory in one stream, and none is idle while there is work. It tells how many it has done (`finish`), and
+waits until all are done (`settle`). It waits only for tasks that a running thread has taken, so a team of which some
+threads never come, or come late, still gets to the end. Waiting spins, since phases take microseconds; after a while it
+sleeps in short naps, for the thread it waits for may be in need of this very core.
 """
 
 import sys
@@ -21,7 +22,17 @@ from localr1.kernels.jit import address_of, call_at, compiled, used
 COUNTER_STRIDE = 8
 """int64 numbers: a cache line of its own for each counter."""
 
-TEAM_NUMBERS = 2 * COUNTER_STRIDE * 7
+MOST_RUNS = 8
+"""More threads share these."""
+
+CAME, DONE, RUNS = 0, COUNTER_STRIDE, 2 * COUNTER_STRIDE
+PHASE = (2 + MOST_RUNS) * COUNTER_STRIDE
+"""Counters of a phase: threads that came, tasks done, and of each run how many tasks were taken from its front and,
+in the upper half, from its end: one addition tells both, so no task is taken twice."""
+
+FRONT, END = 1, 1 << 32
+
+TEAM_NUMBERS = 7 * PHASE
 """The counters of the job with the most phases."""
 
 PATIENT_SPINS = 2000
@@ -34,14 +45,14 @@ I64 = ir.IntType(64)
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def fetch_and_add(typing_context: Any, counters: Any, index: Any) -> Any:
-    """Atomically add one to a number of an int64 array; returns what it was."""
+def fetch_and_add(typing_context: Any, counters: Any, index: Any, amount: Any) -> Any:
+    """Atomically add to a number of an int64 array; returns what it was."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), I64(1), "acq_rel")
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), args[2], "acq_rel")
 
-    return types.int64(counters, types.int64), codegen
+    return types.int64(counters, types.int64, types.int64), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
@@ -86,21 +97,35 @@ def nap(typing_context: Any) -> Any:
 
 
 @compiled(inline=True)
-def take(team, phase):  # type: ignore[no-untyped-def]
-    """The number of the next task of a phase; past the last one, there is none left."""
-    return fetch_and_add(team, 2 * COUNTER_STRIDE * phase)
+def come(team, phase):  # type: ignore[no-untyped-def]
+    """How many threads came to this phase before: the number of this thread's run."""
+    return fetch_and_add(team, PHASE * phase + CAME, 1)
+
+
+@compiled()
+def take(team, phase, me, tasks, threads):  # type: ignore[no-untyped-def]
+    """The number of the next task of a phase for the thread that came as number `me`; `tasks` when none is left."""
+    runs = min(threads, MOST_RUNS)
+    for i in range(runs):
+        run = (me + i) % runs
+        first, end = tasks * run // runs, tasks * (run + 1) // runs
+        taken = fetch_and_add(team, PHASE * phase + RUNS + COUNTER_STRIDE * run, END if i else FRONT)
+        from_front, from_end = taken & (END - 1), taken >> 32
+        if from_front + from_end < end - first:
+            return end - 1 - from_end if i else first + from_front
+    return tasks
 
 
 @compiled(inline=True)
-def finish(team, phase):  # type: ignore[no-untyped-def]
-    """The task taken is done, and what it wrote may be read after `settle`."""
-    fetch_and_add(team, 2 * COUNTER_STRIDE * phase + COUNTER_STRIDE)
+def finish(team, phase, tasks):  # type: ignore[no-untyped-def]
+    """So many tasks that this thread has taken are done, and what they wrote may be read after `settle`."""
+    fetch_and_add(team, PHASE * phase + DONE, tasks)
 
 
 @compiled()
 def settle(team, phase, tasks):  # type: ignore[no-untyped-def]
     """Wait until all tasks of a phase are done; called when none is left to take."""
-    at = 2 * COUNTER_STRIDE * phase + COUNTER_STRIDE
+    at = PHASE * phase + DONE
     spins = 0
     while fetch(team, at) < tasks:
         if spins < PATIENT_SPINS:
