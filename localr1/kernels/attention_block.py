@@ -17,7 +17,7 @@ from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_lin
 from localr1.kernels.linear import take_rows
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import pack
-from localr1.kernels.team import come, finish, launch, settle, take
+from localr1.kernels.team import finish, launch, settle, take
 
 (
     PLAN,
@@ -116,28 +116,28 @@ def carve_partial(at, frame, G, queries, value_size, W):  # type: ignore[no-unty
 
 
 @compiled(inline=True)
-def take_product(plan, at, inputs, packed, out, threads, team, phase):  # type: ignore[no-untyped-def]
+def take_product(plan, at, inputs, packed, out, crew, phase):  # type: ignore[no-untyped-def]
     """A thread's share of out = packed rows times a matrix; how many tasks there are to `settle`."""
-    return take_rows(matrix(plan, at), inputs, packed[0], packed[1], out, False, threads, team, phase)
+    return take_rows(matrix(plan, at), inputs, packed[0], packed[1], out, False, crew, phase)
 
 
 @compiled()
-def attend_runs(words_SW, kind, visible, query_GQk, geometry, place, partial, threads, team, phase):  # type: ignore[no-untyped-def]
+def attend_runs(words_SW, kind, visible, query_GQk, geometry, place, partial, crew, phase):  # type: ignore[no-untyped-def]
     """A thread's share of the cache's runs."""
     runs = partial[0].shape[0]
-    me, done = come(team, phase), 0
-    n = take(team, phase, me, runs, threads)
+    done = 0
+    n = take(crew, phase, runs)
     while n < runs:
         attend_part(n, words_SW, kind, visible, query_GQk, geometry, place, partial)
-        n, done = take(team, phase, me, runs, threads), done + 1
-    finish(team, phase, done)
-    settle(team, phase, runs)
+        n, done = take(crew, phase, runs), done + 1
+    finish(crew, phase, done)
+    settle(crew, phase, runs)
 
 
 @compiled()
-def project_out(plan, out_TO, x_TD, packed, threads, team, phase):  # type: ignore[no-untyped-def]
+def project_out(plan, out_TO, x_TD, packed, crew, phase):  # type: ignore[no-untyped-def]
     """x += out W_O + bias, in one phase."""
     norm_and_pack(out_TO, ABSENT, 0.0, packed)
     weights = matrix(plan, OUT)
-    tasks = take_rows(weights, out_TO.shape[1], packed[0], packed[1], x_TD, True, threads, team, phase)
-    settle(team, phase, tasks)
+    tasks = take_rows(weights, out_TO.shape[1], packed[0], packed[1], x_TD, True, crew, phase)
+    settle(crew, phase, tasks)

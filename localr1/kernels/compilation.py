@@ -31,7 +31,7 @@ from localr1.kernels import (
     symbols,
 )
 from localr1.kernels.features import BITS
-from localr1.kernels.jit import job_address
+from localr1.kernels.jit import JOB, job_address
 
 
 def array(element: Any, dimensions: int, writable: bool = False) -> Any:
@@ -97,7 +97,7 @@ def signature_of(kernel: Kernel) -> tuple[Any, ...]:
 def is_compiled(name: str) -> bool:
     """Whether this process can call the kernel without compiling or loading it first."""
     kernel = KERNELS[name]
-    job = kernel.job is None or (I64,) in kernel.job.overloads
+    job = kernel.job is None or JOB in kernel.job.overloads
     return job and signature_of(kernel) in kernel.function.overloads
 
 
@@ -115,7 +115,8 @@ def compile_kernel(name: str) -> Any:
 
 def run_job(name: str, frame: Any) -> None:
     """Run a kernel's job once on this thread, with a frame."""
-    ctypes.CFUNCTYPE(None, ctypes.c_int64)(job_address(KERNELS[name].job))(frame.ctypes.data)
+    job = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(job_address(KERNELS[name].job))
+    job(frame.ctypes.data, 0)
 
 
 def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[str]:

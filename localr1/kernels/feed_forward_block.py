@@ -14,7 +14,7 @@ from localr1.kernels.grouping import carve_routes, group_pairs
 from localr1.kernels.jit import address_of, compiled, floats_at, used
 from localr1.kernels.norm import normed
 from localr1.kernels.routing import ROUTER_BLOCK, choose, route_block
-from localr1.kernels.team import TEAM_NUMBERS, come, finish, launch, settle, take
+from localr1.kernels.team import come, crew_of, finish, launch, settle, take
 
 (NORM, EXPERTS, EXPERTS_SCB, NUM_EXPERTS, EXPERT_FF, SHARED, SHARED_SCB, SHARED_FF) = range(8)
 (ROUTER, ROUTER_BIAS, SIGMOID, NUM_GROUPS, KEEP_GROUPS, NORMALIZE, TOP_K, HIDDEN, FF_PLAN) = range(8, 17)
@@ -48,26 +48,25 @@ def choose_and_group(plan, floats, logit_TE, expert_TK, weight_TK, routes):  # t
 
 
 @compiled()
-def route(plan, normed_TD, logit_TE, threads, team, phase):  # type: ignore[no-untyped-def]
+def route(plan, normed_TD, logit_TE, crew, phase):  # type: ignore[no-untyped-def]
     """A thread's share of the router's logits."""
     E, D = plan[NUM_EXPERTS], plan[HIDDEN]
     blocks = (E + ROUTER_BLOCK - 1) // ROUTER_BLOCK
-    me, done = come(team, phase), 0
-    task = take(team, phase, me, blocks, threads)
+    done = 0
+    task = take(crew, phase, blocks)
     while task < blocks:
         route_block(task * ROUTER_BLOCK, normed_TD, floats_at(plan[ROUTER], E * D), logit_TE)
-        task, done = take(team, phase, me, blocks, threads), done + 1
-    finish(team, phase, done)
-    settle(team, phase, blocks)
+        task, done = take(crew, phase, blocks), done + 1
+    finish(crew, phase, done)
+    settle(crew, phase, blocks)
 
 
 @compiled()
-def feed_forward_job(frame_at):  # type: ignore[no-untyped-def]
+def feed_forward_job(frame_at, me):  # type: ignore[no-untyped-def]
     """A thread's share of x += feed_forward(norm(x)). With no arena, writes into the frame how large it must be."""
     frame = int64s_at(frame_at, FRAME)
     plan, floats = int64s_at(frame[PLAN], FF_PLAN), doubles_at(frame[FLOATS], 2)
-    T, threads = frame[TOKENS], frame[THREADS]
-    D, E, K = plan[HIDDEN], plan[NUM_EXPERTS], plan[TOP_K]
+    T, D, E, K = frame[TOKENS], plan[HIDDEN], plan[NUM_EXPERTS], plan[TOP_K]
     shared = 1 if plan[SHARED] != ABSENT else 0
     pairs, groups = T * (K + shared), min(E, T * K) + shared
     middle_numbers = T * (K * plan[EXPERT_FF] + shared * plan[SHARED_FF])
@@ -76,16 +75,16 @@ def feed_forward_job(frame_at):  # type: ignore[no-untyped-def]
         frame[ARENA] = after(middle_at, middle_numbers, 4)
         return
     logit_TE, middle = rows_at(frame[ARENA], T, E), line_at(middle_at, middle_numbers)
-    x_TD, team = rows_at(frame[X], T, D), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    x_TD, crew = rows_at(frame[X], T, D), crew_of(frame[TEAM], me, frame[THREADS])
     normed_TD, weight_D = np.empty((T, D), np.float32), floats_at(plan[NORM], D)
     for t in range(T):
         normed(x_TD[t], weight_D, floats[EPS], normed_TD[t])
-    route(plan, normed_TD, logit_TE, threads, team, 0)
+    route(plan, normed_TD, logit_TE, crew, 0)
     expert_TK, weight_TK = np.empty((T, K), np.int64), np.empty((T, K), np.float32)
     routes_room = np.empty(carve_routes(0, pairs, groups)[1], np.int8)
     routes, _ = carve_routes(address_of(routes_room), pairs, groups)
     choose_and_group(plan, floats, logit_TE.copy(), expert_TK, weight_TK, routes)
-    if come(team, 1) == 0:
+    if come(crew, 1) == 0:
         indices_at(frame[EXPERT], T, K)[:] = expert_TK
-    run_few(normed_TD, routes, middle, x_TD, True, threads, team, 2)
+    run_few(normed_TD, routes, middle, x_TD, True, crew, 2)
     used(routes_room)

@@ -26,7 +26,7 @@ from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_rout
 from localr1.kernels.jit import address_of, compiled, exp, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import FEW, few_size, pack, pack_few, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, come, finish, launch, settle, take
+from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
@@ -77,30 +77,30 @@ def pack_middle_group(g, middle, routes, packed_middle, row_n):  # type: ignore[
 
 
 @compiled()
-def pack_groups(x_at, D, routes, x, threads, team, phase):  # type: ignore[no-untyped-def]
+def pack_groups(x_at, D, routes, x, crew, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
     groups = routes[0][GROUPS]
-    me, done = come(team, phase), 0
-    g = take(team, phase, me, groups, threads)
+    done = 0
+    g = take(crew, phase, groups)
     while g < groups:
         pack_group(g, x_at, D, routes, x)
-        g, done = take(team, phase, me, groups, threads), done + 1
-    finish(team, phase, done)
-    settle(team, phase, groups)
+        g, done = take(crew, phase, groups), done + 1
+    finish(crew, phase, done)
+    settle(crew, phase, groups)
 
 
 @compiled()
-def gate_and_up(routes, D, x, middle, threads, team, phase):  # type: ignore[no-untyped-def]
+def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-def]
     """A task is a run of the feed-forward rows of all groups, one group's after another's."""
     stay_out_of_line()
     count, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
     packed, start_G, scale_P = x
     most = count[BUSIEST]
-    block = task_rows(most, count[FF_ROWS], threads)
+    block = task_rows(most, count[FF_ROWS], crew[2])
     gate, up = np.empty(sums_size(most), np.float32), np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
-    tasks, me, done = (count[FF_ROWS] + block - 1) // block, come(team, phase), 0
-    task = take(team, phase, me, tasks, threads)
+    tasks, done = (count[FF_ROWS] + block - 1) // block, 0
+    task = take(crew, phase, tasks)
     while task < tasks:
         g, f, left = 0, task * block, min(block, count[FF_ROWS] - task * block)
         while left > 0:
@@ -122,36 +122,36 @@ def gate_and_up(routes, D, x, middle, threads, team, phase):  # type: ignore[no-
                     gated = np.float32(a[r] * (scale * gate_scb[r]))
                     out[r] = gated / (np.float32(1.0) + exp(-gated)) * np.float32(b[r] * (scale * up_scb[r]))
             f, left = f + rows, left - rows
-        task, done = take(team, phase, me, tasks, threads), done + 1
-    finish(team, phase, done)
-    settle(team, phase, tasks)
+        task, done = take(crew, phase, tasks), done + 1
+    finish(crew, phase, done)
+    settle(crew, phase, tasks)
 
 
 @compiled()
-def pack_middle(middle, routes, packed_middle, threads, team, phase):  # type: ignore[no-untyped-def]
+def pack_middle(middle, routes, packed_middle, crew, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
     groups, row_n = routes[0][GROUPS], np.arange(routes[0][BUSIEST])
-    me, done = come(team, phase), 0
-    g = take(team, phase, me, groups, threads)
+    done = 0
+    g = take(crew, phase, groups)
     while g < groups:
         pack_middle_group(g, middle, routes, packed_middle, row_n)
-        g, done = take(team, phase, me, groups, threads), done + 1
-    finish(team, phase, done)
-    settle(team, phase, groups)
+        g, done = take(crew, phase, groups), done + 1
+    finish(crew, phase, done)
+    settle(crew, phase, groups)
 
 
 @compiled()
-def down(routes, packed_middle, out_TD, keep, threads, team, phase):  # type: ignore[no-untyped-def]
+def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-untyped-def]
     stay_out_of_line()
     count, token_P, weight_P, first_G, weights_at_G, scb_at_G, ff_G, _ = routes
     packed, start_G, scale_P = packed_middle
     D = out_TD.shape[1]
     most = count[BUSIEST]
-    block = task_rows(most, D, threads)
+    block = task_rows(most, D, crew[2])
     sums = np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
-    tasks, me, done = (D + block - 1) // block, come(team, phase), 0
-    task = take(team, phase, me, tasks, threads)
+    tasks, done = (D + block - 1) // block, 0
+    task = take(crew, phase, tasks)
     while task < tasks:
         d = task * block
         rows = min(block, D - d)
@@ -166,13 +166,13 @@ def down(routes, packed_middle, out_TD, keep, threads, team, phase):  # type: ig
                 out, mine = out_TD[token_P[first + i], d : d + rows], sums[i * SUM_STRIDE : i * SUM_STRIDE + rows]
                 for r in range(rows):
                     out[r] += np.float32(mine[r] * (scale * scb[r]))
-        task, done = take(team, phase, me, tasks, threads), done + 1
-    finish(team, phase, done)
-    settle(team, phase, tasks)
+        task, done = take(crew, phase, tasks), done + 1
+    finish(crew, phase, done)
+    settle(crew, phase, tasks)
 
 
 @compiled()
-def run_few(x_TD, routes, middle, out_TD, keep, threads, team, phase):  # type: ignore[no-untyped-def]
+def run_few(x_TD, routes, middle, out_TD, keep, crew, phase):  # type: ignore[no-untyped-def]
     """A thread's share of a call of few tokens, in two phases from `phase` on; it packs rows for itself."""
     (T, D), count = x_TD.shape, routes[0]
     pairs, groups = count[PAIRS], count[GROUPS]
@@ -190,11 +190,11 @@ def run_few(x_TD, routes, middle, out_TD, keep, threads, team, phase):  # type: 
     else:
         for g in range(groups):
             pack_group(g, address_of(x_TD), D, routes, x)
-    gate_and_up(routes, D, x, middle, threads, team, phase)
+    gate_and_up(routes, D, x, middle, crew, phase)
     row_n = np.arange(T)
     for g in range(groups):
         pack_middle_group(g, middle, routes, packed_middle, row_n)
-    down(routes, packed_middle, out_TD, keep, threads, team, phase + 1)
+    down(routes, packed_middle, out_TD, keep, crew, phase + 1)
     used(x_TD)
     used(x_room)
     used(middle_room)
@@ -219,19 +219,19 @@ def carve(frame):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def routed_ffn_job(frame_at):  # type: ignore[no-untyped-def]
+def routed_ffn_job(frame_at, me):  # type: ignore[no-untyped-def]
     """A thread's share of a call whose routes are known."""
     frame = int64s_at(frame_at, FRAME)
     routes, x, middle, packed_middle, _ = carve(frame)
-    T, D, threads, team = frame[TOKENS], frame[HIDDEN], frame[THREADS], int64s_at(frame[TEAM], TEAM_NUMBERS)
+    T, D, crew = frame[TOKENS], frame[HIDDEN], crew_of(frame[TEAM], me, frame[THREADS])
     out_TD = rows_at(frame[OUT], T, D)
     if T <= FEW:
-        run_few(rows_at(frame[X], T, D), routes, middle, out_TD, False, threads, team, 0)
+        run_few(rows_at(frame[X], T, D), routes, middle, out_TD, False, crew, 0)
         return
-    pack_groups(frame[X], D, routes, x, threads, team, PACK)
-    gate_and_up(routes, D, x, middle, threads, team, GATE_AND_UP)
-    pack_middle(middle, routes, packed_middle, threads, team, PACK_MIDDLE)
-    down(routes, packed_middle, out_TD, False, threads, team, DOWN)
+    pack_groups(frame[X], D, routes, x, crew, PACK)
+    gate_and_up(routes, D, x, middle, crew, GATE_AND_UP)
+    pack_middle(middle, routes, packed_middle, crew, PACK_MIDDLE)
+    down(routes, packed_middle, out_TD, False, crew, DOWN)
 
 
 @compiled()

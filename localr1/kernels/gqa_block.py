@@ -37,7 +37,7 @@ from localr1.kernels.cache_rows import store_numbers
 from localr1.kernels.jit import compiled, copy_numbers, floats_at, used
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import packed_in, packed_room
-from localr1.kernels.team import TEAM_NUMBERS, settle
+from localr1.kernels.team import crew_of, settle
 
 (KV_HEADS, HEAD_SIZE, HEAD_Q_NORM, HEAD_K_NORM, K, V, GQA_PLAN) = (10, 11, 12, 13, 14, 17, 20)
 """Places in the plan, after those of every attention; a matrix takes three."""
@@ -74,15 +74,15 @@ def store_head(g, plan, floats, k_TK, v_TK, rotation, start, words_SW, kind):  #
 
 
 @compiled()
-def project_in(plan, floats, packed, x_TD, q_TQ, k_TK, v_TK, threads, team):  # type: ignore[no-untyped-def]
+def project_in(plan, floats, packed, x_TD, q_TQ, k_TK, v_TK, crew):  # type: ignore[no-untyped-def]
     """Queries, keys and values from x, in phases 0 to 2."""
     norm_and_pack(x_TD, plan[NORM], floats[EPS], packed)
-    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, q_TQ, threads, team, 0)
-    tasks_k = take_product(plan, K, plan[HIDDEN], packed, k_TK, threads, team, 1)
-    tasks_v = take_product(plan, V, plan[HIDDEN], packed, v_TK, threads, team, 2)
-    settle(team, 0, tasks_q)
-    settle(team, 1, tasks_k)
-    settle(team, 2, tasks_v)
+    tasks_q = take_product(plan, Q, plan[HIDDEN], packed, q_TQ, crew, 0)
+    tasks_k = take_product(plan, K, plan[HIDDEN], packed, k_TK, crew, 1)
+    tasks_v = take_product(plan, V, plan[HIDDEN], packed, v_TK, crew, 2)
+    settle(crew, 0, tasks_q)
+    settle(crew, 1, tasks_k)
+    settle(crew, 2, tasks_v)
 
 
 @compiled()
@@ -98,11 +98,11 @@ def merge_heads(partial, H, out_TO):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def gqa_job(frame_at):  # type: ignore[no-untyped-def]
+def gqa_job(frame_at, me):  # type: ignore[no-untyped-def]
     """As `mla_block.mla_job`, for grouped-query attention. Every thread writes the same new cache rows."""
     frame = int64s_at(frame_at, FRAME)
     plan, floats = int64s_at(frame[PLAN], GQA_PLAN), doubles_at(frame[FLOATS], 3)
-    T, threads, start, kind = frame[TOKENS], frame[THREADS], frame[START], frame[KIND]
+    T, start, kind = frame[TOKENS], frame[START], frame[KIND]
     H, G, d = plan[HEADS], plan[KV_HEADS], plan[HEAD_SIZE]
     heads, W = H // G, 2 * G * d
 
@@ -114,18 +114,18 @@ def gqa_job(frame_at):  # type: ignore[no-untyped-def]
         frame[ARENA] = end
         return
     q_TQ, k_TK, v_TK = rows_at(q_at, T, H * d), rows_at(k_at, T, G * d), rows_at(v_at, T, G * d)
-    (x_TD, words_SW, rotation), team = told(frame, plan[HIDDEN], d), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    (x_TD, words_SW, rotation), crew = told(frame, plan[HIDDEN], d), crew_of(frame[TEAM], me, frame[THREADS])
     query_GQd, out_TO = np.empty((G, T * heads, d), np.float32), np.empty((T, H * d), np.float32)
     room = packed_room(T, max(plan[HIDDEN], H * d))
     packed = packed_in(room, T, max(plan[HIDDEN], H * d))
 
-    project_in(plan, floats, packed, x_TD, q_TQ, k_TK, v_TK, threads, team)
+    project_in(plan, floats, packed, x_TD, q_TQ, k_TK, v_TK, crew)
     for h in range(H):
         place_query(h, plan, floats, q_TQ, rotation, query_GQd)
     for g in range(G):
         store_head(g, plan, floats, k_TK, v_TK, rotation, start, words_SW, kind)
     place = (start, heads, np.float32(floats[SCALE]))
-    attend_runs(words_SW, kind, start + T, query_GQd, (d, G * d, d, W, 0), place, partial, threads, team, 3)
+    attend_runs(words_SW, kind, start + T, query_GQd, (d, G * d, d, W, 0), place, partial, crew, 3)
     merge_heads(partial, H, out_TO)
-    project_out(plan, out_TO, x_TD, packed, threads, team, 4)
+    project_out(plan, out_TO, x_TD, packed, crew, 4)
     used(room)

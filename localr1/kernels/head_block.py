@@ -13,7 +13,7 @@ from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_lin
 from localr1.kernels.linear import take_rows
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import pack, packed_in, packed_room
-from localr1.kernels.team import TEAM_NUMBERS, come, finish, launch, settle, take
+from localr1.kernels.team import come, crew_of, finish, launch, settle, take
 
 HIDDEN, VOCAB, NORM, HEAD, HEAD_PLAN = 0, 1, 2, 3, 6
 """Places in a plan; the head's matrix takes three: its weights, its scales, its bias."""
@@ -62,7 +62,7 @@ def find_highest(logits, best, top):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def head_job(frame_at):  # type: ignore[no-untyped-def]
+def head_job(frame_at, me):  # type: ignore[no-untyped-def]
     """A thread's share of logits = head(norm(x)) and their maxima. With no arena, writes into the frame how large it
     must be."""
     frame = int64s_at(frame_at, FRAME)
@@ -75,7 +75,7 @@ def head_job(frame_at):  # type: ignore[no-untyped-def]
     if frame[ARENA] == 0:
         frame[ARENA] = after(logits_at, T * V, 4)
         return
-    counters = int64s_at(frame[TEAM], TEAM_NUMBERS)
+    crew = crew_of(frame[TEAM], me, frame[THREADS])
     logits_TV = rows_at(frame[LOGITS] if frame[LOGITS] else logits_at, T, V)
     x_TD, normed_TD = rows_at(frame[X], T, D), np.empty((T, D), np.float32)
     room = packed_room(T, D)
@@ -83,34 +83,34 @@ def head_job(frame_at):  # type: ignore[no-untyped-def]
 
     for t in range(T):
         normed(x_TD[t], floats_at(plan[NORM], D), floats[EPS], normed_TD[t])
-    if come(counters, 0) == 0:
+    if come(crew, 0) == 0:
         rows_at(frame[NORMED], T, D)[:] = normed_TD
     pack(address_of(normed_TD), D, np.arange(T), 0, T, packed, scale_T)
-    tasks = take_rows(matrix(plan, HEAD), D, packed, scale_T, logits_TV, False, frame[THREADS], counters, 1)
-    settle(counters, 1, tasks)
+    tasks = take_rows(matrix(plan, HEAD), D, packed, scale_T, logits_TV, False, crew, 1)
+    settle(crew, 1, tasks)
     if frame[BEST]:
         best_TN, top_TN = indices_at(best_at, T, stretches), rows_at(top_at, T, stretches)
-        take_highest(logits_TV, best_TN, top_TN, frame[THREADS], counters, 2)
-        if come(counters, 3) == 0:
+        take_highest(logits_TV, best_TN, top_TN, crew, 2)
+        if come(crew, 3) == 0:
             merge_highest(best_TN, top_TN, int64s_at(frame[BEST], T), line_at(frame[TOP], T))
     used(normed_TD)
     used(room)
 
 
 @compiled()
-def take_highest(logits_TV, best_TN, top_TN, threads, team, phase):  # type: ignore[no-untyped-def]
+def take_highest(logits_TV, best_TN, top_TN, crew, phase):  # type: ignore[no-untyped-def]
     """A thread's share of the highest logit of every row's stretches."""
     T, V = logits_TV.shape
     stretches = best_TN.shape[1]
-    tasks, me, done = T * stretches, come(team, phase), 0
-    task = take(team, phase, me, tasks, threads)
+    tasks, done = T * stretches, 0
+    task = take(crew, phase, tasks)
     while task < tasks:
         t, n = task // stretches, task % stretches
         find_highest(logits_TV[t, n * STRETCH : min(V, (n + 1) * STRETCH)], best_TN[t, n:], top_TN[t, n:])
         best_TN[t, n] += n * STRETCH
-        task, done = take(team, phase, me, tasks, threads), done + 1
-    finish(team, phase, done)
-    settle(team, phase, tasks)
+        task, done = take(crew, phase, tasks), done + 1
+    finish(crew, phase, done)
+    settle(crew, phase, tasks)
 
 
 @compiled()

@@ -91,9 +91,12 @@ def compiled(parallel: bool = False, inline: bool = False) -> Callable[[F], Any]
     return decorate
 
 
-def job_address(job: Any) -> int:
-    """The address of a compiled function of one int64 (see `team.launch`), as a C function; compiles it first."""
-    signature = (types.int64,)
+JOB = (types.int64, types.int64)
+"""What a job is given: the address of its frame, and the number of the thread."""
+
+
+def job_address(job: Any, signature: tuple[Any, ...] = JOB) -> int:
+    """The address of a compiled function of int64 numbers (see `team.launch`), as a C function; compiles it first."""
     if signature not in job.overloads:
         job.compile(signature)
     result = job.overloads[signature]
@@ -206,15 +209,15 @@ words_at = viewing(types.uint16, writable=False)
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def call_at(typing_context: Any, code: Any, argument: Any) -> Any:
-    """Call the C function at an address with one int64."""
+def call_at(typing_context: Any, code: Any, first: Any, second: Any) -> Any:
+    """Call the C function at an address with two int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 2)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), codegen
+    return types.void(types.int64, *JOB), codegen
 
 
 @compiled(inline=True)

@@ -9,14 +9,14 @@ from localr1.kernels.arena import LINE_BYTES, doubles_at, int16s_at, int64s_at, 
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import pack, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, come, finish, launch, settle, take
+from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
 
 
 @compiled()
-def take_rows(matrix, K, packed, scale_T, out_TO, keep, threads, team, phase):  # type: ignore[no-untyped-def]
+def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: ignore[no-untyped-def]
     """One thread's share of out = x W^T + bias, or of adding that to `out` (keep).
 
     Returns how many tasks the phase has; the caller waits for them. `matrix` is (address of the weights, of the scales,
@@ -25,11 +25,11 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, threads, team, phase):  
     stay_out_of_line()
     T, rows_in_all = out_TO.shape
     weights_at, scb_at, bias_at = matrix
-    block = task_rows(T, rows_in_all, threads)
+    block = task_rows(T, rows_in_all, crew[2])
     sums = np.empty(sums_size(T), np.float32)
     scratch = make_scratch(T)
-    tasks, me, done = (rows_in_all + block - 1) // block, come(team, phase), 0
-    task = take(team, phase, me, tasks, threads)
+    tasks, done = (rows_in_all + block - 1) // block, 0
+    task = take(crew, phase, tasks)
     while task < tasks:
         first = task * block
         rows = min(block, rows_in_all - first)
@@ -48,8 +48,8 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, threads, team, phase):  
                 bias = floats_at(bias_at + 4 * first, rows)
                 for r in range(rows):
                     out[r] += bias[r]
-        task, done = take(team, phase, me, tasks, threads), done + 1
-    finish(team, phase, done)
+        task, done = take(crew, phase, tasks), done + 1
+    finish(crew, phase, done)
     return tasks
 
 
@@ -59,14 +59,14 @@ FRAME = 10
 
 
 @compiled()
-def linear_job(frame_at):  # type: ignore[no-untyped-def]
+def linear_job(frame_at, me):  # type: ignore[no-untyped-def]
     """A thread's share of a call whose rows are packed."""
     frame = int64s_at(frame_at, FRAME)
     T, K = frame[TOKENS], frame[INPUTS]
     packed, scale_T = int16s_at(frame[PACKED], packed_size(T, K)), doubles_at(frame[SCALE], T)
-    out_TO, team = rows_at(frame[OUT], T, frame[OUTPUTS]), int64s_at(frame[TEAM], TEAM_NUMBERS)
-    tasks = take_rows((frame[WEIGHTS], frame[SCB], 0), K, packed, scale_T, out_TO, False, frame[THREADS], team, 0)
-    settle(team, 0, tasks)
+    out_TO, crew = rows_at(frame[OUT], T, frame[OUTPUTS]), crew_of(frame[TEAM], me, frame[THREADS])
+    tasks = take_rows((frame[WEIGHTS], frame[SCB], 0), K, packed, scale_T, out_TO, False, crew, 0)
+    settle(crew, 0, tasks)
 
 
 @compiled()

@@ -39,7 +39,7 @@ from localr1.kernels.cache_rows import store_latent
 from localr1.kernels.jit import compiled, copy_numbers, floats_at, stay_out_of_line, used, widen, words_at
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import packed_in, packed_room
-from localr1.kernels.team import TEAM_NUMBERS, come, finish, settle, take
+from localr1.kernels.team import crew_of, finish, settle, take
 
 (NOPE, ROPE, VALUE, LATENT, Q_RANK, Q_NORM, Q_B, KV_A, KV_NORM, KV_B, KV_B_HALVES, MLA_PLAN) = (
     10, 11, 12, 13, 14, 15, 16, 19, 22, 23, 24, 25,
@@ -132,45 +132,45 @@ def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, threads, team):  # type: ignore[no-untyped-def]
+def project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, crew):  # type: ignore[no-untyped-def]
     """Queries of the last N rows of x and new latents of all, in phases 0 to 2. `packed` has room for all rows, `asked`
     for N: the same room where N is all."""
     norm_and_pack(x_TD, plan[NORM], floats[EPS], packed)
     if len(first_NQ) < len(x_TD):
         norm_and_pack(x_TD[len(x_TD) - len(first_NQ) :], plan[NORM], floats[EPS], asked)
-    tasks_q = take_product(plan, Q, plan[HIDDEN], asked, first_NQ, threads, team, 0)
-    tasks_kv = take_product(plan, KV_A, plan[HIDDEN], packed, row_TW, threads, team, 1)
-    settle(team, 0, tasks_q)
-    settle(team, 1, tasks_kv)
+    tasks_q = take_product(plan, Q, plan[HIDDEN], asked, first_NQ, crew, 0)
+    tasks_kv = take_product(plan, KV_A, plan[HIDDEN], packed, row_TW, crew, 1)
+    settle(crew, 0, tasks_q)
+    settle(crew, 1, tasks_kv)
     if plan[Q_RANK]:
         norm_and_pack(first_NQ, plan[Q_NORM], floats[LATENT_EPS], asked)
-        settle(team, 2, take_product(plan, Q_B, plan[Q_RANK], asked, q_NQ, threads, team, 2))
+        settle(crew, 2, take_product(plan, Q_B, plan[Q_RANK], asked, q_NQ, crew, 2))
 
 
 @compiled()
-def take_heads(plan, floats, q_NQ, row_TW, rotation, query_QW, words_SW, start, kind, threads, team):  # type: ignore[no-untyped-def]
+def take_heads(plan, floats, q_NQ, row_TW, rotation, query_QW, words_SW, start, kind, crew):  # type: ignore[no-untyped-def]
     """The cache's new rows, and every head's queries of the last N tokens in the latent: phase 3."""
     behind = len(row_TW) - len(q_NQ)
     asked = rotation[0][behind:], rotation[1][behind:]
-    tasks, me, done = plan[HEADS] + 1, come(team, 3), 0
-    h = take(team, 3, me, tasks, threads)
+    tasks, done = plan[HEADS] + 1, 0
+    h = take(crew, 3, tasks)
     while h < tasks:
         if h == 0:
             store_latents(plan, floats, row_TW, rotation, start, words_SW, kind)
         else:
             absorb_head(h - 1, plan, q_NQ, asked, query_QW)
-        h, done = take(team, 3, me, tasks, threads), done + 1
-    finish(team, 3, done)
-    settle(team, 3, tasks)
+        h, done = take(crew, 3, tasks), done + 1
+    finish(crew, 3, done)
+    settle(crew, 3, tasks)
 
 
 @compiled()
-def mla_job(frame_at):  # type: ignore[no-untyped-def]
+def mla_job(frame_at, me):  # type: ignore[no-untyped-def]
     """A thread's share of x += latent attention(norm(x)), for the last N of the T rows. With no arena, writes into the
     frame how large it must be."""
     frame = int64s_at(frame_at, FRAME)
     plan, floats = int64s_at(frame[PLAN], MLA_PLAN), doubles_at(frame[FLOATS], 3)
-    T, threads, start, kind = frame[TOKENS], frame[THREADS], frame[START], frame[KIND]
+    T, start, kind = frame[TOKENS], frame[START], frame[KIND]
     H, C, R, rank = plan[HEADS], plan[LATENT], plan[ROPE], plan[Q_RANK]
     q_width, W, O = H * (plan[NOPE] + R), C + R, H * plan[VALUE]  # noqa: E741
     first_width, N = rank if rank else q_width, 1 if frame[LAST_ONLY] else T
@@ -186,23 +186,23 @@ def mla_job(frame_at):  # type: ignore[no-untyped-def]
         return
     first_NQ, q_NQ = rows_at(first_at, N, first_width), rows_at(q_at, N, q_width)
     row_TW, out_NO, query_GQW = rows_at(row_at, T, W), rows_at(out_at, N, O), cube_at(query_at, 1, N * H, W)
-    (x_TD, words_SW, rotation), team = told(frame, plan[HIDDEN], R), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    (x_TD, words_SW, rotation), crew = told(frame, plan[HIDDEN], R), crew_of(frame[TEAM], me, frame[THREADS])
     room, asked_room = packed_room(T, widest), packed_room(N if N < T else 0, widest)
     packed = packed_in(room, T, widest)
     asked = packed_in(asked_room, N, widest) if N < T else packed
 
-    project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, threads, team)
+    project_in(plan, floats, packed, asked, x_TD, first_NQ, q_NQ, row_TW, crew)
     queries_NQ = q_NQ if rank else first_NQ
-    take_heads(plan, floats, queries_NQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, threads, team)
+    take_heads(plan, floats, queries_NQ, row_TW, rotation, query_GQW[0], words_SW, start, kind, crew)
     place = (start + T - N, H, np.float32(floats[SCALE]))
-    attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, threads, team, 4)
-    me, done = come(team, 5), 0
-    h = take(team, 5, me, H, threads)
+    attend_runs(words_SW, kind, start + T, query_GQW, (0, 0, 0, W, C), place, partial, crew, 4)
+    done = 0
+    h = take(crew, 5, H)
     while h < H:
         raise_head(h, plan, partial, out_NO)
-        h, done = take(team, 5, me, H, threads), done + 1
-    finish(team, 5, done)
-    settle(team, 5, H)
-    project_out(plan, out_NO, x_TD[T - N :], asked, threads, team, 6)
+        h, done = take(crew, 5, H), done + 1
+    finish(crew, 5, done)
+    settle(crew, 5, H)
+    project_out(plan, out_NO, x_TD[T - N :], asked, crew, 6)
     used(room)
     used(asked_room)

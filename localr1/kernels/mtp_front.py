@@ -13,7 +13,7 @@ from localr1.kernels.jit import address_of, compiled, floats_at, used, viewing
 from localr1.kernels.linear import take_rows
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import pack, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, come, finish, launch, settle
+from localr1.kernels.team import come, crew_of, finish, launch, settle
 
 (HIDDEN, EMBEDDING, EMBEDDING_SCB, EMBEDDING_NORM, HIDDEN_NORM, PROJ, FRONT_PLAN) = (0, 1, 2, 3, 4, 5, 8)
 """Places in a plan; the projection takes three."""
@@ -53,7 +53,7 @@ def join(plan, eps, token_T, hidden_TD, joined_TI):  # type: ignore[no-untyped-d
 
 
 @compiled()
-def mtp_front_job(frame_at):  # type: ignore[no-untyped-def]
+def mtp_front_job(frame_at, me):  # type: ignore[no-untyped-def]
     """A thread's share. With no arena, writes into the frame how large it must be."""
     frame = int64s_at(frame_at, FRAME)
     plan, floats = int64s_at(frame[PLAN], FRONT_PLAN), doubles_at(frame[FLOATS], 1)
@@ -63,13 +63,13 @@ def mtp_front_job(frame_at):  # type: ignore[no-untyped-def]
     if frame[ARENA] == 0:
         frame[ARENA] = after(scale_at, T, 8)
         return
-    joined_TI, team = rows_at(frame[ARENA], T, 2 * D), int64s_at(frame[TEAM], TEAM_NUMBERS)
+    joined_TI, crew = rows_at(frame[ARENA], T, 2 * D), crew_of(frame[TEAM], me, frame[THREADS])
     packed, scale_T = int16s_at(packed_at, packed_size(T, 2 * D)), doubles_at(scale_at, T)
-    if come(team, 0) == 0:
+    if come(crew, 0) == 0:
         join(plan, floats[EPS], int64s_at(frame[TOKEN], T), rows_at(frame[STATE], T, D), joined_TI)
         pack(frame[ARENA], 2 * D, np.arange(T), 0, T, packed, scale_T)
-        finish(team, 0, 1)
-    settle(team, 0, 1)
+        finish(crew, 0, 1)
+    settle(crew, 0, 1)
     proj, out_TD = (plan[PROJ], plan[PROJ + 1], plan[PROJ + 2]), rows_at(frame[OUT], T, D)
-    tasks = take_rows(proj, 2 * D, packed, scale_T, out_TD, False, frame[THREADS], team, 1)
-    settle(team, 1, tasks)
+    tasks = take_rows(proj, 2 * D, packed, scale_T, out_TD, False, crew, 1)
+    settle(crew, 1, tasks)

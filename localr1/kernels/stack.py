@@ -28,7 +28,7 @@ def run_stack(code, frame, team, gates, teams, threads):  # type: ignore[no-unty
 
 
 @compiled()
-def stack_job(frame_at):  # type: ignore[no-untyped-def]
+def stack_job(frame_at, me):  # type: ignore[no-untyped-def]
     """A thread's share of all jobs."""
     frame = int64s_at(frame_at, FRAME)
     jobs = frame[JOBS]
@@ -38,7 +38,7 @@ def stack_job(frame_at):  # type: ignore[no-untyped-def]
         gate = job * COUNTER_STRIDE
         fetch_and_add(gates, gate + ENTERED, 1)
         if fetch(gates, gate + CLOSED) == 0:
-            call_at(codes[job], frames[job])
+            call_at(codes[job], frames[job], me)
             if fetch_and_add(gates, gate + CLOSED, 1) == 0:  # nobody uses the other team's counters any more, or yet
                 other = (job + 1) % 2 * TEAM_NUMBERS
                 teams[other : other + TEAM_NUMBERS] = 0

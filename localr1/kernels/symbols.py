@@ -53,4 +53,4 @@ def define_symbols() -> None:
     """Compile what has names, or load it from disk, before what calls it is compiled or loaded."""
     for name, address in zip(present_loops(), all_loop_addresses(), strict=True):
         llvm.add_symbol(SYMBOL_PREFIX + name, address)
-    llvm.add_symbol(SYMBOL_PREFIX + "attend_rows", job_address(attention.attend_job))
+    llvm.add_symbol(SYMBOL_PREFIX + "attend_rows", job_address(attention.attend_job, (types.int64,)))

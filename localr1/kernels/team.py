@@ -1,11 +1,11 @@
 """Threads that go through the phases of one call together, within one parallel region.
 
 Owns the sharing out of a phase's tasks and the waiting for its end. A phase's tasks lie in runs, one for each thread,
-which `come`s and takes the tasks of its run from the front, then what is left of others' from their ends (`take`): so
-a thread reads memory in one stream, and none is idle while there is work. It tells how many it has done (`finish`), and
-waits until all are done (`settle`). It waits only for tasks that a running thread has taken, so a team of which some
-threads never come, or come late, still gets to the end. Waiting spins, since phases take microseconds; after a while it
-sleeps in short naps, for the thread it waits for may be in need of this very core.
+which takes those of its own run from the front, then what is left of others' from their ends (`take`): so a thread
+reads memory in one stream, and none is idle while there is work. It tells how many it has done (`finish`), and waits
+until all are done (`settle`). It waits only for tasks that a running thread has taken, so a team of which some threads
+never come, or come late, still gets to the end. Waiting spins, since phases take microseconds; after a while it sleeps
+in short naps, for the thread it waits for may be in need of this very core.
 """
 
 import sys
@@ -16,6 +16,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from localr1.kernels.arena import int64s_at
 from localr1.kernels.features import BITS
 from localr1.kernels.jit import address_of, call_at, compiled, used
 
@@ -97,14 +98,21 @@ def nap(typing_context: Any) -> Any:
 
 
 @compiled(inline=True)
-def come(team, phase):  # type: ignore[no-untyped-def]
-    """How many threads came to this phase before: the number of this thread's run."""
-    return fetch_and_add(team, PHASE * phase + CAME, 1)
+def crew_of(team_at, me, threads):  # type: ignore[no-untyped-def]
+    """What a thread has to know of its team: the counters, its own number, and how many threads there are."""
+    return int64s_at(team_at, TEAM_NUMBERS), me, threads
+
+
+@compiled(inline=True)
+def come(crew, phase):  # type: ignore[no-untyped-def]
+    """How many threads came to this phase before."""
+    return fetch_and_add(crew[0], PHASE * phase + CAME, 1)
 
 
 @compiled()
-def take(team, phase, me, tasks, threads):  # type: ignore[no-untyped-def]
-    """The number of the next task of a phase for the thread that came as number `me`; `tasks` when none is left."""
+def take(crew, phase, tasks):  # type: ignore[no-untyped-def]
+    """The number of the next task of a phase for this thread; `tasks` when none is left."""
+    team, me, threads = crew
     runs = min(threads, MOST_RUNS)
     for i in range(runs):
         run = (me + i) % runs
@@ -117,15 +125,15 @@ def take(team, phase, me, tasks, threads):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
-def finish(team, phase, tasks):  # type: ignore[no-untyped-def]
+def finish(crew, phase, tasks):  # type: ignore[no-untyped-def]
     """So many tasks that this thread has taken are done, and what they wrote may be read after `settle`."""
-    fetch_and_add(team, PHASE * phase + DONE, tasks)
+    fetch_and_add(crew[0], PHASE * phase + DONE, tasks)
 
 
 @compiled()
-def settle(team, phase, tasks):  # type: ignore[no-untyped-def]
+def settle(crew, phase, tasks):  # type: ignore[no-untyped-def]
     """Wait until all tasks of a phase are done; called when none is left to take."""
-    at = PHASE * phase + DONE
+    team, at = crew[0], PHASE * phase + DONE
     spins = 0
     while fetch(team, at) < tasks:
         if spins < PATIENT_SPINS:
@@ -149,16 +157,17 @@ def meet(counters, left, entered):  # type: ignore[no-untyped-def]
 
 @compiled(parallel=True)
 def launch(code, frame, team, threads):  # type: ignore[no-untyped-def]
-    """Run a job, the C function at `code`, on every thread of a new team. Jobs get the address of `frame`.
+    """Run a job, the C function at `code`, on every thread of a new team. A job gets the address of `frame` and the
+    thread's number.
 
     All jobs go through this one function, since a parallel region takes long to compile.
     """
     team[:] = 0
     at = address_of(frame)
     if threads == 1:
-        call_at(code, at)
+        call_at(code, at, 0)
     else:
-        for _ in prange(threads):
-            call_at(code, at)
+        for me in prange(threads):
+            call_at(code, at, me)
     used(frame)
     used(team)
