@@ -96,7 +96,7 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
     count, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
     packed, start_G, scale_P = x
     most = count[BUSIEST]
-    block = task_rows(most, count[FF_ROWS], crew[2])
+    block = task_rows(most, count[FF_ROWS], crew[3])
     gate, up = np.empty(sums_size(most), np.float32), np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
     tasks, done = (count[FF_ROWS] + block - 1) // block, 0
@@ -147,7 +147,7 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
     packed, start_G, scale_P = packed_middle
     D = out_TD.shape[1]
     most = count[BUSIEST]
-    block = task_rows(most, D, crew[2])
+    block = task_rows(most, D, crew[3])
     sums = np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
     tasks, done = (D + block - 1) // block, 0

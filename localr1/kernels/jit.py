@@ -248,6 +248,13 @@ def copy_numbers(source, place):  # type: ignore[no-untyped-def]
         place[i] = source[i]
 
 
+@compiled(inline=True)
+def clear(numbers):  # type: ignore[no-untyped-def]
+    """What `numbers[:] = 0` does, as vector code."""
+    for i in range(numbers.size):
+        numbers[i] = 0
+
+
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def stay_out_of_line(typing_context: Any) -> Any:
     """Called in a function's body: LLVM compiles that function once and not into each of its callers."""

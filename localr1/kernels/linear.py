@@ -25,7 +25,7 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: i
     stay_out_of_line()
     T, rows_in_all = out_TO.shape
     weights_at, scb_at, bias_at = matrix
-    block = task_rows(T, rows_in_all, crew[2])
+    block = task_rows(T, rows_in_all, crew[3])
     sums = np.empty(sums_size(T), np.float32)
     scratch = make_scratch(T)
     tasks, done = (rows_in_all + block - 1) // block, 0

@@ -6,7 +6,7 @@ a team of which some threads never come still gets to the end.
 """
 
 from localr1.kernels.arena import int64s_at
-from localr1.kernels.jit import address_of, call_at, compiled, used
+from localr1.kernels.jit import address_of, call_at, clear, compiled, used
 from localr1.kernels.team import COUNTER_STRIDE, TEAM_NUMBERS, fetch, fetch_and_add, launch, meet
 
 JOBS, CODES, FRAMES, GATES, TEAMS, FRAME = range(6)
@@ -19,8 +19,8 @@ ENTERED, LEFT, CLOSED = 0, 1, 2
 @compiled()
 def run_stack(code, frame, team, gates, teams, threads):  # type: ignore[no-untyped-def]
     """Open the gates and run the jobs of a frame that is told already."""
-    gates[:] = 0
-    teams[:] = 0
+    clear(gates)
+    clear(teams)
     frame[GATES], frame[TEAMS] = address_of(gates), address_of(teams)
     launch(code, frame, team, threads)
     used(gates)
@@ -41,6 +41,6 @@ def stack_job(frame_at, me):  # type: ignore[no-untyped-def]
             call_at(codes[job], frames[job], me)
             if fetch_and_add(gates, gate + CLOSED, 1) == 0:  # nobody uses the other team's counters any more, or yet
                 other = (job + 1) % 2 * TEAM_NUMBERS
-                teams[other : other + TEAM_NUMBERS] = 0
+                clear(teams[other : other + TEAM_NUMBERS])
         fetch_and_add(gates, gate + LEFT, 1)
         meet(gates, gate + LEFT, gate + ENTERED)

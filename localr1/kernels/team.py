@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from localr1.kernels.arena import int64s_at
 from localr1.kernels.features import BITS
-from localr1.kernels.jit import address_of, call_at, compiled, used
+from localr1.kernels.jit import address_of, call_at, clear, compiled, used
 
 COUNTER_STRIDE = 8
 """int64 numbers: a cache line of its own for each counter."""
@@ -32,6 +32,8 @@ PHASE = (2 + MOST_RUNS) * COUNTER_STRIDE
 in the upper half, from its end: one addition tells both, so no task is taken twice."""
 
 FRONT, END = 1, 1 << 32
+
+SHARE_BITS = 16
 
 TEAM_NUMBERS = 7 * PHASE
 """The counters of the job with the most phases."""
@@ -99,8 +101,9 @@ def nap(typing_context: Any) -> Any:
 
 @compiled(inline=True)
 def crew_of(team_at, me, threads):  # type: ignore[no-untyped-def]
-    """What a thread has to know of its team: the counters, its own number, and how many threads there are."""
-    return int64s_at(team_at, TEAM_NUMBERS), me, threads
+    """What a thread has to know of its team: the counters, its run's number, and how many runs and threads there are."""
+    runs = min(threads, MOST_RUNS)
+    return int64s_at(team_at, TEAM_NUMBERS), me % runs, runs, threads
 
 
 @compiled(inline=True)
@@ -112,15 +115,15 @@ def come(crew, phase):  # type: ignore[no-untyped-def]
 @compiled()
 def take(crew, phase, tasks):  # type: ignore[no-untyped-def]
     """The number of the next task of a phase for this thread; `tasks` when none is left."""
-    team, me, threads = crew
-    runs = min(threads, MOST_RUNS)
+    counters, run, runs, _ = crew
+    share = ((tasks << SHARE_BITS) + runs - 1) // runs  # of a run, in units small enough for the last to end with the tasks
     for i in range(runs):
-        run = (me + i) % runs
-        first, end = tasks * run // runs, tasks * (run + 1) // runs
-        taken = fetch_and_add(team, PHASE * phase + RUNS + COUNTER_STRIDE * run, END if i else FRONT)
+        first, end = run * share >> SHARE_BITS, (run + 1) * share >> SHARE_BITS
+        taken = fetch_and_add(counters, PHASE * phase + RUNS + COUNTER_STRIDE * run, END if i else FRONT)
         from_front, from_end = taken & (END - 1), taken >> 32
         if from_front + from_end < end - first:
             return end - 1 - from_end if i else first + from_front
+        run = run + 1 if run + 1 < runs else 0
     return tasks
 
 
@@ -162,7 +165,7 @@ def launch(code, frame, team, threads):  # type: ignore[no-untyped-def]
 
     All jobs go through this one function, since a parallel region takes long to compile.
     """
-    team[:] = 0
+    clear(team)
     at = address_of(frame)
     if threads == 1:
         call_at(code, at, 0)
