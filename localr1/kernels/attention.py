@@ -35,7 +35,7 @@ from localr1.kernels.jit import (
     used,
 )
 from localr1.kernels.latent_attention import NEGATIVE_INFINITY, attend_fixed
-from localr1.kernels.team import COUNTER_STRIDE, fetch_and_add
+from localr1.kernels.team import fetch_and_add
 
 PASS_QUERIES = 256
 """What of a pass is used again for every block of the cache must stay in the second-level cache: with 1,024 queries, a
@@ -191,13 +191,14 @@ def mla_attention(q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_
         for n in range(passes):
             latent_pass(n, q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, threads)
         return
-    counters = np.zeros(COUNTER_STRIDE, np.int64)
+    counter = np.zeros(1, np.int64)
     for _ in prange(threads):
         while True:
-            n = passes - 1 - fetch_and_add(counters, 0, 1)  # the longest first
+            n = passes - 1 - fetch_and_add(address_of(counter), 1)  # the longest first
             if n < 0:
                 break
             latent_pass(n, q_latent_THC, q_rope_THR, words_SW, halves, start, scale, out_THC, 1)
+    used(counter)
 
 
 @compiled()

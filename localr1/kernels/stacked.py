@@ -17,7 +17,7 @@ from localr1.kernels import head_block, mtp_front, stack
 from localr1.kernels.blocks import MOST_ROWS, SMALL_WORK, Array, AttentionBlock, Block, FeedForwardBlock, Float, Scratch
 from localr1.kernels.compilation import compile_kernel
 from localr1.kernels.cpu import cache_words
-from localr1.kernels.team import COUNTER_STRIDE, TEAM_NUMBERS
+from localr1.kernels.team import TEAM_NUMBERS
 from localr1.kernels.vocabulary_head import HeadBlock
 
 STACK_WEIGHTS = 1 << 28
@@ -48,7 +48,7 @@ class Jobs:
         self.frames = np.zeros((jobs, FRAME), np.int64)
         self._codes = np.zeros(jobs, np.int64)
         self._frame_at = self.frames.ctypes.data + np.arange(jobs) * self.frames.strides[0]
-        self._gates, self._teams = np.zeros(jobs * COUNTER_STRIDE, np.int64), np.zeros(2 * TEAM_NUMBERS, np.int64)
+        self._gates, self._teams = np.zeros(jobs * stack.GATE_NUMBERS, np.int64), np.zeros(2 * TEAM_NUMBERS, np.int64)
         self._frame = np.zeros(stack.FRAME, np.int64)
         self._frame[stack.CODES], self._frame[stack.FRAMES] = self._codes.ctypes.data, self._frame_at.ctypes.data
         team_at, half_bytes = self._teams.ctypes.data, self._teams.nbytes // 2

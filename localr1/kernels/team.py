@@ -16,26 +16,23 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from localr1.kernels.arena import int64s_at
+from localr1.kernels.arena import LINE_BYTES
 from localr1.kernels.features import BITS
-from localr1.kernels.jit import address_of, call_at, clear, compiled, used
-
-COUNTER_STRIDE = 8
-"""int64 numbers: a cache line of its own for each counter."""
+from localr1.kernels.jit import address_of, call_at, clear, compiled, stay_out_of_line, used
 
 MOST_RUNS = 8
 """More threads share these."""
 
-CAME, DONE, RUNS = 0, COUNTER_STRIDE, 2 * COUNTER_STRIDE
-PHASE = (2 + MOST_RUNS) * COUNTER_STRIDE
-"""Counters of a phase: threads that came, tasks done, and of each run how many tasks were taken from its front and,
+CAME, DONE, RUNS = 0, LINE_BYTES, 2 * LINE_BYTES
+PHASE = (2 + MOST_RUNS) * LINE_BYTES
+"""Places of a phase's counters, in bytes: threads that came, tasks done, and of each run how many tasks were taken from its front and,
 in the upper half, from its end: one addition tells both, so no task is taken twice."""
 
 FRONT, END = 1, 1 << 32
 
 SHARE_BITS = 16
 
-TEAM_NUMBERS = 7 * PHASE
+TEAM_NUMBERS = 7 * PHASE // 8
 """The counters of the job with the most phases."""
 
 PATIENT_SPINS = 2000
@@ -48,25 +45,23 @@ I64 = ir.IntType(64)
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def fetch_and_add(typing_context: Any, counters: Any, index: Any, amount: Any) -> Any:
-    """Atomically add to a number of an int64 array; returns what it was."""
+def fetch_and_add(typing_context: Any, address: Any, amount: Any) -> Any:
+    """Atomically add to the int64 at an address; returns what it was."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), args[2], "acq_rel")
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "acq_rel")
 
-    return types.int64(counters, types.int64, types.int64), codegen
+    return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def fetch(typing_context: Any, counters: Any, index: Any) -> Any:
-    """Atomically read a number of an int64 array."""
+def fetch(typing_context: Any, address: Any) -> Any:
+    """Atomically read the int64 at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
-    return types.int64(counters, types.int64), codegen
+    return types.int64(types.int64), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
@@ -101,44 +96,62 @@ def nap(typing_context: Any) -> Any:
 
 @compiled(inline=True)
 def crew_of(team_at, me, threads):  # type: ignore[no-untyped-def]
-    """What a thread has to know of its team: the counters, its run's number, and how many runs and threads there are."""
+    """What a thread has to know of its team: where the counters are, its run, and how many runs and threads there are.
+
+    Only numbers: an array in a tuple would be counted at every use.
+    """
     runs = min(threads, MOST_RUNS)
-    return int64s_at(team_at, TEAM_NUMBERS), me % runs, runs, threads
+    return team_at, me % runs, runs, threads
 
 
 @compiled(inline=True)
 def come(crew, phase):  # type: ignore[no-untyped-def]
     """How many threads came to this phase before."""
-    return fetch_and_add(crew[0], PHASE * phase + CAME, 1)
+    return fetch_and_add(crew[0] + PHASE * phase + CAME, 1)
+
+
+@compiled(inline=True)
+def take_from(crew, phase, tasks, run, side):  # type: ignore[no-untyped-def]
+    """The next task of a run, from its front or its end; `tasks` when none is left there."""
+    share = ((tasks << SHARE_BITS) + crew[2] - 1) // crew[2]  # rounded up, so that the last run ends with the tasks
+    first, end = run * share >> SHARE_BITS, (run + 1) * share >> SHARE_BITS
+    taken = fetch_and_add(crew[0] + PHASE * phase + RUNS + LINE_BYTES * run, side)
+    from_front, from_end = taken & (END - 1), taken >> 32
+    task = first + from_front if side == FRONT else end - 1 - from_end
+    return task if from_front + from_end < end - first else tasks
 
 
 @compiled()
+def take_of_others(crew, phase, tasks):  # type: ignore[no-untyped-def]
+    """The next task of another's run; `tasks` when none is left."""
+    stay_out_of_line()
+    task, run, runs = tasks, crew[1], crew[2]
+    for _ in range(runs - 1):
+        run = run + 1 if run + 1 < runs else 0
+        task = take_from(crew, phase, tasks, run, END)
+        if task < tasks:
+            break
+    return task
+
+
+@compiled(inline=True)
 def take(crew, phase, tasks):  # type: ignore[no-untyped-def]
     """The number of the next task of a phase for this thread; `tasks` when none is left."""
-    counters, run, runs, _ = crew
-    share = ((tasks << SHARE_BITS) + runs - 1) // runs  # of a run, in units small enough for the last to end with the tasks
-    for i in range(runs):
-        first, end = run * share >> SHARE_BITS, (run + 1) * share >> SHARE_BITS
-        taken = fetch_and_add(counters, PHASE * phase + RUNS + COUNTER_STRIDE * run, END if i else FRONT)
-        from_front, from_end = taken & (END - 1), taken >> 32
-        if from_front + from_end < end - first:
-            return end - 1 - from_end if i else first + from_front
-        run = run + 1 if run + 1 < runs else 0
-    return tasks
+    task = take_from(crew, phase, tasks, crew[1], FRONT)
+    return task if task < tasks else take_of_others(crew, phase, tasks)
 
 
 @compiled(inline=True)
 def finish(crew, phase, tasks):  # type: ignore[no-untyped-def]
     """So many tasks that this thread has taken are done, and what they wrote may be read after `settle`."""
-    fetch_and_add(crew[0], PHASE * phase + DONE, tasks)
+    fetch_and_add(crew[0] + PHASE * phase + DONE, tasks)
 
 
 @compiled()
 def settle(crew, phase, tasks):  # type: ignore[no-untyped-def]
     """Wait until all tasks of a phase are done; called when none is left to take."""
-    team, at = crew[0], PHASE * phase + DONE
-    spins = 0
-    while fetch(team, at) < tasks:
+    at, spins = crew[0] + PHASE * phase + DONE, 0
+    while fetch(at) < tasks:
         if spins < PATIENT_SPINS:
             spins += 1
             pause()
@@ -147,10 +160,10 @@ def settle(crew, phase, tasks):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def meet(counters, left, entered):  # type: ignore[no-untyped-def]
+def meet(left, entered):  # type: ignore[no-untyped-def]
     """Wait until as many have left as have entered; `left` is read first, so that equal means nobody is inside."""
     spins = 0
-    while fetch(counters, left) != fetch(counters, entered):
+    while fetch(left) != fetch(entered):
         if spins < PATIENT_SPINS:
             spins += 1
             pause()
