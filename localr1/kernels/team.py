@@ -25,8 +25,8 @@ MOST_RUNS = 8
 
 CAME, DONE, RUNS = 0, LINE_BYTES, 2 * LINE_BYTES
 PHASE = (2 + MOST_RUNS) * LINE_BYTES
-"""Places of a phase's counters, in bytes: threads that came, tasks done, and of each run how many tasks were taken from its front and,
-in the upper half, from its end: one addition tells both, so no task is taken twice."""
+"""Places of a phase's counters, in bytes: threads that came, tasks done, and of each run how many tasks were taken from
+its front and, in the upper half, from its end: one addition tells both, so no task is taken twice."""
 
 FRONT, END = 1, 1 << 32
 
