@@ -131,8 +131,11 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
             shards = [name for name in checkpoint.file_names if conversion.needs(name)]
             arriving.start(shards)
             while not arriving.finished or arriving.arrived:
+                if not arriving.arrived and not arriving.growing:
+                    conversion.settle()  # before more arrives than the disk was meant to hold
+                _let_go(arriving, conversion, shards)
                 yield from arriving.news(wait=not arriving.arrived)
-                yield from _take(arriving, conversion, shards)
+                yield from _take(arriving, conversion)
                 yield from _take_early(arriving, conversion)
             yield from conversion.finish(extras)
     except HeaderError:
@@ -140,16 +143,20 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
         raise
 
 
-def _take(arriving: Download, conversion: Conversion, shards: list[str]) -> Iterator[Event]:
-    """Convert the shards that are whole, telling meanwhile how the others come, and let go of what is done."""
+def _let_go(arriving: Download, conversion: Conversion, shards: list[str]) -> None:
+    """Let go of the shards whose tensors are safe."""
+    for name in shards:
+        if not conversion.needs(name):
+            arriving.release(name)
+
+
+def _take(arriving: Download, conversion: Conversion) -> Iterator[Event]:
+    """Convert the shards that are whole, telling meanwhile how the others come."""
     while arriving.arrived:
         shard = arriving.arrived.popleft()
         for event in conversion.take(shard.name, shard.path, shard.attempt):
             yield event
             yield from arriving.news(wait=False)
-        for name in shards:
-            if not conversion.needs(name):
-                arriving.release(name)
 
 
 def _take_early(arriving: Download, conversion: Conversion) -> Iterator[Event]:

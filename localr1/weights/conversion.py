@@ -30,6 +30,7 @@ from localr1.weights.arriving_file import ArrivingFile, NotHereError, Prefix
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.journal import Crcs, Journal
 from localr1.weights.quantize import int8_chunks
+from localr1.weights.safekeeping import Safekeeping
 from localr1.weights.safetensors_file import FileWriter, disk_error
 from localr1.weights.store import FORMAT, MANIFEST, Origin, file_sha256, layout, scb_name
 
@@ -78,19 +79,21 @@ class Conversion:
         self._buffers: dict[torch.dtype, torch.Tensor] = {}
         self._unsafe: dict[str, Crcs] = {}
         self._unsafe_bytes = 0
-        self._uncommitted: dict[str, Crcs] = {}
+        self._known: dict[str, Crcs] = {}
         self._partial = partial_folder(folder)
         self._stack = ExitStack()
         self._writer_of: dict[str, FileWriter] = {}
         self._journal = Journal(self._partial, {"format": FORMAT, "source": origin.source, "revision": origin.revision})
+        self._safekeeping = Safekeeping(self._writer_of, self._journal)
 
     def __enter__(self) -> "Conversion":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        if kind is not None and self._journal.is_open:
-            with contextlib.suppress(OSError, DiskError):
-                self._commit(durable=False)
+        known = {**self._safekeeping.close(), **self._known}
+        if known and self._journal.is_open:
+            with contextlib.suppress(OSError):
+                self._journal.add(known, durable=False)
         self._journal.close()
         with contextlib.suppress(OSError, ValueError):
             self._stack.__exit__(kind or GeneratorExit, GeneratorExit(), None)
@@ -101,8 +104,21 @@ class Conversion:
         return sum(slot.nbytes for slot in self._slots.values())
 
     def needs(self, file: str) -> bool:
-        """Whether a tensor that is not yet in the store, or not yet safe there, is read from this file."""
+        """Whether a tensor that is not yet in the store, or not yet safe there, is read from this file.
+
+        Raises DiskError."""
+        try:
+            self._let_go(self._safekeeping.safe())
+        except OSError as error:
+            raise disk_error(self._folder, 0, error) from error
         return self._waiting[file] > 0
+
+    def settle(self) -> None:
+        """Return when all that was converted is safe, and `needs` knows. Raises DiskError."""
+        try:
+            self._let_go(self._safekeeping.safe(wait=True))
+        except OSError as error:
+            raise disk_error(self._folder, 0, error) from error
 
     def resume(self) -> Generator[Event, None, None]:
         """Reserve the room, and find what an earlier run finished. Raises DiskError when the disk is too small."""
@@ -117,8 +133,9 @@ class Conversion:
             for done, line in enumerate(lines):
                 self._believe(line)
                 yield LoadProgress("checking what was converted before", done + 1, len(lines))
-            self._journal.start(self._uncommitted)
-            self._let_go()
+            self._journal.start(self._known)
+            self._let_go(list(self._known))
+            self._known.clear()
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
         if lines:
@@ -133,7 +150,7 @@ class Conversion:
                     self._try(name, file, arriving)
                     yield self._progress(name)
                 if self._unsafe_bytes >= COMMIT_BYTES:
-                    self._make_safe()
+                    self._commit()
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
 
@@ -147,15 +164,13 @@ class Conversion:
         have = self._checkpoint.files.keys()
         try:
             for name in [name for name in self._left if self._checkpoint.files_of(name) <= have]:
-                self._uncommitted[name] = self._convert(name)
+                self._known[name] = self._convert(name)
                 yield self._progress(name)
                 if self._unsafe_bytes >= COMMIT_BYTES:
                     self._commit()
             self._commit()
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
-        for whole in [whole for whole in have if not self.needs(whole)]:
-            self._checkpoint.detach(whole)
 
     def finish(self, extras: Mapping[str, bytes]) -> Generator[Event, None, None]:
         """Give the store its name, with `extras` (config, tokenizer) beside the tensors, in the place of an old one."""
@@ -163,13 +178,18 @@ class Conversion:
         assert not self._left and not self._early, "every file is taken first"
         try:
             self._commit()
+            self.settle()
+            hashes: dict[str, str] = {}
+            for file, slots in self._files.items():
+                yield LoadProgress("hashing the store", len(hashes), len(self._files))
+                hashes[file] = self._writer_of[slots[0].name].sha256()
             self._stack.close()
             for path in folder.iterdir():
                 if path.name not in self._files:
                     path.unlink()
             for name, content in extras.items():
                 (folder / name).write_bytes(content)
-            yield from _write_manifest(folder, self._origin)
+            _write_manifest(folder, self._origin, hashes)
             _replace(folder, self._folder)
             shutil.rmtree(self._partial, ignore_errors=True)
         except OSError as error:
@@ -184,8 +204,9 @@ class Conversion:
         """What was converted of a file before it was whole counts from now on, or has to be done again."""
         for name, (read_of, crcs) in self._early.pop(file, {}).items():
             if read_of == attempt:
-                self._uncommitted[name] = crcs
+                self._known[name] = crcs
             else:
+                self.settle()
                 self._unsafe.pop(name, None)
                 self._left[name] = None
                 self._done_bytes -= self._checkpoint.info(name).nbytes
@@ -210,30 +231,21 @@ class Conversion:
         total = len(self._expected)
         return QuantizeProgress(name, total - len(self._left), total, self._done_bytes, self._total_bytes)
 
-    def _commit(self, durable: bool = True) -> None:
-        """Make what was written safe and write in the journal what of it is known to be right."""
-        if durable:
-            self._make_safe()
-        self._journal.add(self._uncommitted, durable)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """What is in the journal needs its source no longer."""
-        for name in self._uncommitted:
-            self._waiting.subtract(self._checkpoint.files_of(name))
-        self._uncommitted.clear()
-
-    def _make_safe(self) -> None:
-        """Have all that was written on the disk, and read it back."""
-        for writer in {self._writer_of[part] for crcs in self._unsafe.values() for part in crcs}:
-            writer.sync()
-        for crcs in self._unsafe.values():
-            for part, crc in crcs.items():
-                if not self._writer_of[part].written(part, crc):
-                    path = self._writer_of[part].path
-                    raise DiskError(f"{path} does not hold what was written to it ({part})", "check the disk")
+    def _commit(self) -> None:
+        """Have what was written made safe, and what of it is known to be right noted in the journal."""
+        self._safekeeping.keep(self._unsafe, self._known)
         self._unsafe.clear()
+        self._known.clear()
         self._unsafe_bytes = 0
+        self._let_go(self._safekeeping.safe())
+
+    def _let_go(self, names: Iterable[str]) -> None:
+        """What is in the journal needs its source no longer."""
+        for name in names:
+            for file in self._checkpoint.files_of(name):
+                self._waiting[file] -= 1
+                if not self._waiting[file]:
+                    self._checkpoint.detach(file)
 
     def _believe(self, line: dict[str, Any]) -> None:
         """Take a tensor as done if the store holds what the journal says; else it is simply done again."""
@@ -244,7 +256,7 @@ class Conversion:
         if crcs.keys() == parts and all(self._writer_of[part].written(part, crc) for part, crc in crcs.items()):
             del self._left[name]
             self._done_bytes += self._checkpoint.info(name).nbytes
-            self._uncommitted[name] = crcs
+            self._known[name] = crcs
 
 
 def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, deque[str]]:
@@ -294,12 +306,12 @@ def check_room(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _write_manifest(folder: Path, origin: Origin) -> Generator[Event, None, None]:
-    files: dict[str, dict[str, int | str]] = {}
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        yield LoadProgress("hashing the store", len(files), len(paths))
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+def _write_manifest(folder: Path, origin: Origin, hashes: Mapping[str, str]) -> None:
+    """`hashes` of the large files are known."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashes.get(path.name) or file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
     manifest = {
         "format": FORMAT,
         "source": origin.source,

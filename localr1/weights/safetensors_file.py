@@ -6,13 +6,15 @@ nothing. Every reader here refuses what the format forbids, since a checkpoint c
 """
 
 import errno
+import hashlib
 import json
 import math
 import mmap
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -193,24 +195,30 @@ class FileWriter:
     The room is reserved at once, so a disk that is too small fails before the work. The tensors' bytes start on a
     64-byte boundary. A file of just this layout that is there already is gone on with: `continued` says so, `written`
     names the tensors that the caller vouches for. Left without an error, it asserts that every slot was written.
+
+    While one thread writes, another may `sync`, ask what is `written`, and `hash_written`; but not of a tensor that is
+    being written.
     """
 
     def __init__(self, path: Path, slots: Sequence[Slot]) -> None:
         self.path = path
-        header, self._starts, total_bytes = _layout(slots)
+        header, self._starts, self._total_bytes = _layout(slots)
         self._slots = {slot.name: slot for slot in slots}
         self._missing = set(self._slots)
-        self.continued = _begins_with(path, header, total_bytes)
+        self._begin_hash()
+        self.continued = _begins_with(path, header, self._total_bytes)
         self._file = path.open("r+b" if self.continued else "w+b")
         try:
             if not self.continued:
-                _reserve(self._file.fileno(), total_bytes)
+                _reserve(self._file.fileno(), self._total_bytes)
                 self._file.write(header)
                 self._file.flush()
         except OSError as error:
             self._file.close()
             path.unlink(missing_ok=True)
-            raise disk_error(path, total_bytes, error) from error
+            raise disk_error(path, self._total_bytes, error) from error
+        self._written = path.open("rb", buffering=0)
+        self._checked: set[str] = set()
 
     def write(self, name: str, tensor: torch.Tensor) -> int:
         """Put one tensor in its place; returns the CRC-32 of its bytes. Raises DiskError when the disk refuses it."""
@@ -222,6 +230,9 @@ class FileWriter:
     def write_chunks(self, name: str, chunks: Iterable[torch.Tensor]) -> int:
         """The same for a tensor that comes as pieces that follow one another."""
         slot, crc, written_bytes = self._slots[name], 0, 0
+        self._checked.discard(name)
+        if self._starts[name] < self._hashed_bytes:
+            self._begin_hash()
         try:
             self._file.seek(self._starts[name])
             for chunk in chunks:
@@ -233,20 +244,50 @@ class FileWriter:
             raise disk_error(self.path, slot.nbytes, error) from error
         if written_bytes != slot.nbytes:
             raise ValueError(f"{name}: {written_bytes} bytes for {slot.nbytes}")
+        self._file.flush()
         self._missing.discard(name)
         return crc
 
     def written(self, name: str, crc: int) -> bool:
         """Whether the bytes of a tensor, as they can be read now, have this CRC-32; if so it counts as written."""
-        left_bytes, found = self._slots[name].nbytes, 0
-        self._file.seek(self._starts[name])
-        while left_bytes and (chunk := self._file.read(min(left_bytes, READ_BYTES))):
+        found, start = 0, self._starts[name]
+        for chunk in self._read(start, start + self._slots[name].nbytes):
             found = zlib.crc32(chunk, found)
-            left_bytes -= len(chunk)
-        if left_bytes or found != crc:
+        if found != crc:
             return False
         self._missing.discard(name)
+        self._checked.add(name)
         return True
+
+    def hash_written(self) -> None:
+        """Hash the file as far as it is known to be `written`, so that `sha256` has less to do."""
+        end = self._hashed_bytes
+        while self._unhashed and self._unhashed[0].name in self._checked:
+            slot = self._unhashed.popleft()
+            end = self._starts[slot.name] + slot.nbytes
+        self._hash_to(end)
+
+    def sha256(self) -> str:
+        """Of the whole file, once it is."""
+        self._hash_to(self._total_bytes)
+        return self._hash.hexdigest()
+
+    def _begin_hash(self) -> None:
+        self._unhashed = deque(self._slots.values())
+        self._hashed_bytes, self._hash = 0, hashlib.sha256()
+
+    def _hash_to(self, end: int) -> None:
+        for chunk in self._read(self._hashed_bytes, end):
+            self._hash.update(chunk)
+            self._hashed_bytes += len(chunk)
+
+    def _read(self, start: int, end: int) -> Iterator[memoryview]:
+        """The bytes from `start` to `end` as they can be read now; fewer where the file is shorter."""
+        self._written.seek(start)
+        buffer = memoryview(bytearray(min(READ_BYTES, end - start)))
+        while start < end and (count := self._written.readinto(buffer[: end - start])):
+            yield buffer[:count]
+            start += count
 
     def sync(self) -> None:
         """Return once what was written would survive a power loss."""
@@ -262,7 +303,7 @@ class FileWriter:
         try:
             self.sync()
         finally:
-            self._file.close()
+            self._close()
 
     def __enter__(self) -> "FileWriter":
         return self
@@ -271,7 +312,11 @@ class FileWriter:
         if kind is None:
             self.close()
         else:
-            self._file.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._file.close()
+        self._written.close()
 
 
 def _begins_with(path: Path, header: bytes, total_bytes: int) -> bool:

@@ -41,8 +41,10 @@ def scb_name(weight_name: str) -> str:
 def layout(expected: Mapping[str, TensorSpec], source_dtype: Callable[[str], torch.dtype]) -> dict[str, list[Slot]]:
     """Which tensor lies in which file, in order: a function of the names, shapes and dtypes alone.
 
-    Wider dtypes come first, so that all are aligned; within a dtype, numbers sort as numbers and gate, up, down stay
-    together. Floats keep their dtype, but float16 and float64 become float32, which the CPU kernels read.
+    The int8 rows come first, in the order in which most checkpoints have them, so that a file can be hashed from its
+    start while it is made; then the wider dtypes, the widest first, so that all are aligned. Where the rows would leave
+    those askew, they come last. Within a dtype, numbers sort as numbers and gate, up, down stay together. Floats keep
+    their dtype, but float16 and float64 become float32, which the CPU kernels read.
     """
     files: dict[str, list[Slot]] = {}
     for name, spec in expected.items():
@@ -55,12 +57,17 @@ def layout(expected: Mapping[str, TensorSpec], source_dtype: Callable[[str], tor
             dtype = torch.bfloat16 if source_dtype(name) == torch.bfloat16 else torch.float32
             slots.append(Slot(name, dtype, spec.shape))
     for slots in files.values():
-        slots.sort(key=lambda slot: (-slot.dtype.itemsize, _natural(slot.name)))
+        askew = sum(slot.nbytes for slot in slots if slot.dtype == torch.int8) % torch.float32.itemsize
+        slots.sort(key=lambda slot: (_place(slot.dtype, bool(askew)), _natural(slot.name)))
     return dict(sorted(files.items()))
 
 
+def _place(dtype: torch.dtype, rows_last: bool) -> tuple[bool, int]:
+    return (dtype == torch.int8) == rows_last, -dtype.itemsize
+
+
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    key = []
+    key = [(int(not name.startswith("model.")), 0, "")]  # the head comes after the layers
     for part in name.split("."):
         if part in PROJECTIONS:
             key.append((1, PROJECTIONS.index(part), ""))

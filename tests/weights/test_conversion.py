@@ -70,6 +70,7 @@ def test_any_order_gives_the_same_store(source: Path, tmp_path: Path, order: tup
         list(work.resume())
         for file in order:
             list(work.take(file, source / file))
+        work.settle()
         assert not any(work.needs(file) for file in FILES)
         list(work.finish({}))
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
@@ -80,8 +81,10 @@ def test_a_file_is_needed_until_all_that_is_read_from_it_is_safe(source: Path, t
     with conversion(source, tmp_path / "store") as work:
         list(work.resume())
         list(work.take("m-1.safetensors", source / "m-1.safetensors"))
+        work.settle()
         assert [work.needs(file) for file in FILES] == [True, True, True]  # the scales are not here yet
         list(work.take("m-3.safetensors", source / "m-3.safetensors"))
+        work.settle()
         assert [work.needs(file) for file in FILES] == [False, True, False]
     assert not (tmp_path / "store").exists()
 
@@ -121,6 +124,7 @@ def test_a_disk_that_does_not_keep_what_is_written_is_found(
         list(work.resume())
         with pytest.raises(DiskError, match="does not hold what was written"):
             list(work.take("m-2.safetensors", source / "m-2.safetensors"))
+            work.settle()
 
 
 class Arriving:
@@ -171,6 +175,7 @@ def test_what_has_come_of_a_file_is_converted_before_it_is_whole(one_file: Path,
             early += converted(work.take_early(one_file.name, part))
         assert len(early) == 2 and work.needs(one_file.name)
         late = converted(work.take(one_file.name, one_file, part.attempt))
+        work.settle()
         assert sorted(early + late) == sorted(EXPECTED) and not work.needs(one_file.name)
         list(work.finish({}))
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")

@@ -1,0 +1,59 @@
+"""What was written to a store, made safe by a thread of its own while more is converted.
+
+Owns the order of things: on the disk, read back, and only then in the journal. Knows nothing of sources. Invariant:
+what is `safe` would survive a power loss, and was read back as it was written.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from localr1.errors import DiskError
+from localr1.weights.journal import Crcs, Journal
+from localr1.weights.safetensors_file import FileWriter
+
+BEHIND = 2
+"""Batches that may wait; whoever writes faster than the disk waits then, too."""
+
+Written = Mapping[str, Crcs]
+"""Tensors, and what was written for each."""
+
+
+class Safekeeping:
+    def __init__(self, writer_of: Mapping[str, FileWriter], journal: Journal) -> None:
+        self._writer_of, self._journal = writer_of, journal
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._batches: deque[tuple[Future[None], dict[str, Crcs]]] = deque()
+
+    def keep(self, written: Written, known: Written) -> None:
+        """Begin to make safe what was `written`, and then to note what is `known` to be right, of this or earlier."""
+        batch = dict(known)
+        self._batches.append((self._thread.submit(self._keep, dict(written), batch), batch))
+
+    def safe(self, wait: bool = False) -> list[str]:
+        """The tensors that were noted since the last call, if `wait` of all that were given, else of so many that at
+        most BEHIND batches are left. Raises DiskError, OSError."""
+        names: list[str] = []
+        while self._batches and (wait or len(self._batches) > BEHIND or self._batches[0][0].done()):
+            self._batches[0][0].result()
+            names += self._batches.popleft()[1]
+        return names
+
+    def close(self) -> dict[str, Crcs]:
+        """Return when nothing is under way, with what is known to be right and was not noted."""
+        self._thread.shutdown(cancel_futures=True)
+        cancelled = [batch for future, batch in self._batches if future.cancelled()]
+        return {name: crcs for batch in cancelled for name, crcs in batch.items()}
+
+    def _keep(self, written: Written, known: Written) -> None:
+        parts = [(part, crc) for crcs in written.values() for part, crc in crcs.items()]
+        writers = list({id(writer): writer for part, _ in parts for writer in [self._writer_of[part]]}.values())
+        for writer in writers:
+            writer.sync()
+        for part, crc in parts:
+            if not self._writer_of[part].written(part, crc):
+                path = self._writer_of[part].path
+                raise DiskError(f"{path} does not hold what was written to it ({part})", "check the disk")
+        self._journal.add(known, durable=True)
+        for writer in writers:
+            writer.hash_written()
