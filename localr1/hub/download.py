@@ -37,6 +37,10 @@ STORE_SHARE = 0.52
 LENGTH_BYTES = 8
 LONGEST_HEADER_BYTES = 100_000_000
 SHARDS_AT_ONCE = 2
+APART_BYTES = 256 << 20
+APART_SHARE = 2
+"""How far a shard has come, at most, before the next one starts: were two whole at once, nothing would arrive while
+they are converted."""
 TURN_S = 0.1
 
 
@@ -250,6 +254,11 @@ class Download:
             held_bytes = sum(shard.size_bytes for shard in self._held.values())
             if self._held and not idle and held_bytes + file.size_bytes > limit_bytes:
                 return False
+            newest = next(reversed(self._held.values()), None)
+            if newest is not None and not idle:
+                apart_bytes = min(APART_BYTES, newest.size_bytes // APART_SHARE)
+                if self._done_bytes[newest.path] < apart_bytes:
+                    return False
         self._held[file.path] = file
         return True
 

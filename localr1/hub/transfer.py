@@ -28,7 +28,7 @@ from localr1.hub.remote import Digest, RemoteFile
 CHUNK_BYTES = 128 << 10
 HASH_BYTES = 512 << 10
 HASHES_BEHIND = 8
-RECEIVE_BYTES = 256 << 10
+RECEIVE_BYTES = 1 << 20
 SYNC_EVERY_S = 10.0
 """So much of a download may a power loss cost. A file that is removed sooner need never reach the disk."""
 READ_BYTES = 1 << 20

@@ -132,7 +132,7 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
             arriving.start(shards)
             while not arriving.finished or arriving.arrived:
                 if not arriving.arrived and not arriving.growing:
-                    conversion.settle()  # before more arrives than the disk was meant to hold
+                    conversion.wait()  # before more arrives than the disk was meant to hold
                 _let_go(arriving, conversion, shards)
                 yield from arriving.news(wait=not arriving.arrived)
                 yield from _take(arriving, conversion)

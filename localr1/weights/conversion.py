@@ -113,12 +113,17 @@ class Conversion:
             raise disk_error(self._folder, 0, error) from error
         return self._waiting[file] > 0
 
-    def settle(self) -> None:
-        """Return when all that was converted is safe, and `needs` knows. Raises DiskError."""
+    def wait(self) -> None:
+        """Return when more is safe than before, if anything is not, and `needs` knows. Raises DiskError."""
         try:
-            self._let_go(self._safekeeping.safe(wait=True))
+            self._let_go(self._safekeeping.safe(behind=max(0, len(self._safekeeping) - 1)))
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
+
+    def settle(self) -> None:
+        """Return when all that was converted is safe, and `needs` knows. Raises DiskError."""
+        while len(self._safekeeping):
+            self.wait()
 
     def resume(self) -> Generator[Event, None, None]:
         """Reserve the room, and find what an earlier run finished. Raises DiskError when the disk is too small."""

@@ -25,16 +25,20 @@ class Safekeeping:
         self._thread = ThreadPoolExecutor(1, "store")
         self._batches: deque[tuple[Future[None], dict[str, Crcs]]] = deque()
 
+    def __len__(self) -> int:
+        """Batches that `safe` has not told of."""
+        return len(self._batches)
+
     def keep(self, written: Written, known: Written) -> None:
         """Begin to make safe what was `written`, and then to note what is `known` to be right, of this or earlier."""
         batch = dict(known)
         self._batches.append((self._thread.submit(self._keep, dict(written), batch), batch))
 
-    def safe(self, wait: bool = False) -> list[str]:
-        """The tensors that were noted since the last call, if `wait` of all that were given, else of so many that at
-        most BEHIND batches are left. Raises DiskError, OSError."""
+    def safe(self, behind: int = BEHIND) -> list[str]:
+        """The tensors that were noted since the last call; waits while more than `behind` batches are left. Raises
+        DiskError, OSError."""
         names: list[str] = []
-        while self._batches and (wait or len(self._batches) > BEHIND or self._batches[0][0].done()):
+        while self._batches and (len(self._batches) > behind or self._batches[0][0].done()):
             self._batches[0][0].result()
             names += self._batches.popleft()[1]
         return names
