@@ -137,6 +137,8 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
                 yield from arriving.news(wait=not arriving.arrived)
                 yield from _take(arriving, conversion)
                 yield from _take_early(arriving, conversion)
+            conversion.settle()
+            _let_go(arriving, conversion, shards)
             yield from conversion.finish(extras)
     except HeaderError:
         arriving.forget_heads()

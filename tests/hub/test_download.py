@@ -86,8 +86,11 @@ def test_a_shard_is_converted_while_the_next_arrives(
     assert len(converted) > 10
 
 
-def test_a_shard_is_converted_as_it_comes(hub: LoopbackHub, runner: Runner, reference: dict[str, str]) -> None:
-    hub.fail(SHARD.format(4), slow_s=0.3, times=9)
+def test_a_shard_is_converted_as_it_comes(
+    hub: LoopbackHub, runner: Runner, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.loopback_hub.CHUNK_BYTES", 16 << 10)
+    hub.fail(SHARD.format(4), slow_s=0.1, times=9)
     run = runner.finish(REPO)
     assert run.folder is not None and store_facts(run.folder) == reference
     whole = [
