@@ -317,8 +317,9 @@ def fill(ballast: Path) -> None:
             return
 
 
-def test_shards_come_two_at_a_time(hub: LoopbackHub, runner: Runner) -> None:
-    hub.fail("*.safetensors", slow_s=0.1, times=99)
+def test_shards_come_two_at_a_time(hub: LoopbackHub, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.loopback_hub.CHUNK_BYTES", 8 << 10)
+    hub.fail("*.safetensors", slow_s=0.06, times=99)
     assert runner.finish(REPO).folder is not None
     spans = [span for span in hub.spans if fnmatch(span.path, "*.safetensors") and span.end_s - span.start_s > 0.15]
     assert max(sum(one.start_s <= two.start_s < one.end_s for one in spans) for two in spans) == 2
