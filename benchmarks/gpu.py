@@ -6,7 +6,8 @@ For each shape (random weights, routes as uneven as `--skew` makes them) and eac
 hottest experts resident and replaced as the text goes; whole layers resident in as much memory; and, once, none and all
 of them. Prints decode and prefill tokens/s, the share of chosen experts found on the GPU, seconds a token of each lane
 alone, and the floor: max(GPU bytes / GPU bandwidth, CPU bytes / RAM bandwidth) a token, from bandwidths measured in
-this run. Before anything is timed, every placement's logits are compared with the CPU engine's.
+this run; and at the end whether that is what was wanted (`gpu_goals`). Before anything is timed, every placement's
+logits are compared with the CPU engine's.
 
 The GPU lane's time is that of the same steps with the CPU's sums left out, the CPU lane's that of its sums. `--dry`
 runs all of it on the CPU with nano's weights and shares of its experts for budgets: it shows that nothing crashes, and
@@ -31,7 +32,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks import offload  # noqa: E402
+from benchmarks import gpu_goals, offload  # noqa: E402
 from localr1.bench.machine import machine  # noqa: E402
 from localr1.bench.synthetic import find_shape, make_store  # noqa: E402
 from localr1.bench.text import text_tokens  # noqa: E402
@@ -366,10 +367,14 @@ def main() -> int:
             rows.append(measure(bench, wanted, placement, budget, resident, hotness))
             print(show(rows[-1]), flush=True)
     baselines = [] if options.dry else offloaded(options.shapes.split(","), budgets)
+    goals = [] if options.dry else gpu_goals.goals(rows, baselines)
+    for goal in goals:
+        print(f"  {goal}")
     if options.json:
         device = "cpu (dry)" if options.dry else torch.cuda.get_device_name()
         record = {"device": device, "skew": options.skew, "machine": machine(), "rows": [asdict(row) for row in rows]}
         record["offloaded"] = [asdict(one) for one in baselines]
+        record["goals"] = [{**asdict(goal), "met": goal.met} for goal in goals]
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     wrong = [row for row in rows if not row.difference < MOST_DIFFERENT]
     for row in wrong:
