@@ -23,7 +23,8 @@ from localr1.placement.shape import ModelShape, shape_of
 PROMPT_TOKENS = 512
 ROUNDS, MOST_ROUNDS = 2, 6
 AGREE = 1.05
-STEPS = 16
+STEPS = 32
+BEFORE = 2
 VOCAB = 512
 
 
@@ -88,10 +89,10 @@ def _measure(raw: dict[str, Any], options: EngineOptions) -> Progress[LayerTime]
     prefill_s: list[float] = []
     decode_s: list[float] = []
     while len(prefill_s) < ROUNDS or (len(prefill_s) < MOST_ROUNDS and not (_agree(prefill_s) and _agree(decode_s))):
-        cache = engine.new_cache()
-        prefill_s.append(_seconds(partial(forward, engine.model, cache, tokens)))
-        step(engine.model, cache, tokens[0])
-        decode_s.append(median(_seconds(partial(step, engine.model, cache, token)) for token in tokens[: STEPS - 1]))
+        cache = engine.new_cache()  # decoding is timed at its beginning, as `bench` does first
+        forward(engine.model, cache, tokens[:BEFORE])
+        decode_s.append(median(_seconds(partial(step, engine.model, cache, token)) for token in tokens[:STEPS]))
+        prefill_s.append(_seconds(partial(forward, engine.model, engine.new_cache(), tokens)))
     return _layer_time(shape, min(decode_s), min(prefill_s))
 
 

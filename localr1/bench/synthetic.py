@@ -27,7 +27,8 @@ from localr1.model.linear import TensorSpec
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import EngineOptions
 from localr1.session.engine import Engine, assemble, compile_kernels
-from localr1.weights.safetensors_file import Slot, TensorInfo
+from localr1.weights.file_writer import Slot
+from localr1.weights.safetensors_file import TensorInfo
 from localr1.weights.store import Store, layout
 
 OVERHEAD_BYTES = 700_000_000

@@ -26,6 +26,7 @@ from localr1.hub.parallel import Job, Parallel, Report
 from localr1.hub.remote import Listing, RemoteFile
 from localr1.hub.room import SPARE_BYTES, by_disk, is_full, require
 from localr1.hub.source import HubRepo, Snapshot
+from localr1.hub.turns import SHARDS_AT_ONCE, Turns
 from localr1.hub.transfer import Unfinished, receive, receive_start, unfinished
 from localr1.quantities import bytes_text
 
@@ -36,11 +37,6 @@ STORE_SHARE = 0.52
 """Of a 16-bit checkpoint, what its 8-bit store takes, where nothing better is known."""
 LENGTH_BYTES = 8
 LONGEST_HEADER_BYTES = 100_000_000
-SHARDS_AT_ONCE = 2
-APART_BYTES = 256 << 20
-APART_SHARE = 2
-"""How far a shard has come, at most, before the next one starts: were two whole at once, nothing would arrive while
-they are converted."""
 TURN_S = 0.1
 
 
@@ -94,9 +90,8 @@ class Download:
         self._total_bytes = sum(file.size_bytes for file in listing.files)
         self._files: tuple[RemoteFile, ...] = ()
         self._parallel = Parallel([], 1, lambda _index, _idle: True)
-        self._held: dict[str, RemoteFile] = {}
+        self._turns = Turns()
         self._released: set[str] = set()
-        self._converting = False
         self._locks = {file.oid: Lock() for file in listing.files}
         self.arrived: deque[Arrived] = deque()
         self.growing: dict[str, Unfinished] = {}
@@ -183,8 +178,9 @@ class Download:
             if file.path not in names:
                 self._done_bytes[file.path] = file.size_bytes
         shards = tuple(file for file in self._listing.shards if file.path in names)
-        self._converting = self._scratch is not None
-        self._begin(shards, [self._obtain_job(file, shared=self._scratch is None) for file in shards])
+        shared = self._scratch is None
+        turns = Turns() if shared else Turns(max(self.shard_bytes.values()))
+        self._begin(shards, [self._obtain_job(file, shared) for file in shards], turns)
 
     def news(self, wait: bool) -> Iterator[Event]:
         """What happened since; with `wait`, not before something did. Raises what went wrong."""
@@ -193,7 +189,7 @@ class Download:
 
     def release(self, name: str) -> None:
         """A shard is no longer needed: if it is this program's, it goes, and the next may come."""
-        file = self._held.pop(name, None)
+        file = self._turns.end(name)
         if file is not None and self._scratch is not None:
             self._remember(self._memory(file, "done"), b"")
             self._released.add(name)
@@ -240,27 +236,13 @@ class Download:
             f"free {bytes_text(max(missing_bytes, SPARE_BYTES))} more, or set HF_HOME to a larger disk; then {AGAIN}",
         )
 
-    def _begin(self, files: tuple[RemoteFile, ...], jobs: list[Job]) -> None:
-        self._files = files
-        self._held.clear()
+    def _begin(self, files: tuple[RemoteFile, ...], jobs: list[Job], turns: Turns | None = None) -> None:
+        self._files, self._turns = files, turns or Turns()
         self._released.clear()
         self._parallel = Parallel(jobs, self._connections, self._may_start)
 
     def _may_start(self, index: int, idle: bool) -> bool:
-        """Keep what waits to be converted within two shards, unless nothing else can go on."""
-        file = self._files[index]
-        if self._converting:
-            limit_bytes = SHARDS_AT_ONCE * max(shard.size_bytes for shard in self._listing.shards)
-            held_bytes = sum(shard.size_bytes for shard in self._held.values())
-            if self._held and not idle and held_bytes + file.size_bytes > limit_bytes:
-                return False
-            newest = next(reversed(self._held.values()), None)
-            if newest is not None and not idle:
-                apart_bytes = min(APART_BYTES, newest.size_bytes // APART_SHARE)
-                if self._done_bytes[newest.path] < apart_bytes:
-                    return False
-        self._held[file.path] = file
-        return True
+        return self._turns.take(self._files[index], self._done_bytes, idle)
 
     def _obtain_job(self, file: RemoteFile, shared: bool) -> Job:
         return lambda: self._obtain(file, shared)

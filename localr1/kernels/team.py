@@ -20,7 +20,7 @@ from localr1.kernels.arena import LINE_BYTES
 from localr1.kernels.features import BITS
 from localr1.kernels.jit import address_of, call_at, clear, compiled, stay_out_of_line, used
 
-MOST_RUNS = 8
+MOST_RUNS = 16
 """More threads share these."""
 
 CAME, DONE, RUNS = 0, LINE_BYTES, 2 * LINE_BYTES

@@ -22,7 +22,8 @@ from torch import Tensor
 from localr1.decode.cache import RowCache
 from localr1.decode.speculate import Speculation
 from localr1.errors import CorruptError, UnsupportedError
-from localr1.weights.safetensors_file import FileWriter, MappedFile, Slot
+from localr1.weights.file_writer import FileWriter, Slot
+from localr1.weights.safetensors_file import MappedFile
 
 FORMAT = 1
 SUFFIX, UNFINISHED = ".safetensors", ".unfinished"

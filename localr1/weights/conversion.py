@@ -28,10 +28,10 @@ from localr1.model.linear import TensorSpec
 from localr1.quantities import bytes_text
 from localr1.weights.arriving_file import ArrivingFile, NotHereError, Prefix
 from localr1.weights.checkpoint import Checkpoint
+from localr1.weights.file_writer import FileWriter, disk_error
 from localr1.weights.journal import Crcs, Journal
 from localr1.weights.quantize import int8_chunks
 from localr1.weights.safekeeping import Safekeeping
-from localr1.weights.safetensors_file import FileWriter, disk_error
 from localr1.weights.store import FORMAT, MANIFEST, Origin, file_sha256, layout, scb_name
 
 COMMIT_BYTES = 512 << 20

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from localr1.errors import DiskError
+from localr1.weights.file_writer import FileWriter
 from localr1.weights.journal import Crcs, Journal
-from localr1.weights.safetensors_file import FileWriter
 
 BEHIND = 2
 """Batches that may wait; whoever writes faster than the disk waits then, too."""

@@ -23,8 +23,9 @@ from torch import Tensor
 from localr1.errors import CorruptError, NotFoundError
 from localr1.model.linear import TensorSpec
 from localr1.weights.checkpoint import read_json
+from localr1.weights.file_writer import Slot
 from localr1.weights.quantize import Int8Rows
-from localr1.weights.safetensors_file import MappedFile, Slot, TensorInfo
+from localr1.weights.safetensors_file import MappedFile, TensorInfo
 
 MANIFEST = "manifest.json"
 FORMAT = 1

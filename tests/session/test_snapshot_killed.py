@@ -19,7 +19,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from localr1.session import snapshot
-from localr1.weights.safetensors_file import FileWriter
+from localr1.weights.file_writer import FileWriter
 from tests import tiny
 from tests.session.test_snapshot import held, run
 

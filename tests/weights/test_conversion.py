@@ -14,7 +14,8 @@ from localr1.events import QuantizeProgress
 from localr1.model.linear import TensorSpec
 from localr1.weights.checkpoint import SCALE, Checkpoint, HeaderError
 from localr1.weights.conversion import Conversion, partial_folder, write_store
-from localr1.weights.safetensors_file import FileWriter, read_header
+from localr1.weights.file_writer import FileWriter
+from localr1.weights.safetensors_file import read_header
 from localr1.weights.store import Origin, Store
 
 BLOCK = (3, 4)

@@ -1,5 +1,6 @@
 """The file format: what the library writes we read, what we write the library reads, and what is broken is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from localr1.errors import CorruptError, DiskError, NotFoundError, UnsupportedError
-from localr1.weights import safetensors_file
-from localr1.weights.safetensors_file import FileWriter, MappedFile, Slot, read_header
+from localr1.weights import file_writer
+from localr1.weights.file_writer import FileWriter, Slot
+from localr1.weights.safetensors_file import MappedFile, read_header
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn]
 
@@ -141,7 +143,22 @@ def test_a_full_disk_is_said_before_the_first_tensor(tmp_path: Path, monkeypatch
     def full(_descriptor: int, _total_bytes: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors_file, "_reserve", full)
+    monkeypatch.setattr(file_writer, "_reserve", full)
     with pytest.raises(DiskError, match="no room") as caught:
         FileWriter(tmp_path / "x", [Slot("a", torch.int8, (2,))])
     assert "LOCALR1_HOME" in caught.value.hint
+
+
+def test_a_file_is_hashed_as_it_is_written(tmp_path: Path) -> None:
+    slots = [Slot(name, torch.int8, (1000,)) for name in "abcd"]
+    tensors = {name: torch.randint(-128, 128, (1000,), dtype=torch.int8) for name in "abcd"}
+    with FileWriter(tmp_path / "file", slots) as file:
+        crcs = {name: file.write(name, tensors[name]) for name in "bad"}
+        assert all(file.written(name, crc) for name, crc in crcs.items())
+        file.hash_written()
+        again = file.write("a", tensors["c"])  # what was hashed already is written anew
+        crcs["c"] = file.write("c", tensors["c"])
+        assert not file.written("a", crcs["a"]) and file.written("a", again) and file.written("c", crcs["c"])
+        file.hash_written()
+        found = file.sha256()
+    assert found == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
