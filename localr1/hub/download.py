@@ -26,8 +26,8 @@ from localr1.hub.parallel import Job, Parallel, Report
 from localr1.hub.remote import Listing, RemoteFile
 from localr1.hub.room import SPARE_BYTES, by_disk, is_full, require
 from localr1.hub.source import HubRepo, Snapshot
-from localr1.hub.turns import SHARDS_AT_ONCE, Turns
 from localr1.hub.transfer import Unfinished, receive, receive_start, unfinished
+from localr1.hub.turns import SHARDS_AT_ONCE, Turns
 from localr1.quantities import bytes_text
 
 __all__ = ["Arrived", "Download", "HubRepo", "Snapshot", "fetch"]

@@ -89,6 +89,14 @@ def pack_groups(x_at, D, routes, x, crew, phase):  # type: ignore[no-untyped-def
     settle(crew, phase, groups)
 
 
+@compiled(inline=True)
+def within_groups(block, F, most):  # type: ignore[no-untyped-def]
+    """About so many rows that a task of few tokens is parts of one group of F rows, or whole groups."""
+    if most > FEW:
+        return block
+    return block // F * F if block >= F else (F + (F + block - 1) // block - 1) // ((F + block - 1) // block)
+
+
 @compiled()
 def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-def]
     """A task is a run of the feed-forward rows of all groups, one group's after another's."""
@@ -96,7 +104,7 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
     count, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
     packed, start_G, scale_P = x
     most = count[BUSIEST]
-    block = task_rows(most, count[FF_ROWS], crew[3])
+    block = within_groups(task_rows(most, count[FF_ROWS], crew[3]), ff_G[0], most)
     gate, up = np.empty(sums_size(most), np.float32), np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
     tasks, done = (count[FF_ROWS] + block - 1) // block, 0
