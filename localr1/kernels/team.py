@@ -31,6 +31,7 @@ its front and, in the upper half, from its end: one addition tells both, so no t
 FRONT, END = 1, 1 << 32
 
 SHARE_BITS = 16
+"""Of a run's length, behind the point."""
 
 TEAM_NUMBERS = 7 * PHASE // 8
 """The counters of the job with the most phases."""
