@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
+from localr1.kernels.emitter import F32, I8, I16, I32, I64, SECOND_LEVEL, Emitter, returning_nothing
 from localr1.kernels.features import LANES
 
 STEP = 4 * LANES
@@ -95,7 +95,7 @@ def make_rows(n: int) -> Any:
                 for u in range(width):
                     at = [e.at(e.at(row, offset), u * STEP) for row in rows]
                     for address in at:
-                        e.prefetch(e.at(address, AHEAD_BYTES), 2)
+                        e.prefetch(e.at(address, AHEAD_BYTES), SECOND_LEVEL)
                     raw = [e.load(BYTES, address) for address in at]
                     multiply(raw, e.at(x, u * n * 2 * STEP), u)
 

@@ -16,6 +16,10 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 SYMBOL_PREFIX = "localr1_"
 
 
+FIRST_LEVEL, SECOND_LEVEL = 3, 2
+"""Into which cache to ask for memory: LLVM's degrees of locality."""
+
+
 class Emitter:
     """A thin layer over llvmlite's builder: loads and stores of vectors at byte offsets from integer addresses."""
 
@@ -69,7 +73,7 @@ class Emitter:
         function = cgutils.get_or_insert_function(self.b.module, kind, name)
         return self.b.call(function, [F32(0.0), value], fastmath=("reassoc",))
 
-    def prefetch(self, address: Any, near: int = 3) -> None:
+    def prefetch(self, address: Any, near: int = FIRST_LEVEL) -> None:
         pointer = self.b.inttoptr(address, I8.as_pointer())
         void = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         function = cgutils.get_or_insert_function(self.b.module, void, "llvm.prefetch.p0")

@@ -12,7 +12,7 @@ from numba.core import cgutils
 
 from localr1.kernels.arena import LINE_BYTES
 from localr1.kernels.attention_loops import emit_exp, load_bf16
-from localr1.kernels.emitter import F32, I32, I64, Emitter, returning_nothing
+from localr1.kernels.emitter import F32, I32, I64, SECOND_LEVEL, Emitter, returning_nothing
 from localr1.kernels.features import LANES
 
 FLOATS = ir.VectorType(F32, LANES)
@@ -93,7 +93,7 @@ def emit_few_softmax(e: Emitter, scores: Any, chunks: Any, highest: Any, total: 
 def emit_ask_for(e: Emitter, first: Any, lines: Any) -> None:
     """`ask_for(first, lines)`: so many cache lines from an address on, which need not be there."""
     with cgutils.for_range_slice(e.b, I64(0), lines, I64(1)) as (i, _):
-        e.prefetch(e.at(first, e.b.mul(i, I64(LINE_BYTES))), 2)
+        e.prefetch(e.at(first, e.b.mul(i, I64(LINE_BYTES))), SECOND_LEVEL)
 
 
 ask_for = returning_nothing(emit_ask_for, 2, "ask_for")

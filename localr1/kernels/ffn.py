@@ -26,7 +26,7 @@ from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_rout
 from localr1.kernels.jit import address_of, compiled, exp, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import FEW, few_size, pack, pack_few, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take
+from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take, threads_of
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
@@ -94,17 +94,38 @@ def within_groups(block, F, most):  # type: ignore[no-untyped-def]
     """About so many rows that a task of few tokens is parts of one group of F rows, or whole groups."""
     if most > FEW:
         return block
-    return block // F * F if block >= F else (F + (F + block - 1) // block - 1) // ((F + block - 1) // block)
+    if block >= F:
+        return block // F * F
+    parts = (F + block - 1) // block
+    return (F + parts - 1) // parts
+
+
+@compiled()
+def gate_and_up_rows(g, f, rows, routes, D, x, middle, gate, up, scratch):  # type: ignore[no-untyped-def]
+    """Of group g, the feed-forward rows f .. f + rows of the middle."""
+    _, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
+    packed, start_G, scale_P = x
+    F, first, n = ff_G[g], first_G[g], first_G[g + 1] - first_G[g]
+    multiply(weights_at_G[g] + f * D, rows, D, packed[start_G[g] :], n, gate, scratch)
+    multiply(weights_at_G[g] + (F + f) * D, rows, D, packed[start_G[g] :], n, up, scratch)
+    scb = floats_at(scb_at_G[g], 2 * F)
+    gate_scb, up_scb = scb[f : f + rows], scb[F + f : F + f + rows]
+    for i in range(n):
+        scale = scale_P[first + i] / 127.0
+        a, b = gate[i * SUM_STRIDE : i * SUM_STRIDE + rows], up[i * SUM_STRIDE : i * SUM_STRIDE + rows]
+        out = middle[middle_P[first + i] + f : middle_P[first + i] + f + rows]
+        for r in range(rows):
+            gated = np.float32(a[r] * (scale * gate_scb[r]))
+            out[r] = gated / (np.float32(1.0) + exp(-gated)) * np.float32(b[r] * (scale * up_scb[r]))
 
 
 @compiled()
 def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-def]
     """A task is a run of the feed-forward rows of all groups, one group's after another's."""
     stay_out_of_line()
-    count, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
-    packed, start_G, scale_P = x
+    count, ff_G = routes[0], routes[6]
     most = count[BUSIEST]
-    block = within_groups(task_rows(most, count[FF_ROWS], crew[3]), ff_G[0], most)
+    block = within_groups(task_rows(most, count[FF_ROWS], threads_of(crew)), ff_G[0], most)
     gate, up = np.empty(sums_size(most), np.float32), np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
     tasks, done = (count[FF_ROWS] + block - 1) // block, 0
@@ -112,23 +133,11 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
     while task < tasks:
         g, f, left = 0, task * block, min(block, count[FF_ROWS] - task * block)
         while left > 0:
-            F = ff_G[g]
-            if f >= F:
-                g, f = g + 1, f - F
+            if f >= ff_G[g]:
+                g, f = g + 1, f - ff_G[g]
                 continue
-            rows, first, n = min(left, F - f), first_G[g], first_G[g + 1] - first_G[g]
-            rows_of_group = packed[start_G[g] :]
-            multiply(weights_at_G[g] + f * D, rows, D, rows_of_group, n, gate, scratch)
-            multiply(weights_at_G[g] + (F + f) * D, rows, D, rows_of_group, n, up, scratch)
-            scb = floats_at(scb_at_G[g], 2 * F)
-            gate_scb, up_scb = scb[f : f + rows], scb[F + f : F + f + rows]
-            for i in range(n):
-                scale = scale_P[first + i] / 127.0
-                a, b = gate[i * SUM_STRIDE : i * SUM_STRIDE + rows], up[i * SUM_STRIDE : i * SUM_STRIDE + rows]
-                out = middle[middle_P[first + i] + f : middle_P[first + i] + f + rows]
-                for r in range(rows):
-                    gated = np.float32(a[r] * (scale * gate_scb[r]))
-                    out[r] = gated / (np.float32(1.0) + exp(-gated)) * np.float32(b[r] * (scale * up_scb[r]))
+            rows = min(left, ff_G[g] - f)
+            gate_and_up_rows(g, f, rows, routes, D, x, middle, gate, up, scratch)
             f, left = f + rows, left - rows
         task, done = take(crew, phase, tasks), done + 1
     finish(crew, phase, done)
@@ -155,7 +164,7 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
     packed, start_G, scale_P = packed_middle
     D = out_TD.shape[1]
     most = count[BUSIEST]
-    block = task_rows(most, D, crew[3])
+    block = task_rows(most, D, threads_of(crew))
     sums = np.empty(sums_size(most), np.float32)
     scratch = make_scratch(most)
     tasks, done = (D + block - 1) // block, 0

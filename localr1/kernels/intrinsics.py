@@ -9,9 +9,7 @@ to a float, so that no row is long enough to overflow (2 * 128 * 32767 * 256 < 2
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
 from localr1.kernels.features import BITS, CHUNK, LANES
@@ -19,8 +17,8 @@ from localr1.kernels.features import BITS, CHUNK, LANES
 MAX_STEPS = 256
 MAX_ACTIVATION = 32767
 PREFETCH_AHEAD_BYTES = 0 if BITS == 512 else 1024
-"""How far ahead of a weight row's loop memory is asked for. Zen 3 gains by it; Zen 4, whose own prefetchers follow a
-row from its start, loses a fifth."""
+"""How far ahead of a weight row's loop memory is asked for, into the first-level cache. Zen 3 gains by it; Zen 4
+loses a fifth (into the second it gains: `byte_products`)."""
 
 
 PAIRED_FROM = 3
@@ -223,17 +221,6 @@ def transposed(e: Emitter, rows: list[Any]) -> list[Any]:
         rows = exchanged
         distance //= 2
     return rows
-
-
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def next_task(typing_context: Any, counter: Any) -> Any:
-    """Atomically take the first number of an int64 array and add one to it: how threads share out tasks."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, I64(1), "monotonic")
-
-    return types.int64(counter), codegen
 
 
 dot_1, dot_2, dot_3, dot_4 = make_dot(1, 1), make_dot(2, 1), make_dot(3, 2), make_dot(4, 2)

@@ -9,7 +9,7 @@ from localr1.kernels.arena import LINE_BYTES, doubles_at, int16s_at, int64s_at, 
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import pack, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take
+from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take, threads_of
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
@@ -25,7 +25,7 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: i
     stay_out_of_line()
     T, rows_in_all = out_TO.shape
     weights_at, scb_at, bias_at = matrix
-    block = task_rows(T, rows_in_all, crew[3])
+    block = task_rows(T, rows_in_all, threads_of(crew))
     sums = np.empty(sums_size(T), np.float32)
     scratch = make_scratch(T)
     tasks, done = (rows_in_all + block - 1) // block, 0

@@ -106,6 +106,12 @@ def crew_of(team_at, me, threads):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
+def threads_of(crew):  # type: ignore[no-untyped-def]
+    """How many threads there are."""
+    return crew[3]
+
+
+@compiled(inline=True)
 def come(crew, phase):  # type: ignore[no-untyped-def]
     """How many threads came to this phase before."""
     return fetch_and_add(crew[0] + PHASE * phase + CAME, 1)
