@@ -13,21 +13,6 @@ BUDGET_GIB = 8.0
 OF_FLOOR, OF_LAYERS, OF_OFFLOAD, ALL_OF_FLOOR = 0.6, 1.2, 10.0, 0.45
 
 
-class Measured(Protocol):
-    """A row of `benchmarks.gpu`."""
-
-    @property
-    def shape(self) -> str: ...
-    @property
-    def placement(self) -> str: ...
-    @property
-    def budget_gib(self) -> float: ...
-    @property
-    def decode_tokens_per_s(self) -> float: ...
-    @property
-    def of_floor(self) -> float: ...
-
-
 class Baseline(Protocol):
     """A speed of `benchmarks.offload`."""
 
@@ -37,6 +22,15 @@ class Baseline(Protocol):
     def budget_gib(self) -> float: ...
     @property
     def decode_tokens_per_s(self) -> float: ...
+
+
+class Measured(Baseline, Protocol):
+    """A row of `benchmarks.gpu`."""
+
+    @property
+    def placement(self) -> str: ...
+    @property
+    def of_floor(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -77,5 +71,5 @@ def _of_shape(shape: str, rows: Sequence[Measured], baselines: Sequence[Baseline
     yield Goal(shape, "share of the GPU's floor with all experts", ALL_OF_FLOOR, everything and everything.of_floor)
 
 
-def _ratio(one: Measured | None, other: Measured | Baseline | None) -> float | None:
+def _ratio(one: Measured | None, other: Baseline | None) -> float | None:
     return None if one is None or other is None else one.decode_tokens_per_s / other.decode_tokens_per_s

@@ -31,7 +31,7 @@ from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.file_writer import FileWriter, disk_error
 from localr1.weights.journal import Crcs, Journal
 from localr1.weights.quantize import int8_chunks
-from localr1.weights.safekeeping import Safekeeping
+from localr1.weights.safekeeping import BEHIND, Safekeeping
 from localr1.weights.store import FORMAT, MANIFEST, Origin, file_sha256, layout, scb_name
 
 COMMIT_BYTES = 512 << 20
@@ -107,18 +107,12 @@ class Conversion:
         """Whether a tensor that is not yet in the store, or not yet safe there, is read from this file.
 
         Raises DiskError."""
-        try:
-            self._let_go(self._safekeeping.safe())
-        except OSError as error:
-            raise disk_error(self._folder, 0, error) from error
+        self._let_go_of_safe()
         return self._waiting[file] > 0
 
     def wait(self) -> None:
         """Return when more is safe than before, if anything is not, and `needs` knows. Raises DiskError."""
-        try:
-            self._let_go(self._safekeeping.safe(behind=max(0, len(self._safekeeping) - 1)))
-        except OSError as error:
-            raise disk_error(self._folder, 0, error) from error
+        self._let_go_of_safe(behind=max(0, len(self._safekeeping) - 1))
 
     def settle(self) -> None:
         """Return when all that was converted is safe, and `needs` knows. Raises DiskError."""
@@ -242,7 +236,13 @@ class Conversion:
         self._unsafe.clear()
         self._known.clear()
         self._unsafe_bytes = 0
-        self._let_go(self._safekeeping.safe())
+        self._let_go_of_safe()
+
+    def _let_go_of_safe(self, behind: int = BEHIND) -> None:
+        try:
+            self._let_go(self._safekeeping.safe(behind))
+        except OSError as error:
+            raise disk_error(self._folder, 0, error) from error
 
     def _let_go(self, names: Iterable[str]) -> None:
         """What is in the journal needs its source no longer."""

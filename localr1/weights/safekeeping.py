@@ -51,7 +51,7 @@ class Safekeeping:
 
     def _keep(self, written: Written, known: Written) -> None:
         parts = [(part, crc) for crcs in written.values() for part, crc in crcs.items()]
-        writers = list({id(writer): writer for part, _ in parts for writer in [self._writer_of[part]]}.values())
+        writers = {self._writer_of[part] for part, _ in parts}
         for writer in writers:
             writer.sync()
         for part, crc in parts:
