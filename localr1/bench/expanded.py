@@ -40,7 +40,7 @@ class ExpandedAttention:
         self.q_norm = Norm(weights, f"{prefix}.q_a_layernorm.weight", LATENT_NORM_EPS) if compressed else None
         self.kv_a_proj = weights.linear(f"{prefix}.kv_a_proj_with_mqa")
         self.kv_norm = Norm(weights, f"{prefix}.kv_a_layernorm.weight", LATENT_NORM_EPS)
-        self.kv_b_OC = weights.tensor(f"{prefix}.kv_b_proj.weight")
+        self.kv_b_OC = weights.tensor(f"{prefix}.kv_b_proj.weight").float()
         self.o_proj = weights.linear(f"{prefix}.o_proj")
 
     def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:

@@ -22,10 +22,11 @@ from localr1.errors import NotFoundError, OutOfMemoryError, UsageError
 from localr1.events import LoadProgress, Progress
 from localr1.hub.shapes import NOT_VERIFIED, SHAPES
 from localr1.kernels.threads import set_threads
-from localr1.model.config import ModelConfig
+from localr1.model.config import UP_PROJECTIONS, ModelConfig
 from localr1.model.linear import TensorSpec
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import EngineOptions
+from localr1.placement.shape import bytes_of
 from localr1.session.engine import Engine, assemble, compile_kernels
 from localr1.weights.file_writer import Slot
 from localr1.weights.safetensors_file import TensorInfo
@@ -91,13 +92,13 @@ def first_layers(config: ModelConfig, count: int) -> ModelConfig:
 
 def needed_bytes(config: ModelConfig, context: int) -> int:
     """RAM that a synthetic model takes: weights, float32 copies of the float ones, a bfloat16 cache, the program."""
-    weights = sum(_spec_bytes(spec) for spec in expected_tensors(config).values())
+    weights = sum(_spec_bytes(name, spec) for name, spec in expected_tensors(config).items())
     return weights + 2 * config.cache_width * config.cache_layers * context + OVERHEAD_BYTES
 
 
-def _spec_bytes(spec: TensorSpec) -> int:
-    count = math.prod(spec.shape)
-    return count + 4 * spec.shape[0] if spec.storage == "int8" else 6 * count
+def _spec_bytes(name: str, spec: TensorSpec) -> int:
+    small_float = spec.storage == "float" and not name.endswith(UP_PROJECTIONS)
+    return bytes_of(name, spec) + (2 * math.prod(spec.shape) if small_float else 0)
 
 
 def check_memory(shape: Shape, context: int, available_bytes: int) -> None:
@@ -118,7 +119,7 @@ def _layers_that_fit(config: ModelConfig, context: int, available_bytes: int) ->
     layer_bytes = [2 * config.cache_width * context] * config.num_layers
     for name, spec in expected_tensors(config).items():
         if match := re.match(r"model\.layers\.(\d+)\.", name):
-            layer_bytes[int(match[1])] += _spec_bytes(spec)
+            layer_bytes[int(match[1])] += _spec_bytes(name, spec)
     fitting = 0
     for size in layer_bytes:
         room -= size

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from localr1 import __version__
 from localr1.cli import bench, chat, config, doctor, download, models, plan, rm, verify
 from localr1.cli.parse import Invocation, command
+from localr1.cli.start import share_one_heap
 from localr1.errors import ExitStatus, LocalR1Error
 from localr1.options import (
     BenchOptions,
@@ -40,6 +41,7 @@ _HELP = ("--help", "-h")
 
 def main(arguments: Sequence[str] | None = None, environment: Environment | None = None) -> NoReturn:
     """Runs one command line and leaves the process with its status. Usage errors are Typer's own, status 2."""
+    share_one_heap()
     invocation = Invocation(environment or Environment.current())
     try:
         status = _run(invocation, sys.argv[1:] if arguments is None else arguments)

@@ -49,6 +49,11 @@ class RopeConfig:
     scaling: YarnScaling | Llama3Scaling | None
 
 
+UP_PROJECTIONS = ".kv_b_proj.weight"
+"""How the name of latent attention's up-projections ends: the one large tensor of a layer that stays in float, in the
+16 bits that it has."""
+
+
 @dataclass(frozen=True)
 class MlaConfig:
     """Multi-head latent attention (DeepSeek-V2, section 2.1); `q_lora_rank` None means uncompressed queries."""

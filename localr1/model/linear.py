@@ -56,6 +56,10 @@ class Ops(Protocol):
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         ...
 
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x @ weight, or one product for each of the first axis, for a weight that may be kept in 16 bits."""
+        ...
+
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float
     ) -> Tensor:
@@ -130,7 +134,7 @@ class Weights(Protocol):
     def tensor(self, name: str) -> Tensor:
         """A small tensor (norm, router, bias), as float32 on the device; the whole name.
 
-        `kv_b_proj` may be of the type that the device multiplies in.
+        `UP_PROJECTIONS` may be of another float type, which `Ops.product` takes.
         """
         ...
 

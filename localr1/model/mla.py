@@ -114,10 +114,10 @@ class LatentAttention:
         return self._out_of_latent(out_1TC.view(-1, heads, rank))
 
     def _into_latent(self, q_nope_THN: Tensor) -> Tensor:
-        return product(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
+        return self.ops.product(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
 
     def _out_of_latent(self, latent_THC: Tensor) -> Tensor:
-        return product(latent_THC.transpose(0, 1), self.value_up_HVC.transpose(1, 2)).transpose(0, 1)
+        return self.ops.product(latent_THC.transpose(0, 1), self.value_up_HVC.transpose(1, 2)).transpose(0, 1)
 
     def _expanded(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""
@@ -129,16 +129,11 @@ class LatentAttention:
         parts: list[Tensor] = []
         for first in range(0, mla.num_heads, heads):
             block = slice(first, first + heads)
-            k_nope_HSN = product(latent_SC, self.key_up_HNC[block].transpose(1, 2))
-            v_HSV = product(latent_SC, self.value_up_HVC[block].transpose(1, 2))
+            k_nope_HSN = self.ops.product(latent_SC, self.key_up_HNC[block].transpose(1, 2))
+            v_HSV = self.ops.product(latent_SC, self.value_up_HVC[block].transpose(1, 2))
             k_HSk = torch.cat((k_nope_HSN, k_pe_SR.expand(len(k_nope_HSN), -1, -1)), dim=-1)
             parts.append(causal_attention(q_HTk[block], k_HSk, v_HSV, int(start), self.scale))
         return torch.cat(parts).transpose(0, 1)
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight in the weight's own type, as float32."""
-    return torch.matmul(x.to(weight.dtype), weight).float()
 
 
 def softmax_scale(config: ModelConfig, mla: MlaConfig) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from localr1.kernels import gpu
 from localr1.kernels.gpu import Kernels, plain
-from localr1.model.config import ModelConfig
+from localr1.model.config import UP_PROJECTIONS, ModelConfig
 from localr1.model.linear import (
     Embedding,
     ExpertBank,
@@ -34,6 +34,10 @@ class GpuOps:
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return self.kernels.rms_norm(x, weight_D, eps)
 
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """In the weight's own type."""
+        return torch.matmul(x.to(weight.dtype), weight).float()
+
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float
     ) -> Tensor:
@@ -54,8 +58,8 @@ class GpuWeights:
         self.ops = ops
 
     def tensor(self, name: str) -> Tensor:
-        """In float32; `kv_b_proj`, which every token reads as a whole, in the device's 16 bits."""
-        dtype = plain.product_dtype(self.ops.device) if name.endswith(".kv_b_proj.weight") else torch.float32
+        """In float32; what every token reads as a whole, in the device's 16 bits."""
+        dtype = plain.product_dtype(self.ops.device) if name.endswith(UP_PROJECTIONS) else torch.float32
         return self._store.tensor(name).to(self.ops.device, dtype)
 
     def linear(self, prefix: str) -> Linear:

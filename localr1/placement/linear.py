@@ -12,8 +12,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from localr1.kernels import cpu
-from localr1.model.config import ModelConfig
-from localr1.model.linear import Embedding, ExpertBank, FeedForward, Fused, FusedDraft, FusedHead, FusedStack, Linear
+from localr1.model.config import UP_PROJECTIONS, ModelConfig
+from localr1.model.linear import (
+    Embedding,
+    ExpertBank,
+    FeedForward,
+    Fused,
+    FusedDraft,
+    FusedHead,
+    FusedStack,
+    Linear,
+)
 from localr1.placement.ops import CpuOps
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.store import Store
@@ -31,7 +40,9 @@ class StoreWeights:
         self._fused = FusedLayers(store)
 
     def tensor(self, name: str) -> Tensor:
-        return self._store.tensor(name).to(torch.float32)
+        """In float32; what is large, as it lies."""
+        tensor = self._store.tensor(name)
+        return tensor if name.endswith(UP_PROJECTIONS) else tensor.to(torch.float32)
 
     def linear(self, prefix: str) -> Linear:
         rows = self._store.int8_rows(prefix)

@@ -2,7 +2,7 @@
 
 Owns the sums over a model's tensors. Knows no weights and imports no torch, so a model can be planned for before it is
 here. Invariant: `always_bytes + embedding_bytes + expert_bytes * expert_count` are the bytes of all tensors counted,
-int8 rows with their scales and float tensors as float32, which is what they become in memory.
+int8 rows with their scales and float tensors as float32, which is what they become in memory, but `UP_PROJECTIONS`.
 """
 
 import math
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from localr1.model.config import MlaConfig, ModelConfig
+from localr1.model.config import UP_PROJECTIONS, MlaConfig, ModelConfig
 
 KvType = Literal["bf16", "int8", "float32"]
 KV_TYPES: tuple[KvType, ...] = ("bf16", "int8", "float32")
 EXPERT = re.compile(r"\.mlp\.experts\.\d+\.")
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
-FLOAT_BYTES = 4
+FLOAT_BYTES, HALF_BYTES = 4, 2
 SCALE_BYTES = 4
 
 
@@ -123,9 +123,9 @@ def shape_of(config: ModelConfig, tensors: Mapping[str, Spec], mtp: bool) -> Mod
     """The shape of a model with these tensors (`registry.expected_tensors(config, mtp)`)."""
     parts = dict.fromkeys(("expert", "shared", "head", "mtp", "embedding", "always"), 0)
     for name, spec in tensors.items():
-        parts[_part_of(name, config)] += _bytes_of(spec)
+        parts[_part_of(name, config)] += bytes_of(name, spec)
         if _is_mtp(name, config) and not EXPERT.search(name):
-            parts["mtp"] += _bytes_of(spec)
+            parts["mtp"] += bytes_of(name, spec)
     moe = config.moe
     extra = range(config.num_layers, config.num_layers + config.num_mtp_layers) if mtp else range(0)
     expert_layers = (*moe.layers, *extra) if moe else ()
@@ -170,7 +170,7 @@ def _dense_layer_bytes(config: ModelConfig, tensors: Mapping[str, Spec]) -> int:
     sparse = config.moe.layers if config.moe else ()
     layer = next((layer for layer in range(config.num_layers) if layer not in sparse), None)
     prefix = f"model.layers.{layer}."
-    return sum(_bytes_of(spec) for name, spec in tensors.items() if name.startswith(prefix))
+    return sum(bytes_of(name, spec) for name, spec in tensors.items() if name.startswith(prefix))
 
 
 def _part_of(name: str, config: ModelConfig) -> str:
@@ -188,7 +188,8 @@ def _is_mtp(name: str, config: ModelConfig) -> bool:
     return layer is not None and int(layer[1]) >= config.num_layers
 
 
-def _bytes_of(spec: Spec) -> int:
+def bytes_of(name: str, spec: Spec) -> int:
+    """Of a tensor in memory."""
     if spec.storage == "int8":
         return math.prod(spec.shape) + SCALE_BYTES * spec.shape[0]
-    return FLOAT_BYTES * math.prod(spec.shape)
+    return (HALF_BYTES if name.endswith(UP_PROJECTIONS) else FLOAT_BYTES) * math.prod(spec.shape)

@@ -1,4 +1,7 @@
 import gc
+import platform
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -6,6 +9,16 @@ import pytest
 
 from localr1.cli.start import collected_once, load
 from localr1.options import EngineOptions
+
+HEAPS = """
+import ctypes, threading
+{first}
+thread = threading.Thread(target=lambda: bytes(100_000))
+thread.start()
+thread.join()
+ctypes.CDLL(None).malloc_stats()
+"""
+"""Has glibc tell of its heaps after another thread used memory."""
 
 
 class Node:
@@ -49,3 +62,15 @@ def test_loading_leaves_the_collector_as_it_was_also_when_it_is_stopped(session)
     operation.close()
     assert gc.callbacks == callbacks and gc.isenabled()
     assert session.calls[0][0] == "load"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_threads_share_one_heap():
+    def heaps(first: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", HEAPS.format(first=first)], check=True, capture_output=True, text=True
+        )
+        return done.stderr.count("Arena ")
+
+    assert heaps("") > 1, "the comparison can fail"
+    assert heaps("from localr1.cli.start import share_one_heap; share_one_heap()") == 1

@@ -24,8 +24,10 @@ def stored(model_type: str, folder: Path, **overrides: object) -> tuple[tiny.Tin
     return store_of(tiny.make(model_type, **overrides), folder)
 
 
-def store_of(model: tiny.Tiny, folder: Path, mtp: bool = False) -> tuple[tiny.Tiny, Store]:
-    checkpoint = Checkpoint(tiny.save(model, folder / "source"))
+def store_of(
+    model: tiny.Tiny, folder: Path, mtp: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[tiny.Tiny, Store]:
+    checkpoint = Checkpoint(tiny.save(model, folder / "source", dtype))
     expected = registry.expected_tensors(model.config, mtp)
     events = write_store(folder / "store", checkpoint, expected, block=None, origin=Origin("t", "0"), extras={})
     assert sum(isinstance(event, QuantizeProgress) for event in events) == len(expected)
@@ -64,6 +66,16 @@ def test_the_store_runs_as_its_dequantized_weights(
         assert tiny.difference(tiny.run_steps(ours, tokens, steps), wanted) < 2e-3
     shifted = tiny.run_steps(ours, tokens.roll(1), [14])
     assert tiny.difference(shifted, wanted) > 2e-2, "the comparison can fail"
+
+
+def test_what_is_large_in_float_is_not_copied(tmp_path: Path) -> None:
+    _, store = store_of(tiny.make("deepseek_v3"), tmp_path, dtype=torch.bfloat16)
+    name, weights = "model.layers.0.self_attn.kv_b_proj.weight", StoreWeights(store)
+    assert store.tensor(name).dtype == torch.bfloat16
+    assert weights.tensor(name).data_ptr() == store.tensor(name).data_ptr()
+    assert weights.tensor("model.layers.0.input_layernorm.weight").dtype == torch.float32
+    x, weight = torch.randn(3, store.tensor(name).shape[0]), weights.tensor(name)
+    assert torch.equal(weights.ops.product(x, weight), x @ weight.float())
 
 
 def test_float_weights_and_bank_are_the_reference(tmp_path: Path) -> None:
