@@ -24,11 +24,12 @@ from localr1.model.rope import Rotation, rotate
 LATENT_NORM_EPS = 1e-6
 """Of `q_a_layernorm` and `kv_a_layernorm`, whatever `rms_norm_eps` says: the reference builds them with its default."""
 
-EXPANDED_VALUES = 1 << 22
-"""Expanded keys and values held at once, in float32 values (16 MiB), or those of one head. 64 MiB were slower, too."""
+EXPANDED_VALUES = 1 << 21
+"""Expanded keys and values held at once, in float32 values (8 MiB), or those of one head. 16 MiB were not faster, and
+64 MiB slower."""
 
-ABSORBED_VALUES = 1 << 22
-"""Queries taken into the latent at once, in float32 values (16 MiB)."""
+ABSORBED_VALUES = 1 << 21
+"""Queries taken into the latent at once, in float32 values (8 MiB)."""
 
 
 class LatentAttention:
