@@ -7,7 +7,7 @@ answered stays in the history, also when a turn is stopped or its consumer leave
 import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +89,13 @@ class Conversation:
             self._form = read_structure(options.json_schema, options.grammar)
         self.options = options
         self.transcript.set_system(options.system)
+        self._wanted = sampling
         self._max_tokens = sampling.max_tokens
         self._sampler = Sampler(_settle(sampling, self.engine.recommended))
+
+    def sampling(self) -> SamplingOptions:
+        """The settings in force, with the model's recommendation where nothing else was wanted."""
+        return replace(self._wanted, **asdict(self._sampler.sampling))
 
     def stop(self) -> None:
         """End the running answer soon; safe in a signal handler."""

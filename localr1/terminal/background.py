@@ -153,6 +153,9 @@ class BackgroundConversation:
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
         self._background.call(lambda: self._conversation.configure(sampling, options))
 
+    def sampling(self) -> SamplingOptions:
+        return self._conversation.sampling()
+
     def _events(self, turn: Iterator[Event]) -> Iterator[Event]:
         """The turn's events; where it was left behind, an end that says what was seen of it."""
         prompt_tokens = pieces = thoughts = 0

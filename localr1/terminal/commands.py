@@ -22,6 +22,7 @@ _SETTABLE: Mapping[str, type] = {
     "think_budget": ConversationOptions,
     "context_policy": ConversationOptions,
 }
+_LEFT_OPEN = {"seed": "another every time", "max_tokens": "no limit", "think_budget": "no limit"}
 _THOUGHTS = ("show", "fold", "hide")
 _SHORTEST_MEANING = 40
 _OTHER_NAMES = {"": "help", "?": "help", "quit": "exit", "bye": "exit", "q": "exit"}
@@ -117,8 +118,7 @@ def _set(repl: Repl, text: str) -> None:
     name, _, value = text.partition(" ")
     if not name:
         for each, record in _SETTABLE.items():
-            current = getattr(_in_force(repl, record), each)
-            repl.environment.status(f"  {each:<14} {'the default' if current is None else current}")
+            repl.environment.status(f"  {each:<14} {_value_text(repl, record, each)}")
         return
     name = name.replace("-", "_").lower()
     if name not in _SETTABLE:
@@ -134,7 +134,16 @@ def _set(repl: Repl, text: str) -> None:
     else:
         settings.conversation = dataclasses.replace(settings.conversation, **{name: changed})
     repl.configure()
-    repl.say(f"{name} is {'the default' if changed is None else changed} from now on.")
+    repl.say(f"{name} from now on: {_value_text(repl, record, name)}")
+
+
+def _value_text(repl: Repl, record: type, name: str) -> str:
+    """`0.5`; `0.6, the model's own`; `no limit`."""
+    value = getattr(_in_force(repl, record), name)
+    if value is not None:
+        return str(value)
+    own = getattr(repl.talk.conversation.sampling(), name, None)
+    return _LEFT_OPEN[name] if own is None else f"{own:g}, the model's own"
 
 
 def _in_force(repl: Repl, record: type) -> SamplingOptions | ConversationOptions:

@@ -50,6 +50,9 @@ class Conversation(Protocol):
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
         """Has these settings from the next turn on."""
 
+    def sampling(self) -> SamplingOptions:
+        """How tokens are chosen: the settings, and what the model recommends where they are open."""
+
 
 class Talk:
     """A conversation and its record; `recorder` None keeps nothing."""

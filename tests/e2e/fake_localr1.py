@@ -15,6 +15,7 @@ from pathlib import Path
 import localr1
 from localr1.errors import ContextError, CorruptError
 from localr1.events import AnswerText, LoadProgress, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
+from localr1.options import SamplingOptions
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.terminal.hostile import HOSTILE
@@ -51,6 +52,9 @@ class Conversation:
 
     def configure(self, sampling, options) -> None:
         pass
+
+    def sampling(self):
+        return SamplingOptions(temperature=0.6, top_p=0.95, top_k=0, min_p=0.0)
 
     def go_on(self):
         yield AnswerText("and so on.")

@@ -27,7 +27,7 @@ TYPED = [
     ("/load", "/history WORDS searches"),
     ("/export talk.md", "Written: talk.md"),
     ("/system Be brief.", "The system prompt is changed."),
-    ("/set temperature 0.5", "temperature is 0.5 from now on."),
+    ("/set temperature 0.5", "temperature from now on: 0.5"),
     ("/think off", "Thinking is off"),
     ("/model", "This is echo."),
     ("/models", "More: localr1 models"),

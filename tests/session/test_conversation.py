@@ -191,6 +191,13 @@ def test_max_tokens_counts_thoughts_too(model: Scripted, tokenizer: Tokenizer) -
     assert isinstance(end, TurnEnd) and (end.reason, end.generated_tokens) == ("max_tokens", 5)
 
 
+def test_it_tells_its_settings_with_what_the_model_recommends(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer, max_tokens=7)
+    assert conversation.sampling() == SamplingOptions(temperature=0, top_p=0.95, top_k=0, min_p=0.0, max_tokens=7)
+    conversation.configure(SamplingOptions(temperature=0.3, seed=5), conversation.options)
+    assert conversation.sampling() == SamplingOptions(temperature=0.3, top_p=0.95, top_k=0, min_p=0.0, seed=5)
+
+
 def test_a_think_budget_closes_the_thought_at_the_end_of_a_sentence(model: Scripted, tokenizer: Tokenizer) -> None:
     conversation = converse(model, tokenizer, think_budget=4)
     thought = tokenizer.encode_rendered("First this is one long sentence. Then another follows.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from localr1.errors import LocalR1Error
 from localr1.events import AnswerText, Event, PrefillProgress, TurnEnd
+from localr1.options import SamplingOptions
 from localr1.terminal.environment import Environment
 
 
@@ -109,6 +110,9 @@ class FakeConversation:
 
     def configure(self, sampling, options) -> None:
         self.configured.append((sampling, options))
+
+    def sampling(self):
+        return SamplingOptions(temperature=0.6, top_p=0.95, top_k=0, min_p=0.0)
 
 
 def press_ctrl_c() -> None:

@@ -81,8 +81,12 @@ def test_set_changes_what_the_conversation_uses(repl):
     do(repl, "/think off")
     sampling, options = repl.talk.conversation.configured[-1]
     assert sampling == SamplingOptions(temperature=0.5, top_k=7) and options.think is False
+    assert "temperature from now on: 0.5" in err(repl.environment)
     do(repl, "/set temperature default")
     assert repl.talk.conversation.configured[-1][0].temperature is None
+    assert "temperature from now on: 0.6, the model's own" in err(repl.environment)
+    do(repl, "/set")
+    assert "top_k          7\n" in err(repl.environment) and "max_tokens     no limit\n" in err(repl.environment)
 
 
 @pytest.mark.parametrize(
