@@ -303,6 +303,7 @@ def placements(bench: Bench, budgets: Sequence[float], hotness: np.ndarray, dry:
         layers = sizes.expert_layers[: len(hot) // sizes.experts]
         yield "experts", budget, hot
         yield "layers", budget, tuple((layer, expert) for layer in layers for expert in range(sizes.experts))
+    reclaim()
     free = bench.device.type == "cpu" or sizes.weight_bytes + 2 * GIB < torch.cuda.mem_get_info()[0]
     if free:
         yield "all", 0.0, tuple(everything)
@@ -325,8 +326,7 @@ def offloaded(names: Sequence[str], budgets: Sequence[float]) -> list[offload.Of
         return []
     budget, found = min(budgets, key=lambda one: abs(one - 8)), []
     for name in names:
-        gc.collect()
-        torch.cuda.empty_cache()
+        reclaim()
         try:
             one = offload.measure(name, budget)
         except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
@@ -338,6 +338,28 @@ def offloaded(names: Sequence[str], budgets: Sequence[float]) -> list[offload.Of
             f"({one.layers} of {one.of_layers} layers, scaled)"
         )
     return found
+
+
+def reclaim() -> None:
+    """Give the last placement's memory back to the driver."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def write(
+    options: argparse.Namespace,
+    rows: Sequence[Row],
+    baselines: Sequence[offload.Offloaded],
+    goals: Sequence[gpu_goals.Goal],
+) -> None:
+    """All that was measured so far, in case what follows is cut off."""
+    if not options.json:
+        return
+    device = "cpu (dry)" if options.dry else torch.cuda.get_device_name()
+    record = {"device": device, "skew": options.skew, "machine": machine(), "rows": [asdict(row) for row in rows]}
+    record["offloaded"] = [asdict(one) for one in baselines]
+    record["goals"] = [{**asdict(goal), "met": goal.met} for goal in goals]
+    options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> int:
@@ -363,19 +385,15 @@ def main() -> int:
         )
         hotness = learn(bench)
         for placement, budget, resident in placements(bench, budgets, hotness, options.dry):
-            gc.collect()  # the last placement's memory
+            reclaim()
             rows.append(measure(bench, wanted, placement, budget, resident, hotness))
             print(show(rows[-1]), flush=True)
+            write(options, rows, [], [])
     baselines = [] if options.dry else offloaded(options.shapes.split(","), budgets)
     goals = [] if options.dry else gpu_goals.goals(rows, baselines)
     for goal in goals:
         print(f"  {goal}")
-    if options.json:
-        device = "cpu (dry)" if options.dry else torch.cuda.get_device_name()
-        record = {"device": device, "skew": options.skew, "machine": machine(), "rows": [asdict(row) for row in rows]}
-        record["offloaded"] = [asdict(one) for one in baselines]
-        record["goals"] = [{**asdict(goal), "met": goal.met} for goal in goals]
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    write(options, rows, baselines, goals)
     wrong = [row for row in rows if not row.difference < MOST_DIFFERENT]
     for row in wrong:
         print(f"{row.shape} {row.placement} {row.budget_gib:g}: logits differ by {row.difference:.2g} of the largest")

@@ -116,6 +116,7 @@ def _talk(
         talk.close()
         return _status(end, options)
     host = _host(environment, background, loaded, engine, folder)
+    del loaded, conversation  # the talk has them, until it goes on with another model
     if not terminal.save:
         host.history_file = None
     Repl(environment, talk, settings, host).run()
@@ -157,9 +158,12 @@ def _host(
     from localr1.hub.catalog import CATALOG, resolve
     from localr1.terminal.repl import Host
 
+    in_use = [loaded]
+
     def open_model(name: str, settings: "Settings") -> "tuple[str, Conversation]":
         resolve(name)
-        other = follow(environment, background.run(load(name, engine)))
+        other = follow(environment, background.run(load(name, engine, in_use[0])))
+        in_use[0] = other
         return other.name, _converse(background, other, settings)
 
     def models() -> list[str]:

@@ -35,13 +35,15 @@ def share_one_heap() -> None:
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def load(model: str | None, options: EngineOptions, *, foretell: bool = False) -> "Progress[Engine]":
+def load(
+    model: str | None, options: EngineOptions, instead_of: "Engine | None" = None, *, foretell: bool = False
+) -> "Progress[Engine]":
     """`session.load`, announced before it is imported; with `foretell`, a line of what to expect of the model."""
     yield STARTING
     session = _session()
     with collected_once():
         # Not a variable here: imports leave errors behind that keep this function's variables, and those are frozen.
-        return (yield from _foretold(session.load(model, options), options if foretell else None))
+        return (yield from _foretold(session.load(model, options, instead_of), options if foretell else None))
 
 
 def _foretold(loading: "Progress[Engine]", options: EngineOptions | None) -> "Progress[Engine]":

@@ -116,12 +116,16 @@ class RowCache:
 
     def snapshot(self, length: int) -> Tensor:
         """The first tokens' rows [layers, length, numbers] as they are stored, in RAM; a view where they lie there."""
-        return self._rows_LSW[:, :length].cpu()
+        if self._rows_LSW.device.type == "cpu":
+            return self._rows_LSW[:, :length]
+        # Layer by layer: a layer's rows lie in one piece, and the whole would be copied on the device first.
+        return torch.stack([rows_SW[:length].cpu() for rows_SW in self._rows_LSW])
 
     def restore(self, tokens: Sequence[int], rows_LSW: Tensor) -> None:
         """Hold these tokens alone, with the rows that `snapshot` of such a cache gave."""
         self._tokens.clear()
-        self._rows_LSW[:, : len(tokens)].copy_(rows_LSW)
+        for mine_SW, given_SW in zip(self._rows_LSW, rows_LSW, strict=True):
+            mine_SW[: len(tokens)].copy_(given_SW)
         self._tokens.extend(tokens)
 
     def keep_prefix(self, tokens: Sequence[int]) -> int:

@@ -5,7 +5,8 @@ main cache commits, and answers with guesses; a wrong guess costs time and never
 `decode.speculate`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -67,6 +68,14 @@ class Drafter(Protocol):
         ...
 
 
+Guesses = tuple[list[int], Tensor]
+Guard = Callable[[Callable[[], Guesses]], Guesses]
+
+
+def call(run: Callable[[], Guesses]) -> Guesses:
+    return run()
+
+
 class MtpDrafter:
     """Guesses with the model's MTP layer, whose cache row i pairs the hidden state of token i with token i + 1.
 
@@ -76,9 +85,11 @@ class MtpDrafter:
 
     needs_hidden = True
 
-    def __init__(self, mtp: MtpLayer, cache: RowCache) -> None:
+    def __init__(self, mtp: MtpLayer, cache: RowCache, guard: Guard = call) -> None:
+        """`guard` runs the layer, perhaps more than once."""
         self._mtp = mtp
         self._cache = cache
+        self._guard = guard
         self._hidden: list[Tensor] = []  # [n, D] each, together of tokens cache.length, cache.length + 1, ...
         self._waiting = 0  # rows in them
         self._next: list[int] = []  # the token after each of those; the last one's may be still unknown
@@ -118,7 +129,8 @@ class MtpDrafter:
         length = self._cache.length
         while len(guesses) < count:
             self._cache.commit(guesses[self._cache.length - length : -1])
-            more, carried_1D = self._mtp.guesses(guesses[-1:], carried_1D, self._cache, count - len(guesses))
+            run = partial(self._mtp.guesses, guesses[-1:], carried_1D, self._cache, count - len(guesses))
+            more, carried_1D = self._guard(run)
             guesses += more
         self._cache.truncate(length)
         return guesses
@@ -140,7 +152,7 @@ class MtpDrafter:
         pairs = len(self._next)
         hidden_TD = self._hidden[0] if len(self._hidden) == 1 else torch.cat(self._hidden)
         known_TD = hidden_TD if pairs == self._waiting else hidden_TD[:pairs]
-        result = self._mtp.guesses(self._next, known_TD, self._cache, count)
+        result = self._guard(partial(self._mtp.guesses, self._next, known_TD, self._cache, count))
         self._cache.commit(self._next)
         self._next.clear()
         self._waiting -= pairs

@@ -103,8 +103,11 @@ class Streamer:
             if self._compute is not None and ready is not None:
                 self._compute.wait_event(ready)
             sum_TD = torch.zeros_like(hidden_TD)
-            for turn, expert in enumerate(experts.tolist()):
-                token, k = (torch.from_numpy(one).to(self._device) for one in (expert_TK == expert).nonzero())
+            chosen = [(expert_TK == expert).nonzero() for expert in experts]
+            counts = [len(token) for token, _ in chosen]
+            place_2N = torch.from_numpy(np.concatenate(chosen, axis=1)).to(self._device)  # at once: each copy waits
+            places = torch.tensor_split(place_2N, np.cumsum(counts)[:-1].tolist(), dim=1)
+            for turn, (expert, (token, k)) in enumerate(zip(experts.tolist(), places, strict=True)):
                 stage = self._stages[turn % BUFFERS]
                 rows = stage.bring(self._cold.rows((layer, expert)))
                 part = plain.feed_forward(hidden_TD[token], rows.weight, rows.scb)

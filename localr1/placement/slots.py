@@ -130,10 +130,10 @@ class ExpertSlots:
         Raises what a copy raised.
         """
         ended = [one for one in self._arrivals if wait or one.copied.done()]
+        self._arrivals = [one for one in self._arrivals if one not in ended]  # a copy that failed is told of once
         for arrival in ended:
             arrival.copied.result()
             self._place(arrival.expert, arrival.row)
-        self._arrivals = [one for one in self._arrivals if one not in ended]
 
     def shrink(self, count: int) -> None:
         """Give memory back: keep the experts of the first rows that are left. ValueError when nothing would change."""
@@ -142,6 +142,8 @@ class ExpertSlots:
         self.finish(wait=True)
         kept = self.resident[:count]
         self.slab = self.scb = torch.empty(0, device=self.device)  # or both slabs would be there at once
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # or the new one would be cut from the old one's memory, and none given back
         self.row_of.fill(-1)
         self._fill(count, kept)
 
@@ -155,7 +157,7 @@ class ExpertSlots:
         at = self._layer_row[expert[0]], expert[1]
         before = int(self.row_of[at])
         self.row_of[at] = row
-        self.table[at] = row
+        self.table[at].fill_(row)  # an assignment would copy from the host, and wait
         return before
 
 

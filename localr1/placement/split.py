@@ -2,8 +2,8 @@
 
 Owns the hand-over of a layer. A step of few rows copies its rows and choices to page-locked RAM; while the device works
 on its own experts and the shared ones, which were launched by then, the host computes one weighted sum of the others,
-and one copy brings it back. The host waits for the device there and nowhere else, and not at all in a layer whose
-experts are all resident. Between forwards it tells the policy what was chosen and carries out its moves.
+and one copy brings it back. The host waits for the device there and nowhere else, and not at all where all
+experts of the model are resident. Between forwards it tells the policy what was chosen and carries out its moves.
 
 Invariant: the lanes' experts are disjoint and together are the chosen ones, since both ask what `slots` says, which
 changes between forwards only. So results do not depend on residency beyond the kernels' rounding.

@@ -11,7 +11,7 @@ from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.decode.depth import DEEPEST, AutoDepth, FixedDepth
-from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter
+from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter, call
 from localr1.decode.sampling import Sampling
 from localr1.decode.speculate import Foretell, Speculation
 from localr1.errors import NotFoundError, UnsupportedError
@@ -31,7 +31,7 @@ from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank, FloatBank
 from localr1.placement.hints import Foretold
 from localr1.placement.linear import FloatWeights, StoreWeights
-from localr1.session.gpu import GpuModel, Placed, place_on_gpu
+from localr1.session.gpu import GpuModel, Placed, built_with_room, place_on_gpu
 from localr1.session.outlook import DEFAULT_CONTEXT_TOKENS
 from localr1.session.routing import Routing, open_routing
 from localr1.weights.checkpoint import Checkpoint, read_json
@@ -83,7 +83,8 @@ class Engine:
         if self.options.speculate == "off":
             return Speculation(foretell=self._foretell)
         if self.mtp is not None and self.options.speculate in ("auto", "mtp"):
-            drafter = MtpDrafter(self.mtp, self._cache(1, self.config.num_layers))
+            guard = self.model.with_room if isinstance(self.model, GpuModel) else call
+            drafter = MtpDrafter(self.mtp, self._cache(1, self.config.num_layers), guard)
         else:
             drafter = LookupDrafter()
         fixed = self.options.draft_tokens
@@ -123,10 +124,15 @@ def latent_width(config: ModelConfig) -> int:
     return config.attention.kv_lora_rank
 
 
-def load(model: str | None, options: EngineOptions) -> Progress[Engine]:
-    """Open a model that was downloaded (None: the one used last, else the built-in one)."""
+def load(model: str | None, options: EngineOptions, instead_of: Engine | None = None) -> Progress[Engine]:
+    """Open a model that was downloaded (None: the one used last, else the built-in one).
+
+    The engine in whose place it comes makes way on the GPU, and stays usable if this fails.
+    """
     torch.set_num_threads(set_threads(options.threads))
     store = _find_store(model)
+    if instead_of is not None and isinstance(instead_of.model, GpuModel):
+        instead_of.model.make_way()
     if model is None and store.name == BUILT_IN:
         yield Notice("nano is the small model built into localr1; a real one: localr1 download r1-distill-qwen-7b")
     yield LoadProgress(f"opening {store.name}")
@@ -236,11 +242,17 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         latent_width(config)
         if parts.placed is not None:
             raise UnsupportedError("--kv int8 works on the CPU alone", "use --kv bf16, or --vram 0")
-    decoder = registry.build(config, parts.weights, parts.bank)
-    model = decoder
-    if parts.placed is not None:
+
+    def build() -> tuple[Model, MtpLayer | None]:
+        decoder = registry.build(config, parts.weights, parts.bank)
+        return decoder, registry.build_mtp(config, parts.weights, parts.bank, decoder) if parts.mtp else None
+
+    if parts.placed is None:
+        model, mtp = build()
+    else:
+        (decoder, mtp), left = built_with_room(parts.placed.bank, build)
         assert isinstance(decoder, Decoder)
-        model = GpuModel(decoder, parts.placed)
+        model = GpuModel(decoder, parts.placed, left=left)
     return Engine(
         name=name,
         folder=folder,
@@ -251,7 +263,7 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         recommended=_recommended(name, folder),
         context_limit=context_limit,
         options=options,
-        mtp=registry.build_mtp(config, parts.weights, parts.bank, decoder) if parts.mtp else None,
+        mtp=mtp,
         weight_bytes=parts.weight_bytes,
         parameters=parts.parameters,
         routing=parts.routing,

@@ -4,6 +4,7 @@ Owns the joining. Invariant: no failure of the GPU reaches the user as anything 
 experts leave first, and a forward is tried again: it commits nothing before it is whole.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ from torch import Tensor
 from localr1.decode.cache import RowCache
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
+from localr1.kernels.gpu.plain import PlainKernels
 from localr1.model import registry
-from localr1.model.config import ModelConfig
+from localr1.model.config import MlaConfig, ModelConfig
 from localr1.model.decoder import Decoder
 from localr1.model.linear import Cache
 from localr1.options import EngineOptions
@@ -43,6 +45,9 @@ MOVED_BYTES_A_STEP = 32 << 20
 SHRINK = 0.75
 LEAST_SLOTS = 1
 WARM_UP_ROWS = (1, 2, 4, 16)
+TRITON_ERROR = "Triton Error"
+"""How Triton names what the driver refuses."""
+
 T = TypeVar("T")
 
 
@@ -73,6 +78,7 @@ def plan_for(
 
     Raises DoesNotFitError.
     """
+    torch.cuda.empty_cache()  # what an engine before this one held
     hardware = glance_at_computer(options)
     shape = shape_of(config, registry.expected_tensors(config, mtp), mtp)
     budget = budget_of(replace(options, context=context), hardware.facts, shape, what_if=True)
@@ -106,7 +112,7 @@ def place_on_gpu(
     if history is not None and history.tokens >= TRUSTED_TOKENS:
         hotness = history.hotness(registry.expert_layers(config, mtp))
     try:
-        plan = plan_for(config, mtp, context, options, hotness)
+        plan = safely(lambda: plan_for(config, mtp, context, options, hotness))
     except DoesNotFitError as error:
         return None, (f"this runs on the CPU and may fail: {error.message}; {error.hint}",)
     if plan.device == "cpu":
@@ -134,9 +140,8 @@ def place(
     needs find room.
     """
     ops = GpuOps(device)
-    notes: tuple[str, ...] = ()
-    if device.type == "cuda" and not kernels.has_triton():
-        notes = ("Triton is missing, so the GPU runs plain torch operations, far slower: pip install triton",)
+    why_plain = ops.kernels.why_plain if isinstance(ops.kernels, PlainKernels) else ""
+    notes = (f"the GPU runs plain torch operations, far slower: {why_plain}",) if why_plain else ()
     weights = GpuWeights(store, ops)
     if config.moe is None:
         return Placed(weights, None, device, notes)
@@ -179,14 +184,18 @@ def smaller(count: int) -> int:
 class GpuModel:
     """A `Model` on a device: `forward` and `logits` of a decoder, made safe and replayed where that is possible."""
 
-    def __init__(self, decoder: Decoder, placed: Placed, record: Callable[[], Recording] | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, placed: Placed, record: Callable[[], Recording] | None = None, left: str = ""
+    ) -> None:
+        """`left` is what the user should know of experts that made room already."""
         self.decoder = decoder
         self.bank = placed.bank
         self.device = placed.device
-        self._left = ""
+        self._left = left
         self._replayer = None
-        if record is None and placed.device.type == "cuda":
-            record = Tape
+        latent = isinstance(decoder.config.attention, MlaConfig)
+        if record is None and placed.device.type == "cuda" and placed.weights.ops.kernels.replayable(latent):
+            record = partial(Tape, torch.cuda.Stream(placed.device, priority=-1))  # type: ignore[no-untyped-call]
         if record is not None:
             self._replayer = Replayer(decoder, placed.device, placed.bank, record)
 
@@ -216,9 +225,10 @@ class GpuModel:
         return hidden_TD, self.logits(hidden_TD)
 
     def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
-        hidden_TD, logits_TV = self.step(token_T, cache)
-        logit_T, best_T = logits_TV.max(dim=-1)
-        return hidden_TD, best_T, logit_T
+        """The logits stay on the device."""
+        hidden_TD = self.forward(token_T, cache)
+        best_T, logit_T = self.with_room(lambda: first_highest(self.decoder.head.product(hidden_TD)))
+        return hidden_TD, best_T.cpu(), logit_T.cpu()
 
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):
@@ -236,6 +246,8 @@ class GpuModel:
             cache = RowCache(config.cache_layers, config.cache_width, count, torch.bfloat16, 0, self.device)
             token_T = torch.zeros(count, dtype=torch.int64)
             self.with_room(partial(self._whole, token_T, cache))
+            if self._replayer is not None and count <= FEW:
+                self.with_room(partial(self._replayer.run_held, token_T, cache))
 
     def _whole(self, token_T: Tensor, cache: Cache) -> Tensor:
         return self.decoder.logits(self.decoder.forward(token_T, cache))
@@ -247,15 +259,47 @@ class GpuModel:
                 return _translated(run)
             self._make_room()  # here, not in a handler, which would hold the failed step's tensors
 
-    def _make_room(self) -> None:
-        count = smaller(self.bank.slots.count if self.bank is not None else 0)
-        assert self.bank is not None
+    def make_way(self) -> None:
+        """Give back the memory that the model can do without, slower as it is then, for another in its place."""
         if self._replayer is not None:
             self._replayer.forget()
-        self.bank.shrink(count)
-        self._left = f"GPU memory ran short: {count:,} of {self.bank.slots.cold.total:,} experts stay in it"
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.bank is not None and self.bank.slots.count > LEAST_SLOTS:
+            self.bank.shrink(LEAST_SLOTS)
+
+    def _make_room(self) -> None:
+        if self._replayer is not None:
+            self._replayer.forget()
+        self._left = make_room(self.bank)
+
+
+def first_highest(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """The first highest number of each row, and its value; which of several a GPU's own `max` gives is left open."""
+    logit_T, last = logits_TV.amax(dim=-1), logits_TV.shape[-1] - 1
+    index_V = torch.arange(last + 1, device=logits_TV.device)
+    return torch.where(logits_TV == logit_T[:, None], index_V, last).amin(dim=-1), logit_T
+
+
+def built_with_room(bank: SplitBank | None, build: Callable[[], T]) -> tuple[T, str]:
+    """What `build` makes on the device, and what the user should know; while memory is short, experts leave for it.
+
+    Raises LocalR1Error.
+    """
+    left = ""
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            return _translated(build), left
+        left = make_room(bank)
+
+
+def make_room(bank: SplitBank | None) -> str:
+    """Have experts leave the GPU; what the user should know of it. Raises OutOfMemoryError if there are none left."""
+    count = smaller(bank.slots.count if bank is not None else 0)
+    assert bank is not None
+    gc.collect()  # an error on the way here may have left a cycle that holds the failed step's tensors
+    bank.shrink(count)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return f"GPU memory ran short: {count:,} of {bank.slots.cold.total:,} experts stay in it"
 
 
 def safely(run: Callable[[], T]) -> T:
@@ -268,12 +312,14 @@ def safely(run: Callable[[], T]) -> T:
 
 
 def _translated(run: Callable[[], T]) -> T:
-    """Run; a failing device is a LocalR1Error, memory that runs out remains torch's OutOfMemoryError."""
+    """Run; a failing device is a LocalR1Error, memory that runs out is torch's OutOfMemoryError, whoever says it."""
     try:
         return run()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if TRITON_ERROR in str(error) and "out of memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
         if (told := device_error(error)) is None:
             raise
         raise told from error
@@ -282,7 +328,7 @@ def _translated(run: Callable[[], T]) -> T:
 def device_error(error: RuntimeError) -> LocalR1Error | None:
     """What to tell the user where the driver or the device failed; None where it was something else."""
     kind = getattr(torch, "AcceleratorError", None)
-    names = ("CUDA error", "CUDA driver", "CUBLAS_STATUS")
+    names = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", TRITON_ERROR)
     if not (kind is not None and isinstance(error, kind)) and not any(name in str(error) for name in names):
         return None
     return LocalR1Error(

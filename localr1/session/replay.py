@@ -15,6 +15,7 @@ from torch import Tensor
 
 from localr1.decode.cache import RowCache, Stopped
 from localr1.model.decoder import Decoder
+from localr1.placement.slots import LEAST_ROWS
 from localr1.placement.split import SplitBank, call
 
 EAGER_STEPS = 2
@@ -119,7 +120,10 @@ class Replayer:
             step = self._recorded(token_T, cache)
             difference = float((step.replay(token_T, cache.length) - wanted_TD).abs().max() / wanted_TD.abs().max())
         except torch.OutOfMemoryError:
-            raise
+            if self._bank is not None and self._bank.slots.count > LEAST_ROWS:
+                raise  # experts can make room
+            self.given_up = "there is no memory for a recorded step"
+            return
         except RuntimeError as error:
             self.given_up = f"a step could not be recorded: {error}"
             return
@@ -128,10 +132,16 @@ class Replayer:
         else:
             self.given_up = f"a recorded step differed from the eager one by {difference:.2g} of its largest value"
 
-    def _recorded(self, token_T: Tensor, cache: RowCache) -> Step:
-        held, tokens_T, recording = HeldCache(cache, self._device), token_T.to(self._device).clone(), self._record()
+    def run_held(self, token_T: Tensor, cache: RowCache) -> tuple[Tensor, HeldCache]:
+        """Run a step as it will be recorded; its inputs on the device. Nothing is committed."""
+        tokens_T, held = token_T.to(self._device).clone(), HeldCache(cache, self._device)
         held.length.fill_(cache.length)
-        self._decoder.forward(tokens_T, held)  # compiles and loads what no eager step has used: a recording must not
+        self._decoder.forward(tokens_T, held)
+        return tokens_T, held
+
+    def _recorded(self, token_T: Tensor, cache: RowCache) -> Step:
+        tokens_T, held = self.run_held(token_T, cache)  # compiles and loads what no eager step has used
+        recording = self._record()
         if self._bank is not None:
             self._bank.cut = recording.cut
         try:

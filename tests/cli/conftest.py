@@ -39,7 +39,7 @@ class FakeSession(types.ModuleType):
         yield Notice(f"{options.model} is already here")
         return self.store
 
-    def load(self, model, engine):
+    def load(self, model, engine, instead_of=None):
         self.calls.append(("load", model, engine))
         yield LoadProgress("opening")
         if self.error:

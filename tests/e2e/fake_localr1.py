@@ -113,7 +113,7 @@ class Conversation:
             yield AnswerText(f"You said {text!r}, turn {self.turns}.")
 
 
-def load(model, engine):
+def load(model, engine, instead_of=None):
     yield LoadProgress("opening a model")
     time.sleep(float(os.environ.get("LOCALR1_FAKE_SLOW", 0)))
     return types.SimpleNamespace(name="echo", routing=None, converse=lambda sampling, options: Conversation())

@@ -31,6 +31,38 @@ def test_torch_operations_equal_the_reference() -> None:
     assert cases.rms_norm(kernels, "cpu") < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("Failed to find C compiler. Please specify via CC"), "Failed to find C compiler"),
+        (subprocess.CalledProcessError(1, ["gcc", "main.c"]), "gcc"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_where_triton_cannot_compile_torch_operations_say_why(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(device: torch.device) -> None:
+        raise error
+
+    monkeypatch.setattr(gpu, "_tried", tried)
+    monkeypatch.setattr(gpu, "has_triton", lambda: True)
+    kernels = gpu.choose(torch.device("cuda"))
+    assert isinstance(kernels, plain.PlainKernels) and why in kernels.why_plain
+    monkeypatch.setattr(gpu, "has_triton", lambda: False)
+    assert "pip install triton" in gpu.choose(torch.device("cuda")).why_plain  # type: ignore[attr-defined]
+
+
+def test_memory_that_runs_out_is_no_reason_against_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(device: torch.device) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(gpu, "_tried", tried)
+    monkeypatch.setattr(gpu, "has_triton", lambda: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu.choose(torch.device("cuda"))
+
+
 def test_wide_matrices_are_widened_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "STEP_WEIGHTS", 300)
     assert cases.linear(plain.PlainKernels(), "cpu", 9, 100, 17) < 1e-5

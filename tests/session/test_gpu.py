@@ -159,6 +159,54 @@ def test_memory_that_runs_out_without_experts_is_told(config, store) -> None:
     assert "--context" in caught.value.hint
 
 
+class Full(Again):
+    """A recording that there is no memory for."""
+
+    def record(self, run: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+
+def test_a_recording_without_room_makes_experts_leave_or_is_given_up(config, store, wanted) -> None:
+    model = on_device(config, store, 4, Full)
+    for _ in range(4):
+        assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert model.bank is not None and model.bank.slots.count == 1
+    assert "no memory for a recorded step" in model.notice
+
+
+def test_memory_that_runs_out_while_the_parts_are_placed_makes_experts_leave(config, store) -> None:
+    placed = gpu.place(config, store, False, CPU, all_experts(config)[:8])
+    errors = iter([torch.OutOfMemoryError("full")])
+
+    def build() -> str:
+        for error in errors:
+            raise error
+        return "built"
+
+    built, left = gpu.built_with_room(placed.bank, build)
+    assert placed.bank is not None
+    assert built == "built" and placed.bank.slots.count == 6 and "6 of 16 experts stay" in left
+    assert gpu.built_with_room(placed.bank, build) == ("built", "")
+    errors = iter([torch.OutOfMemoryError("full")])
+    with pytest.raises(OutOfMemoryError, match="full"):
+        gpu.built_with_room(None, build)
+
+
+def test_an_engine_makes_way_and_stays_usable(config, store, wanted) -> None:
+    model = on_device(config, store, 8)
+    run(model, config)
+    model.make_way()
+    assert model.bank is not None and model.bank.slots.count == 1 and not model.replays
+    assert tiny.difference(run(model, config), wanted) < 2e-3
+
+
+def test_the_likeliest_token_is_the_first_of_the_highest() -> None:
+    best_T, logit_T = gpu.first_highest(torch.tensor([[0.0, 2.0, 2.0], [-1.0, -3.0, -1.0], [0.0, 1.0, 5.0]]))
+    assert best_T.tolist() == [1, 0, 2] and logit_T.tolist() == [2.0, -1.0, 5.0]
+    broken_T, _ = gpu.first_highest(torch.tensor([[0.0, float("nan"), 1.0]]))
+    assert 0 <= int(broken_T) < 3
+
+
 def test_too_many_slots_at_load_become_fewer(config, store, monkeypatch) -> None:
     empty = torch.empty
 
@@ -178,6 +226,16 @@ def test_a_failed_device_is_a_localr1_error(config, store) -> None:
     with pytest.raises(LocalR1Error, match=r"illegal memory access was encountered$") as caught:
         run(model, config)
     assert "--vram 0" in caught.value.hint
+
+
+def test_memory_that_triton_lacks_makes_experts_leave_too(config, store, wanted) -> None:
+    model = on_device(config, store, 8)
+    failing(model, [RuntimeError("Triton Error [CUDA]: out of memory")])
+    assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert model.bank is not None and model.bank.slots.count == 6
+    failing(model, [RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")])
+    with pytest.raises(LocalR1Error, match="the GPU failed"):
+        run(model, config)
 
 
 def test_other_errors_are_not_called_the_gpus(config, store) -> None:

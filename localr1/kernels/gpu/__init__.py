@@ -2,7 +2,8 @@
 
 Owns the contract that both sets keep: `fused` (Triton) and `plain` (torch operations). They know torch tensors alone,
 all on one device, and return new float32 tensors; weights are int8 rows with one float32 scale a row, straight from the
-store. Nothing waits for the device. Triton is imported by `choose` only, never with this package.
+store. Nothing waits for the device. Triton is imported by `choose` only, never with this package, and tried out: being
+installed is not enough, since it needs a C compiler and Python's headers on the computer that it runs on.
 
 Shape suffixes: T new tokens, S cached and new tokens, D inputs, O outputs, E experts of a layer, X slots of the slab, K
 experts of a token, F feed-forward, H heads, C latent, R rotary, G key-value heads, d head size, W width of a cache row.
@@ -21,6 +22,10 @@ OLDEST = (7, 5)
 
 class Kernels(Protocol):
     """One set of kernels. `start` is the number of committed tokens, or an int64 [1] that holds it on the device."""
+
+    def replayable(self, latent: bool) -> bool:
+        """Whether a step whose `start` lies on the device reads no more of the cache than the tokens see."""
+        ...
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
@@ -59,19 +64,41 @@ def has_triton() -> bool:
 
 
 def choose(device: torch.device) -> Kernels:
-    """Triton's kernels where they run, else torch operations.
+    """Triton's kernels where they run, else torch operations, which say why.
 
-    They run on a CUDA device of compute capability 7.5 or more, and under TRITON_INTERPRET=1 on the CPU.
+    They run on a CUDA device of compute capability 7.5 or more, and under TRITON_INTERPRET=1 on the CPU. Raises torch's
+    OutOfMemoryError.
     """
     from localr1.kernels.gpu import plain
 
-    if device.type == "cuda" and has_triton() and torch.cuda.get_device_capability(device) >= OLDEST:
-        from localr1.kernels.gpu import fused
-
-        modern = torch.cuda.get_device_capability(device) >= (8, 0)
-        return fused.FusedKernels(torch.bfloat16 if modern else torch.float16, tensor_cores=modern)
+    if device.type == "cuda" and not has_triton():
+        return plain.PlainKernels("Triton is missing (pip install triton)")
+    if device.type == "cuda":
+        try:
+            return _tried(device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Triton, the compilers that it calls and their launchers raise errors of many kinds
+            lines = str(error).splitlines() or [type(error).__name__]
+            why = "Triton cannot compile a kernel here, often for want of a C compiler"
+            return plain.PlainKernels(f"{why}: {lines[0]}")
     if os.environ.get("TRITON_INTERPRET") == "1":
         from localr1.kernels.gpu import fused
 
         return fused.FusedKernels(torch.float16, splits=4)  # numpy, which interprets, has no bfloat16
     return plain.PlainKernels()
+
+
+def _tried(device: torch.device) -> Kernels:
+    """Triton's kernels, of which one ran. Raises whatever Triton does."""
+    from localr1.kernels.gpu import fused
+
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        raise RuntimeError(f"compute capability {capability[0]}.{capability[1]} is too old")
+    modern = capability >= (8, 0)
+    kernels = fused.FusedKernels(torch.bfloat16 if modern else torch.float16, tensor_cores=modern)
+    ones = torch.ones(1, 32, device=device)
+    kernels.rms_norm(ones, ones[0], 0.0)
+    torch.cuda.synchronize(device)
+    return kernels

@@ -22,7 +22,7 @@ def span(start_at, start, token, BS: tl.constexpr, ON_DEVICE: tl.constexpr):  # 
     return first, tl.minimum(first + rows, seen)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def mla(  # type: ignore[no-untyped-def]
     q_THC,
     q_THR,
@@ -79,7 +79,7 @@ def mla(  # type: ignore[no-untyped-def]
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def gqa(  # type: ignore[no-untyped-def]
     q_THd,
     cache_SW,

@@ -29,6 +29,9 @@ class FusedKernels:
         self.splits = splits
         self._plain = plain.PlainKernels()
 
+    def replayable(self, latent: bool) -> bool:
+        return self.tensor_cores or not latent
+
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         D = weight_D.shape[0]
         if x.dim() != 2 or x.stride(1) != 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 BM = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def gate_up(  # type: ignore[no-untyped-def]
     x_TD, slab_XM, scb_XS, slot_B, pair_N, middle_PF, P, K, D, F, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):
@@ -41,7 +41,7 @@ def gate_up(  # type: ignore[no-untyped-def]
         tl.store(at, middle.to(x_TD.dtype.element_ty), mask=(pair[:, None] < P) & (f[None, :] < F))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def down(  # type: ignore[no-untyped-def]
     middle_PF,
     slab_XM,

@@ -14,7 +14,13 @@ STEP_WEIGHTS = 1 << 25
 
 
 class PlainKernels:
-    """`Kernels` in torch operations."""
+    """`Kernels` in torch operations; `why_plain` says why they are not Triton's, where somebody should know."""
+
+    def __init__(self, why_plain: str = "") -> None:
+        self.why_plain = why_plain
+
+    def replayable(self, latent: bool) -> bool:
+        return False
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return torch.rms_norm(x, weight_D.shape, weight_D, eps)
