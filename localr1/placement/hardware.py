@@ -64,6 +64,8 @@ class Facts:
     """GPUs that the driver shows, whether or not torch can use them."""
     triton: str | None
     gpu: GpuFacts | None
+    triton_lacks: str = ""
+    """What Triton needs on this computer and does not find; it compiles a little C for every kernel."""
     program: str = ""
     """The version of this program and of its kernels."""
 
@@ -304,6 +306,9 @@ def _gpu_findings(facts: Facts) -> Iterator[Finding]:
         package = "triton-windows" if facts.system == "Windows" else "triton"
         what = "Triton is missing, so the GPU runs plain torch operations, far slower"
         yield Finding("wrong", what, f"pip install {package}")
+    elif facts.triton_lacks:
+        what = f"Triton needs {facts.triton_lacks}, so the GPU runs plain torch operations, far slower"
+        yield Finding("wrong", what, "install what is missing, such as gcc and python3-dev of your system")
     if facts.gpu.free_bytes < 0.6 * facts.gpu.total_bytes:
         used = _gb(facts.gpu.total_bytes - facts.gpu.free_bytes)
         yield Finding("mind", f"other programs hold {used} of GPU memory", "close them for more experts on the GPU")

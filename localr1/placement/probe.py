@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class System:
             driver_gpus=driver_gpus,
             triton=_version_of("triton") or _version_of("triton-windows"),
             gpu=_gpu_facts(),
+            triton_lacks=triton_lacks(),
             program=f"{self.version}, kernels {SOURCES_STAMP.hex()[:12]}",
         )
 
@@ -194,6 +196,15 @@ def disk_rate(folder: Path) -> float | None:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def triton_lacks() -> str:
+    """What Triton compiles its launchers with, where the computer must have it and has not; empty elsewhere."""
+    if platform.system() != "Linux":
+        return ""
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "gcc", "clang")):
+        return "a C compiler"
+    return "" if Path(sysconfig.get_path("include"), "Python.h").is_file() else "Python's headers"
 
 
 def _gpu_facts() -> GpuFacts | None:

@@ -10,7 +10,7 @@ import pytest
 
 from localr1.events import Progress, result_of
 from localr1.kernels.jit import SOURCES_STAMP
-from localr1.placement import hardware
+from localr1.placement import hardware, probe
 from localr1.placement.hardware import MOST_PROBES, Facts, Rates, diagnose, glance, read_rates, survey, to_record
 from localr1.placement.probe import System, disk_rate, parse_driver
 from tests.placement.computers import CARD, FACTS, GB, GPU_RATES, RATES, WITH_GPU, Computer
@@ -31,6 +31,7 @@ WRONGS: dict[str, tuple[Facts, str, str]] = {
     "driver broken": (IDLE, "driver 581.2 disagree", "update the NVIDIA driver"),
     "no Triton": (replace(WITH_GPU, triton=None), "Triton is missing", "pip install triton"),
     "no Triton on Windows": (replace(WITH_GPU, triton=None, system="Windows"), "missing", "pip install triton-windows"),
+    "no compiler": (replace(WITH_GPU, triton_lacks="a C compiler"), "needs a C compiler, so the GPU runs plain", "gcc"),
     "old card": (replace(WITH_GPU, gpu=replace(CARD, capability=(6, 1))), "capability 6.1, .* need 7.5", "--vram 0"),
     "card in use": (replace(WITH_GPU, gpu=replace(CARD, free_bytes=5 * GB)), "hold 7.0 GB of GPU memory", "close"),
     "little RAM": (replace(FACTS, ram_bytes=4 * GB, ram_free_bytes=GB), "4.0 GB of RAM is little", "smallest models"),
@@ -165,3 +166,19 @@ def test_the_disk_is_measured_or_not_and_left_clean(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     assert disk_rate(tmp_path / "file") is None
+
+
+def test_what_triton_needs_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe.platform, "system", lambda: "Linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert probe.triton_lacks() == "a C compiler"
+    compiler = tmp_path / "clang"
+    compiler.touch(0o755)
+    monkeypatch.setattr(probe.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert probe.triton_lacks() == "Python's headers"
+    (tmp_path / "Python.h").touch()
+    assert probe.triton_lacks() == ""
+    monkeypatch.setattr(probe.platform, "system", lambda: "Windows")
+    monkeypatch.setenv("PATH", "")
+    assert probe.triton_lacks() == ""
