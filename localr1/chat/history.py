@@ -196,7 +196,7 @@ def find(folder: Path, name: str) -> Saved:
         return read((exact or matches)[0])
     if matches:
         raise NotFoundError(f"{name} begins {len(matches)} conversations' IDs", "give one more letter")
-    raise NotFoundError(f"there is no saved conversation {name}", "list them with: localr1 chat --list")
+    raise NotFoundError(f"there is no saved conversation {name}", "list them with /history, or localr1 chat --list")
 
 
 def latest(folder: Path) -> Saved:

@@ -62,8 +62,11 @@ def config_file(environment: Environment) -> Path:
     return folder / "config.toml"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The file's settings, checked; {} where there is none. UsageError names what is wrong and where."""
+def read_config(path: Path, leave_out: str = "") -> dict[str, Any]:
+    """The file's settings, checked; {} where there is none. UsageError names what is wrong and where.
+
+    What stands there of the setting `leave_out` does not matter.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -71,6 +74,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}", "mend or delete that file") from error
     checked = {}
+    values.pop(leave_out, None)
     for name, value in values.items():
         record = _record_of(name, path)
         text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -114,10 +118,11 @@ def _get(environment: Environment, path: Path, name: str) -> None:
 def _set(environment: Environment, path: Path, name: str, text: str) -> None:
     name = name.replace("-", "_")
     record = _record_of(name)
-    values = read_config(path)
+    values = read_config(path, leave_out=name)
     default = next(field.default for field in dataclasses.fields(record) if field.name == name)
     value = default if text == "default" else read_value(record, name, text)
-    values.pop(name, None)
+    if isinstance(value, Path):
+        value = value.expanduser().absolute()  # it will be read from other folders
     if value != default:
         values[name] = value
     try:
@@ -136,7 +141,8 @@ def _path(environment: Environment, path: Path) -> None:
 
 def _line(name: str, value: Any) -> str:
     # Strings of JSON are strings of TOML too, once the one character that TOML does not take raw is escaped.
-    shown = _text(value) if not isinstance(value, str) else json.dumps(value).replace("\x7f", "\\u007F")
+    quoted = isinstance(value, str | Path)
+    shown = json.dumps(str(value)).replace("\x7f", "\\u007F") if quoted else _text(value)
     return f"{name} = {shown}\n"
 
 

@@ -14,6 +14,8 @@ def run(environment: Environment, options: VerifyOptions) -> ExitStatus:
     stores = list(belongings(options.model).stores) if options.model else cache.stores()
     if not stores and options.model:
         raise NotFoundError(f"{options.model} is here in part only", f"go on with `localr1 download {options.model}`")
+    if not stores and not options.quiet:
+        environment.status("No model was downloaded yet.")
     wrong = follow(environment, verify_all(stores), quiet=options.quiet)
     for store in stores:
         error = wrong.get(str(store.folder))

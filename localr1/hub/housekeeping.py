@@ -97,6 +97,9 @@ def belongings(text: str) -> Belongings:
     if revision:
         stores = [store for store in stores if store.revision.startswith(revision)]
         parts = [part for part in parts if part.revision.startswith(revision)]
+    entry = CATALOG.get(text)
+    if not stores and not parts and entry is not None and entry.repo_id is None:
+        raise NotFoundError(f"{text} is built into localr1, nothing to remove or verify", "see `localr1 models`")
     if not stores and not parts:
         raise NotFoundError(f"{text} is not here", "see `localr1 models` for what is")
     names = {text, source, *(store.name for store in stores), *(part.name for part in parts)}

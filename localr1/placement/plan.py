@@ -30,6 +30,8 @@ Hotness = NDArray[np.floating]
 DEFAULT_SKEW = 0.6
 """Without a history: the hottest share f of a layer's experts is taken to get f ** 0.6 of its tokens (1: all alike)."""
 CHUNK_TOKENS = 512
+USEFUL_CONTEXT_TOKENS = 4096
+"""A shorter context is not worth recommending for a place on the GPU."""
 PROGRAM_BYTES = 600 << 20
 """RAM of the program itself: Python, torch, the kernels."""
 CUDA_BYTES = 512 << 20
@@ -152,6 +154,9 @@ def plan_cpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) 
         needed = needs.total + CUDA_BYTES + stream_bytes(shape)
         what = "the model" if not shape.experts else "what every token needs"
         notes.append(f"CPU only: {what} takes {gigabytes(needed)} of GPU memory, {gigabytes(budget.vram_bytes)} given")
+        fitting = budget.context_tokens + (budget.vram_bytes - needed) // shape.cache_bytes(1, budget.kv)
+        if fitting >= USEFUL_CONTEXT_TOKENS:
+            notes.append(f"with --context {fitting // 1024 * 1024} it would fit on the GPU")
     return _plan("cpu", shape, budget, hotness, 0, needs.workspace, tuple(notes))
 
 

@@ -81,7 +81,15 @@ class Conversation:
         self.configure(sampling, options)
 
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
-        """Other settings for the turns to come; what was said stays. Raises UsageError for a form that is none."""
+        """Other settings for the turns to come; what was said stays.
+
+        Raises UsageError for a form that is none, and where the model leaves no choice about thinking.
+        """
+        if options.think is not None and not self.engine.template.switches_thinking:
+            raise UsageError(
+                f"{self.engine.name} leaves no choice about thinking",
+                "leave out --think and --no-think; in a conversation, /think auto",
+            )
         self._form: str | None = None
         if options.json_schema is not None or options.grammar is not None:
             from localr1.chat.structure import read_structure

@@ -152,9 +152,13 @@ def _in_force(repl: Repl, record: type) -> SamplingOptions | ConversationOptions
 
 def _think(repl: Repl, text: str) -> None:
     if text:
-        think = read_value(ConversationOptions, "think", text)
-        repl.settings.conversation = dataclasses.replace(repl.settings.conversation, think=think)
-        repl.configure()
+        before = repl.settings.conversation
+        repl.settings.conversation = dataclasses.replace(before, think=read_value(ConversationOptions, "think", text))
+        try:
+            repl.configure()
+        except UsageError:
+            repl.settings.conversation = before
+            raise
     words = {None: "left to the model", True: "on", False: "off"}
     repl.say(f"Thinking is {words[repl.settings.conversation.think]}; some models leave no choice.")
 

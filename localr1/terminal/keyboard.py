@@ -13,7 +13,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
 
@@ -39,6 +39,7 @@ def _line_mode(stdin: TextIO, wanted: bool) -> Iterator[None]:
     import termios
 
     flags = termios.ECHO | termios.ICANON
+    keep = termios.NOFLSH  # or Ctrl-C throws away what was written and the terminal has not shown yet
     try:
         descriptor = stdin.fileno()
         before = termios.tcgetattr(descriptor)
@@ -46,7 +47,7 @@ def _line_mode(stdin: TextIO, wanted: bool) -> Iterator[None]:
         yield
         return
     within = [*before]
-    within[3] = before[3] | flags if wanted else before[3] & ~flags
+    within[3] = (before[3] | flags) & ~keep if wanted else (before[3] & ~flags) | keep
     termios.tcsetattr(descriptor, termios.TCSANOW, within)
     try:
         yield
@@ -85,15 +86,13 @@ class TypedAhead:
             return
         ended, end = os.pipe()
         thread = threading.Thread(target=self._listen, args=(keys, ended), name="typed ahead", daemon=True)
-        thread.start()
-        self._write(_MARK_PASTES)
-        try:
+        with ExitStack() as stack:  # a Ctrl-C in one step of it leaves out no other
+            stack.callback(thread.join)
+            stack.callback(os.close, end)
+            stack.callback(self._write, _MARK_NONE)
+            thread.start()
+            self._write(_MARK_PASTES)
             yield
-        finally:
-            self._write(_MARK_NONE)
-            os.close(end)
-            thread.join()
-            os.close(ended)
 
     def take(self) -> str:
         """What was heard since, as it was typed."""
@@ -109,19 +108,21 @@ class TypedAhead:
         self._stdout.flush()
 
     def _listen(self, keys: int, ended: int) -> None:
+        """Until the other end of `ended`, which is closed here, is closed."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        while True:
-            ready, _, _ = select.select([keys, ended], [], [])
-            if ended in ready:
-                return
-            try:
-                typed = os.read(keys, _LONGEST_READ)
-            except OSError:  # the terminal is gone
-                return
-            if not typed:
-                return
-            self._heard += decoder.decode(typed)
-            self._tell(seen(self._heard[-_LONGEST_SEEN:]))
+        with os.fdopen(ended):
+            while True:
+                ready, _, _ = select.select([keys, ended], [], [])
+                if ended in ready:
+                    return
+                try:
+                    typed = os.read(keys, _LONGEST_READ)
+                except OSError:  # the terminal is gone
+                    return
+                if not typed:
+                    return
+                self._heard += decoder.decode(typed)
+                self._tell(seen(self._heard[-_LONGEST_SEEN:]))
 
 
 def seen(keys: str) -> str:

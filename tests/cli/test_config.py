@@ -28,6 +28,22 @@ def test_what_is_set_is_shown_got_and_taken_away(settings, localr1_command):
     assert localr1_command("config", "path").out == f"{settings}\n"
 
 
+def test_a_file_is_kept_by_its_whole_name(settings, localr1_command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert localr1_command("config", "set", "json_schema", 'a "form".json').status == 0
+    assert read_config(settings)["json_schema"] == tmp_path / 'a "form".json'
+    assert localr1_command("config", "set", "json_schema", "default").status == 0
+    assert read_config(settings) == {}
+
+
+def test_a_wrong_value_can_be_replaced(settings, localr1_command):
+    settings.parent.mkdir()
+    settings.write_text('temperature = "hot"\ntop_k = 7\n')
+    assert localr1_command("config", "set", "top_k", "8").status == 2, "another's value is still wrong"
+    assert localr1_command("config", "set", "temperature", "default").status == 0
+    assert read_config(settings) == {"top_k": 7}
+
+
 def test_the_file_is_what_runs_begin_with_and_the_command_line_wins(settings, session, localr1_command):
     for name, value in (("temperature", "0.5"), ("top_k", "7"), ("threads", "2")):
         localr1_command("config", "set", name, value)

@@ -77,6 +77,8 @@ def test_removing_takes_stores_partials_and_traces_and_leaves_the_rest(home: Pat
     left = sorted(path.name for path in (tmp_path / "hf" / "models--org--model" / "blobs").iterdir())
     assert left == ["3" * 64, "4" * 64 + ".incomplete"]
     assert "org--model" not in (home / "last-used.json").read_text()
+    with pytest.raises(NotFoundError, match="nano is built into localr1"):
+        housekeeping.belongings("nano")
     with pytest.raises(NotFoundError, match="org/model is not here"):
         housekeeping.belongings("org/model")
 

@@ -119,5 +119,14 @@ def test_too_little_gpu_memory_means_the_cpu_and_says_so() -> None:
     assert plan(V2_LITE, budget(0)).notes == ()
 
 
+def test_a_context_with_which_a_dense_model_would_fit_the_gpu_is_named() -> None:
+    chosen = plan(DENSE, budget(12, context=32768))
+    assert chosen.device == "cpu"
+    (said,) = [note for note in chosen.notes if "--context" in note]
+    context = int(said.split("--context ")[1].split()[0])
+    assert context % 1024 == 0 and plan(DENSE, budget(12, context=context)).device == "gpu"
+    assert plan(DENSE, budget(12, context=context + 2048)).device == "cpu"
+
+
 def test_an_eight_bit_cache_leaves_more_slots() -> None:
     assert plan(V2_LITE, budget(8, kv="int8")).slots > plan(V2_LITE, budget(8)).slots

@@ -13,7 +13,7 @@ from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.decode.sampling import Sampling
-from localr1.errors import ContextError
+from localr1.errors import ContextError, UsageError
 from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.session import Conversation, Engine
@@ -212,6 +212,13 @@ def test_a_think_budget_closes_the_thought_at_the_end_of_a_sentence(model: Scrip
     assert isinstance(end, TurnEnd) and end.reason == "end"
     assert [event for event in events if isinstance(event, PrefillProgress)][1:] == []
     assert "</think>" in tokenizer.decode(model.heard)
+
+
+def test_a_model_that_leaves_no_choice_says_so_at_once(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer)
+    with pytest.raises(UsageError, match="scripted leaves no choice about thinking"):
+        conversation.configure(SamplingOptions(), ConversationOptions(think=False))
+    assert conversation.options.think is None
 
 
 def test_the_switch_reaches_the_template(model: Scripted, tokenizer: Tokenizer) -> None:

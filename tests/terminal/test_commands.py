@@ -64,6 +64,16 @@ def test_edit_offers_the_last_message_and_undo_takes_it_back(repl):
         do(repl, "/undo")
 
 
+def test_a_choice_that_the_model_does_not_leave_is_not_kept(repl, monkeypatch):
+    def refuse(sampling, options):
+        raise UsageError("no choice")
+
+    monkeypatch.setattr(repl.talk.conversation, "configure", refuse)
+    with pytest.raises(UsageError, match="no choice"):
+        do(repl, "/think off")
+    assert repl.settings.conversation.think is None
+
+
 def latest_turns(repl: Repl) -> list[str]:
     return [turn.question for turn in read(repl.talk.recorder.path).turns]
 

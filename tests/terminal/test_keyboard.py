@@ -57,3 +57,25 @@ def test_forgetting_is_told():
     with typed.listening():  # no terminal, whatever it says
         typed.forget()
     assert told == [""] and typed.take() == ""
+
+
+def test_a_ctrl_c_while_it_ends_leaves_nobody_listening():
+    class Interrupted(Stream):
+        def write(self, text):
+            if text == "\x1b[?2004l":
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    main, end = pty.openpty()
+    before = threading.active_count()
+    try:
+        with (
+            open(end, closefd=False) as stdin,
+            pytest.raises(KeyboardInterrupt),
+            TypedAhead(stdin, Interrupted(), lambda typed: None).listening(),
+        ):
+            pass
+    finally:
+        os.close(main)
+        os.close(end)
+    assert threading.active_count() == before
