@@ -226,13 +226,16 @@ FRAME = 12
 
 @compiled(inline=True)
 def carve(frame):  # type: ignore[no-untyped-def]
-    """The routes of a frame, its packed rows, the middle, that packed, and the address behind them."""
+    """The routes of a frame, its packed rows, the middle, that packed, and the address behind them.
+
+    The packed middle takes the place of the packed rows, which nobody reads once there is a middle.
+    """
     pairs, groups = frame[MOST_PAIRS], frame[MOST_GROUPS]
     routes, x_at = carve_routes(frame[ARENA], pairs, groups)
-    x, middle_at = carve_packed(x_at, frame[X_NUMBERS], pairs, groups)
-    packed_at = after(middle_at, frame[MIDDLE_NUMBERS], 4)
-    packed_middle, end = carve_packed(packed_at, frame[PACKED_NUMBERS], pairs, groups)
-    return routes, x, line_at(middle_at, frame[MIDDLE_NUMBERS]), packed_middle, end
+    x, middle_at = carve_packed(x_at, max(frame[X_NUMBERS], frame[PACKED_NUMBERS]), pairs, groups)
+    start_at = after(middle_at, frame[MIDDLE_NUMBERS], 4)
+    (_, start_G, scale_P), end = carve_packed(start_at, 0, pairs, groups)
+    return routes, x, line_at(middle_at, frame[MIDDLE_NUMBERS]), (x[0], start_G, scale_P), end
 
 
 @compiled()
