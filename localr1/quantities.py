@@ -28,6 +28,11 @@ def rate_text(tokens_per_s: float) -> str:
     return f"{tokens_per_s:,.0f} tokens/s" if tokens_per_s >= 99.95 else f"{tokens_per_s:.1f} tokens/s"
 
 
+def percent_text(share: float, digits: int = 0) -> str:
+    """54 %, 13.8 %."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def count_text(count: int, one: str) -> str:
     """1 token, 2 tokens, 1,234 tokens."""
     return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"

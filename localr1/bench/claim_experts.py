@@ -25,6 +25,7 @@ from localr1.model.decoder import Decoder
 from localr1.model.linear import ExpertBank, FeedForward, Fused
 from localr1.model.moe import MixtureOfExperts
 from localr1.options import BenchOptions
+from localr1.quantities import percent_text
 
 BUDGETS = (0.1, 0.25, 0.5, 0.75)
 TITLE = "4. A mixture of experts on a small GPU"
@@ -137,7 +138,7 @@ def _hits(subject: Subject, routes: Routes, moe: MoeConfig) -> Section:
         hottest, layers, count = hit_rates(routes, moe.num_experts, share)
         gain: Cell = Figure((hottest / layers,), "x", "more") if layers else "-"
         cells = (byte_figure(count * subject.sizes.expert_bytes), _percent(hottest), _percent(layers), "0 %", gain)
-        rows.append(Row(f"{share:.0%} of the experts", cells))
+        rows.append(Row(f"{percent_text(share)} of the experts", cells))
     tokens = min(len(chosen) for chosen in routes.values())
     text = "random tokens through random routers" if subject.shape is not None else "text"
     notes = (

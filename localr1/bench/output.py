@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 
 from localr1.bench.report import NOISY, OUTERMOST, Report, Section
+from localr1.quantities import percent_text
 
 SYNTHETIC = "synthetic"
 
@@ -70,7 +71,7 @@ def explain_ranges(report: Report) -> str:
     left_out = ", the outermost tenths left out" if max(repeats) >= OUTERMOST else ""
     return (
         f"In brackets: the range of the repeats{left_out}, before it their median; "
-        f"noisy: the range is wider than {NOISY:.0%} of the median"
+        f"noisy: the range is wider than {percent_text(NOISY)} of the median"
     )
 
 

@@ -24,6 +24,7 @@ from localr1.placement.replay import (
     trial,
 )
 from localr1.placement.routes import Routes
+from localr1.quantities import percent_text
 from localr1.session.routing import open_routing
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
@@ -62,9 +63,11 @@ class Comparison:
     def section(self) -> Section:
         """A table: a row a policy, a column a budget."""
         rows = [Row(name, tuple(_cell(one, name) for one in self.budgets)) for name in POLICIES]
-        rows.append(Row("best that never moves", tuple(f"{one.static_optimum.rate:.1%}" for one in self.budgets)))
-        rows.append(Row("clairvoyant", tuple(f"{one.clairvoyant.rate:.1%}" for one in self.budgets)))
-        columns = ("resident", *(f"{one.share:.0%} ({one.slots})" for one in self.budgets))
+        rows.append(
+            Row("best that never moves", tuple(percent_text(one.static_optimum.rate, 1) for one in self.budgets))
+        )
+        rows.append(Row("clairvoyant", tuple(percent_text(one.clairvoyant.rate, 1) for one in self.budgets)))
+        columns = ("resident", *(f"{percent_text(one.share)} ({one.slots})" for one in self.budgets))
         return Section("replay", "Hit rates of recorded routes", columns, tuple(rows), self.notes())
 
     def notes(self) -> tuple[str, ...]:
@@ -103,7 +106,7 @@ class Comparison:
 
 def _cell(one: Budgeted, name: str) -> str:
     mark = " *" if name == one.chosen else ""
-    return f"{one.policies[name].rate:.1%} ({one.of_optimum(name):.0%}){mark}"
+    return f"{percent_text(one.policies[name].rate, 1)} ({percent_text(one.of_optimum(name))}){mark}"
 
 
 def compare(routes: Routes, moves_a_step: int = MOVES_A_STEP) -> Progress[Comparison]:

@@ -263,7 +263,7 @@ def diagnose(facts: Facts, rates: Rates | None = None) -> tuple[Finding, ...]:
     """What is wrong, with how the rates were measured if they are given; the worst first."""
     found = [*_gpu_findings(facts), *_memory_findings(facts)]
     if rates is not None and rates.unsure:
-        what = f"other programs took {rates.others_share:.0%} of the processors while this was measured"
+        what = f"other programs took {100 * rates.others_share:.0f} % of the processors while this was measured"
         found.append(Finding("mind", what, "when the computer is quiet, measure again: localr1 doctor --fresh"))
     if facts.vector_bits == 0:
         what = "the CPU kernels run without vector instructions: this processor lacks AVX2"

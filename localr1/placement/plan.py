@@ -276,6 +276,6 @@ def table(chosen: PlacementPlan) -> Iterator[tuple[str, str, str]]:
     )
     for where, count, share in places:
         if count:
-            label = f"{count:,} of {shape.expert_count:,} experts, {share:.0%} of the choices"
+            label = f"{count:,} of {shape.expert_count:,} experts, {100 * share:.0f} % of the choices"
             yield label, gigabytes(count * shape.expert_bytes), where
     yield "the program itself", gigabytes(chosen.program_bytes), "RAM"

@@ -40,8 +40,8 @@ def download(options: DownloadOptions) -> Progress[Path]:
     here = None if options.force else hub_cache.find_store(source)
     if isinstance(source, LocalFolder):
         folder = hub_cache.store_folder(source) if here is None else here.folder
-        if here is None and not options.dry_run:
-            yield from _convert_folder(source, folder)
+        if here is None:
+            yield from _convert_folder(source, folder, options.dry_run)
     else:
         newest = newer_commit(source, here.revision) if here is not None else None
         if here is None or newest is not None:
@@ -55,7 +55,11 @@ def download(options: DownloadOptions) -> Progress[Path]:
     return folder
 
 
-def _convert_folder(source: LocalFolder, folder: Path) -> Progress[None]:
+def _convert_folder(source: LocalFolder, folder: Path, dry_run: bool) -> Progress[None]:
+    if dry_run:
+        _check(source.path, Checkpoint(source.path))
+        yield Notice(f"{source.path} holds a model that can be quantized; the store would be {folder}")
+        return
     origin = Origin(str(source.path.resolve()), folder.name, str(source.path.resolve()))
     with _only_writer(folder, str(source.path)):
         yield from convert(source.path, folder, origin)

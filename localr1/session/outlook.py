@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from localr1 import __version__
-from localr1.errors import LocalR1Error, NotFoundError, UsageError
+from localr1.errors import LocalR1Error, NotFoundError, UnsupportedError, UsageError
 from localr1.events import Progress
 from localr1.hub import cache as hub_cache
 from localr1.hub import catalog
@@ -113,14 +113,15 @@ def _hotness(folder: Path, config: ModelConfig, shape: ModelShape) -> Hotness | 
 def budget_of(options: EngineOptions, facts: Facts, shape: ModelShape, *, what_if: bool = False) -> Budget:
     """What may be used: what was asked for, else what is free but a reserve for other programs.
 
-    Raises UsageError for an amount that makes no sense here; with `what_if` it need not be here.
+    Raises UsageError for an amount that makes no sense here; with `what_if` it need not be here. UnsupportedError for what
+    the model cannot do.
     """
     context = options.context or min(shape.max_position, DEFAULT_CONTEXT_TOKENS)
     kv: KvType = "float32" if options.dtype == "float32" else options.kv
     if kv == "int8" and not shape.latent:
-        raise UsageError("--kv int8 is made for latent attention, which this model does not have", "use --kv bf16")
+        raise UnsupportedError("--kv int8 is made for latent attention, which this model does not have", "use --kv bf16")
     if context > shape.max_position:
-        raise UsageError(
+        raise UnsupportedError(
             f"--context {context:,} is beyond what the model was made for",
             f"its longest context is {shape.max_position:,}",
         )

@@ -38,11 +38,11 @@ def test_every_policy_is_judged_at_every_budget(comparison: Comparison) -> None:
 
 def test_the_table_and_the_record_say_the_same(comparison: Comparison) -> None:
     section, record = comparison.section(), json.loads(json.dumps(comparison.record()))
-    assert section.columns == ("resident", "10% (2)", "25% (4)", "50% (8)", "75% (12)")
+    assert section.columns == ("resident", "10 % (2)", "25 % (4)", "50 % (8)", "75 % (12)")
     labels = [row.label for row in section.rows]
     assert labels == [*POLICIES, "best that never moves", "clairvoyant"]
     rate = record["budgets"][1]["policies"][DEFAULT]["rate"]
-    assert str(section.rows[labels.index(DEFAULT)].cells[1]).startswith(f"{rate:.1%}")
+    assert str(section.rows[labels.index(DEFAULT)].cells[1]).startswith(f"{100 * rate:.1f} %")
 
 
 def test_too_few_routes_say_nothing() -> None:

@@ -53,7 +53,7 @@ def test_plan_of_a_model_that_is_not_here(computer, localr1_command) -> None:
     outcome = localr1_command("plan", "v2-lite")
     assert outcome.status == 0
     shown = words(outcome.out)
-    assert "non-expert weights" in shown and "1,664 of 1,664 experts, 100% of the choices 14.4 GB RAM" in shown
+    assert "non-expert weights" in shown and "1,664 of 1,664 experts, 100 % of the choices 14.4 GB RAM" in shown
     assert "localr1 download v2-lite" in outcome.err
     record = json.loads(localr1_command("plan", "v2-lite", "--json").out)
     assert record["device"] == "cpu" and record["experts"]["ram"] == 1664 and not record["is_here"]
@@ -92,8 +92,8 @@ def test_plan_refuses_with_the_numbers_and_what_would_do(computer, localr1_comma
         (("some/repository",), 3, "--dry-run"),
         (("v2-lite", "--vram", "8X"), 2, "is not an amount of memory"),
         (("v2-lite", "--ram", "24"), 2, "did you mean --ram 24GiB?"),
-        (("v2-lite", "--context", "999999"), 2, "163,840"),
-        (("r1-distill-qwen-7b", "--kv", "int8"), 2, "latent attention"),
+        (("v2-lite", "--context", "999999"), 8, "163,840"),
+        (("r1-distill-qwen-7b", "--kv", "int8"), 8, "latent attention"),
     ],
 )
 def test_what_makes_no_sense_is_refused(computer, localr1_command, arguments, status, said) -> None:

@@ -82,7 +82,7 @@ def test_rates_of_a_busy_computer_are_measured_again_a_few_times_and_the_best_ke
     assert computer.measured == MOST_PROBES
     assert (found.rates.read_bytes_per_s, found.rates.gemm_flops) == (1e9 * MOST_PROBES, 1e12)
     (finding,) = diagnose(found.facts, found.rates)
-    assert "60% of the processors" in finding.what and "--fresh" in finding.mend
+    assert "60 % of the processors" in finding.what and "--fresh" in finding.mend
 
 
 def test_rates_of_a_busy_computer_give_way_to_those_of_a_quiet_one(tmp_path: Path) -> None:

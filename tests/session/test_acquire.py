@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from localr1.errors import CorruptError, LocalR1Error, NotFoundError, UnsupportedError
+from localr1.events import Notice
 from localr1.model import registry
-from localr1.session import convert
+from localr1.options import DownloadOptions
+from localr1.session import convert, download
 from localr1.weights.quantize import dequantize_rows, quantize_rows
 from localr1.weights.store import Origin, Store
 from tests import tiny
@@ -56,6 +58,17 @@ def test_dtypes_and_shards(tmp_path: Path, dtype: torch.dtype, shards: int) -> N
     holds(store, model, dtype)
     assert registry.read_config(store.folder) == model.config
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(store.manifest["files"])
+
+
+def test_a_dry_run_checks_a_folder_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path / "home"))
+    source = source_of(tiny.make("llama"), tmp_path / "source")
+    said = [event.text for event in download(DownloadOptions(str(source), dry_run=True)) if isinstance(event, Notice)]
+    assert len(said) == 1 and "can be quantized" in said[0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LocalR1Error, match="empty"):
+        list(download(DownloadOptions(str(tmp_path / "empty"), dry_run=True)))
+    assert not (tmp_path / "home").exists()
 
 
 def test_fused_experts(tmp_path: Path) -> None:
