@@ -113,13 +113,14 @@ def _hotness(folder: Path, config: ModelConfig, shape: ModelShape) -> Hotness | 
 def budget_of(options: EngineOptions, facts: Facts, shape: ModelShape, *, what_if: bool = False) -> Budget:
     """What may be used: what was asked for, else what is free but a reserve for other programs.
 
-    Raises UsageError for an amount that makes no sense here; with `what_if` it need not be here. UnsupportedError for what
-    the model cannot do.
+    Raises UsageError for an amount that makes no sense here; with `what_if` it need not be here. UnsupportedError for
+    what the model cannot do.
     """
     context = options.context or min(shape.max_position, DEFAULT_CONTEXT_TOKENS)
     kv: KvType = "float32" if options.dtype == "float32" else options.kv
     if kv == "int8" and not shape.latent:
-        raise UnsupportedError("--kv int8 is made for latent attention, which this model does not have", "use --kv bf16")
+        what = "--kv int8 is made for latent attention, which this model does not have"
+        raise UnsupportedError(what, "use --kv bf16")
     if context > shape.max_position:
         raise UnsupportedError(
             f"--context {context:,} is beyond what the model was made for",
