@@ -13,7 +13,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
 
@@ -39,7 +39,6 @@ def _line_mode(stdin: TextIO, wanted: bool) -> Iterator[None]:
     import termios
 
     flags = termios.ECHO | termios.ICANON
-    keep = termios.NOFLSH  # or Ctrl-C throws away what was written and the terminal has not shown yet
     try:
         descriptor = stdin.fileno()
         before = termios.tcgetattr(descriptor)
@@ -47,12 +46,37 @@ def _line_mode(stdin: TextIO, wanted: bool) -> Iterator[None]:
         yield
         return
     within = [*before]
-    within[3] = (before[3] | flags) & ~keep if wanted else (before[3] & ~flags) | keep
+    within[3] = before[3] | flags if wanted else before[3] & ~flags
     termios.tcsetattr(descriptor, termios.TCSANOW, within)
     try:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+@contextmanager
+def _unflushed(descriptor: int) -> Iterator[None]:
+    """Within, Ctrl-C does not throw away what was written and the terminal has not shown yet."""
+    if sys.platform == "win32":
+        yield
+        return
+    import termios
+
+    def choose(flag: int) -> int:
+        """Set NOFLSH to `flag`; what it was."""
+        with suppress(termios.error):
+            settings = termios.tcgetattr(descriptor)
+            before: int = settings[3] & termios.NOFLSH
+            settings[3] = settings[3] & ~termios.NOFLSH | flag
+            termios.tcsetattr(descriptor, termios.TCSANOW, settings)
+            return before
+        return 0
+
+    before = choose(termios.NOFLSH)
+    try:
+        yield
+    finally:
+        choose(before)
 
 
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?<]*[ -/]*[@-~]|O.|.)?")
@@ -87,6 +111,7 @@ class TypedAhead:
         ended, end = os.pipe()
         thread = threading.Thread(target=self._listen, args=(keys, ended), name="typed ahead", daemon=True)
         with ExitStack() as stack:  # a Ctrl-C in one step of it leaves out no other
+            stack.enter_context(_unflushed(keys))
             stack.callback(thread.join)
             stack.callback(os.close, end)
             stack.callback(self._write, _MARK_NONE)

@@ -1,6 +1,7 @@
 import os
 import pty
 import sys
+import termios
 import threading
 
 import pytest
@@ -49,6 +50,16 @@ def test_keys_are_heard_at_once_and_handed_out_once():
         os.write(master, b"later\n")
         assert os.read(slave, 100) == b"later\n"  # nobody listens any more
     os.close(master)
+
+
+def test_ctrl_c_throws_nothing_away_while_keys_are_heard():
+    main, end = pty.openpty()
+    with os.fdopen(end, "r") as stdin:
+        before = termios.tcgetattr(end)
+        with TypedAhead(stdin, Stream(), lambda typed: None).listening():
+            assert termios.tcgetattr(end)[3] & termios.NOFLSH
+        assert termios.tcgetattr(end) == before
+    os.close(main)
 
 
 def test_forgetting_is_told():
