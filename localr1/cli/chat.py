@@ -158,13 +158,11 @@ def _host(
     from localr1.hub.catalog import CATALOG, resolve
     from localr1.terminal.repl import Host
 
-    in_use = [loaded]
-
     def open_model(name: str, settings: "Settings") -> "tuple[str, Conversation]":
+        nonlocal loaded
         resolve(name)
-        other = follow(environment, background.run(load(name, engine, in_use[0])))
-        in_use[0] = other
-        return other.name, _converse(background, other, settings)
+        loaded = follow(environment, background.run(load(name, engine, loaded)))
+        return loaded.name, _converse(background, loaded, settings)
 
     def models() -> list[str]:
         built_in = [name for name, entry in CATALOG.items() if entry.repo_id is None]

@@ -98,7 +98,6 @@ class Conversation:
         self.options = options
         self.transcript.set_system(options.system)
         self._wanted = sampling
-        self._max_tokens = sampling.max_tokens
         self._sampler = Sampler(_settle(sampling, self.engine.recommended))
 
     def sampling(self) -> SamplingOptions:
@@ -274,7 +273,7 @@ class Conversation:
 
     def _leg(self, turn: Turn) -> Iterator[Event]:
         stream = self.engine.tokenizer.stream()
-        first = not turn.legs
+        first, most = not turn.legs, self._wanted.max_tokens
         self._sampler.constraint = turn.form
         for item in generate(
             self.engine.model,
@@ -282,7 +281,7 @@ class Conversation:
             tuple(turn.tokens),
             self._sampler,
             stop_ids=self.engine.config.eos_token_ids,
-            max_tokens=None if self._max_tokens is None else max(self._max_tokens - turn.generated_tokens, 1),
+            max_tokens=None if most is None else max(most - turn.generated_tokens, 1),
             speculation=self._speculation,
             should_stop=lambda: self._stopping or turn.closing_thought,
         ):

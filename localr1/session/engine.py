@@ -1,9 +1,9 @@
 """A loaded model: the store's parts, the maths built from them, the tokenizer and the settings in force."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -11,7 +11,7 @@ from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.decode.depth import DEEPEST, AutoDepth, FixedDepth
-from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter, call
+from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter
 from localr1.decode.sampling import Sampling
 from localr1.decode.speculate import Foretell, Speculation
 from localr1.errors import NotFoundError, UnsupportedError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from localr1.session.conversation import Conversation
 
 BUILT_IN = "nano"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ class Engine:
         if self.options.speculate == "off":
             return Speculation(foretell=self._foretell)
         if self.mtp is not None and self.options.speculate in ("auto", "mtp"):
-            guard = self.model.with_room if isinstance(self.model, GpuModel) else call
-            drafter = MtpDrafter(self.mtp, self._cache(1, self.config.num_layers), guard)
+            drafter = MtpDrafter(self.mtp, self._cache(1, self.config.num_layers), self._with_room)
         else:
             drafter = LookupDrafter()
         fixed = self.options.draft_tokens
@@ -102,11 +102,15 @@ class Engine:
     def _cache(self, layers: int, first_layer: int) -> RowCache:
         dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16
         width, capacity = self.config.cache_width, self.context_limit
-        if self.placed is None or not isinstance(self.model, GpuModel):
+        if self.placed is None:
             latent = latent_width(self.config) if self.options.kv == "int8" else None
             return RowCache(layers, width, capacity, dtype, first_layer, latent=latent)
         device = self.placed.device
-        return self.model.with_room(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
+        return self._with_room(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
+
+    def _with_room(self, run: Callable[[], T]) -> T:
+        """Run what needs the device's memory; on a GPU that is short of it, again when experts have made room."""
+        return self.model.with_room(run) if isinstance(self.model, GpuModel) else run()
 
     def converse(self, sampling: SamplingOptions, options: ConversationOptions) -> "Conversation":
         """A new conversation with this model."""

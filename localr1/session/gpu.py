@@ -297,8 +297,6 @@ def make_room(bank: SplitBank | None) -> str:
     assert bank is not None
     gc.collect()  # an error on the way here may have left a cycle that holds the failed step's tensors
     bank.shrink(count)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return f"GPU memory ran short: {count:,} of {bank.slots.cold.total:,} experts stay in it"
 
 

@@ -12,33 +12,35 @@ import re
 import select
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TextIO
+
+_LINES = ("ECHO", "ICANON")
 
 
 @contextmanager
 def unechoed(stdin: TextIO) -> Iterator[None]:
     """Ctrl-C still interrupts. Nothing changes where there is no terminal, or on Windows, which echoes by itself."""
-    with _line_mode(stdin, wanted=False):
+    with _local_modes(stdin, off=_LINES):
         yield
 
 
 @contextmanager
 def echoed(stdin: TextIO) -> Iterator[None]:
     """Within `unechoed`, for reading a line that the terminal itself lets a person edit."""
-    with _line_mode(stdin, wanted=True):
+    with _local_modes(stdin, on=_LINES):
         yield
 
 
 @contextmanager
-def _line_mode(stdin: TextIO, wanted: bool) -> Iterator[None]:
+def _local_modes(stdin: TextIO, on: Sequence[str] = (), off: Sequence[str] = ()) -> Iterator[None]:
+    """Within, these modes of the terminal, by their names in `termios`, are on or off."""
     if sys.platform == "win32" or not stdin.isatty():
         yield
         return
     import termios
 
-    flags = termios.ECHO | termios.ICANON
     try:
         descriptor = stdin.fileno()
         before = termios.tcgetattr(descriptor)
@@ -46,37 +48,15 @@ def _line_mode(stdin: TextIO, wanted: bool) -> Iterator[None]:
         yield
         return
     within = [*before]
-    within[3] = before[3] | flags if wanted else before[3] & ~flags
+    for name in on:
+        within[3] |= getattr(termios, name)
+    for name in off:
+        within[3] &= ~getattr(termios, name)
     termios.tcsetattr(descriptor, termios.TCSANOW, within)
     try:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-@contextmanager
-def _unflushed(descriptor: int) -> Iterator[None]:
-    """Within, Ctrl-C does not throw away what was written and the terminal has not shown yet."""
-    if sys.platform == "win32":
-        yield
-        return
-    import termios
-
-    def choose(flag: int) -> int:
-        """Set NOFLSH to `flag`; what it was."""
-        with suppress(termios.error):
-            settings = termios.tcgetattr(descriptor)
-            before: int = settings[3] & termios.NOFLSH
-            settings[3] = settings[3] & ~termios.NOFLSH | flag
-            termios.tcsetattr(descriptor, termios.TCSANOW, settings)
-            return before
-        return 0
-
-    before = choose(termios.NOFLSH)
-    try:
-        yield
-    finally:
-        choose(before)
 
 
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?<]*[ -/]*[@-~]|O.|.)?")
@@ -110,12 +90,13 @@ class TypedAhead:
             return
         ended, end = os.pipe()
         thread = threading.Thread(target=self._listen, args=(keys, ended), name="typed ahead", daemon=True)
-        with ExitStack() as stack:  # a Ctrl-C in one step of it leaves out no other
-            stack.enter_context(_unflushed(keys))
+        thread.start()
+        with ExitStack() as stack:  # a Ctrl-C in one step of its end leaves out no other
             stack.callback(thread.join)
             stack.callback(os.close, end)
             stack.callback(self._write, _MARK_NONE)
-            thread.start()
+            # or Ctrl-C throws away what was written and the terminal has not shown yet
+            stack.enter_context(_local_modes(self._stdin, on=("NOFLSH",)))
             self._write(_MARK_PASTES)
             yield
 
