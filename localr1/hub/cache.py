@@ -155,8 +155,9 @@ def used(store: StoredModel) -> str:
 def weights_id(folder: Path) -> str:
     """Names the very weights of a store: converting the same checkpoint again gives the same."""
     files = read_json(folder / MANIFEST).get("files")
-    hashes = {name: facts.get("sha256") for name, facts in files.items()} if isinstance(files, dict) else {}
-    weights = {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
+    files = files if isinstance(files, dict) else {}
+    digests = {name: facts.get("xxh3_128") or facts.get("sha256") for name, facts in files.items()}
+    weights = {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -6,13 +6,15 @@ which no other tool uses.
 """
 
 import contextlib
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants
+from xxhash import xxh3_128
 
 from localr1.errors import AccessError, CorruptError, DiskError, LocalR1Error, NotFoundError
 from localr1.events import LoadProgress, Progress
@@ -21,10 +23,11 @@ from localr1.hub.cache import MANIFEST, StoredModel
 from localr1.hub.catalog import CATALOG, resolve
 from localr1.hub.hub_cache import hash_into
 from localr1.hub.lock import only_one
-from localr1.hub.remote import new_digest
+from localr1.hub.remote import Digest
 from localr1.hub.source import HubRepo
 
-SHA256_DIGITS = 64
+CHECKSUMS: dict[str, Callable[[], Digest]] = {"xxh3_128": xxh3_128, "sha256": hashlib.sha256}
+"""What a manifest may say of a file; stores of before have its sha256."""
 
 
 @dataclass(frozen=True)
@@ -177,14 +180,18 @@ def _delete(path: Path) -> None:
 
 
 def verify(store: StoredModel) -> Progress[None]:
-    """Hash every file of a store again. Raises CorruptError naming the first that is not as it was written."""
+    """Hash every file of a store again. Raises CorruptError naming the first that is not as it was written.
+
+    That finds damage. That the weights are the publisher's, the sha256 said with which their source arrived.
+    """
     files = cache.read_json(store.folder / MANIFEST).get("files", {})
     total_bytes = sum(int(facts.get("bytes", 0)) for facts in files.values())
     done_bytes = 0
     hint = f"make it again with `localr1 download {store.name} --force`"
     for name, facts in files.items():
         path = store.folder / name
-        digest = new_digest("0" * SHA256_DIGITS, 0)
+        kind = next((kind for kind in CHECKSUMS if kind in facts), "xxh3_128")
+        digest = CHECKSUMS[kind]()
         try:
             for read_bytes in hash_into(digest, path):
                 done = (done_bytes + read_bytes) // 1_000_000
@@ -194,7 +201,7 @@ def verify(store: StoredModel) -> Progress[None]:
             raise CorruptError(f"{path} is gone", hint) from None
         except OSError as error:
             raise DiskError(f"{path} cannot be read: {error.strerror}", "check the disk") from error
-        if digest.hexdigest() != facts.get("sha256"):
+        if digest.hexdigest() != facts.get(kind):
             raise CorruptError(f"{path} has changed since it was written ({size_bytes:,} bytes)", hint)
         done_bytes += size_bytes
 

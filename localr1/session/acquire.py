@@ -143,7 +143,7 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
                 yield from _take_early(arriving, conversion)
             conversion.settle()
             _let_go(arriving, conversion, shards)
-            yield from conversion.finish(extras)
+            conversion.finish(extras)
     except HeaderError:
         arriving.forget_heads()
         raise

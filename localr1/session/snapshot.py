@@ -11,13 +11,13 @@ import json
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from localr1.decode.cache import RowCache
 from localr1.decode.speculate import Speculation
@@ -25,7 +25,7 @@ from localr1.errors import CorruptError, UnsupportedError
 from localr1.weights.file_writer import FileWriter, Slot
 from localr1.weights.safetensors_file import MappedFile
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX, UNFINISHED = ".safetensors", ".unfinished"
 MOST_BYTES, MOST_BYTES_IN_ALL = 512 << 20, 2 << 30
 """Of one conversation, of which a longer one's beginning is kept, and of all conversations together."""
@@ -34,6 +34,7 @@ WRITTEN_BYTES_PER_S = 200e6
 """What a slow disk takes."""
 STALE_S = 3600
 MADE_WITH, TOKENS, CHECKS = "made_with", "tokens", "checks"
+CHECK_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ def save(path: Path, held: Held, prefill_s_a_token: float) -> int:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """The tensors, and the CRC-32 of each, in order."""
+    """The tensors, and the XXH3-128 of each, in order."""
     slots = [Slot(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    with FileWriter(path, [*slots, Slot(CHECKS, torch.int64, (len(slots),))]) as file:
-        checks = [file.write(name, tensor) for name, tensor in tensors.items()]
-        file.write(CHECKS, torch.tensor(checks))
+    with FileWriter(path, [*slots, Slot(CHECKS, torch.uint8, (len(slots), CHECK_BYTES))]) as file:
+        checks = [list(bytes.fromhex(file.write(name, tensor))) for name, tensor in tensors.items()]
+        file.write(CHECKS, torch.tensor(checks, dtype=torch.uint8))
 
 
 def _tensors(held: Held, length: int) -> Iterator[tuple[str, Tensor]]:
@@ -117,8 +118,8 @@ def load(path: Path, held: Held) -> None:
 
 def _check(file: MappedFile) -> None:
     names = [name for name in file.tensors if name != CHECKS]
-    found = [zlib.crc32(file.tensor(name).reshape(-1).view(torch.uint8).numpy().data) for name in names]
-    if file.tensor(CHECKS).tolist() != found:
+    found = [xxh3_128(file.tensor(name).reshape(-1).view(torch.uint8).numpy().data).digest() for name in names]
+    if file.tensor(CHECKS).tolist() != [list(digest) for digest in found]:
         raise ValueError("another checksum")
 
 

@@ -29,10 +29,10 @@ from localr1.quantities import bytes_text
 from localr1.weights.arriving_file import ArrivingFile, NotHereError, Prefix
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.file_writer import FileWriter, disk_error
-from localr1.weights.journal import Crcs, Journal
+from localr1.weights.journal import Digests, Journal
 from localr1.weights.quantize import int8_chunks
 from localr1.weights.safekeeping import BEHIND, Safekeeping
-from localr1.weights.store import FORMAT, MANIFEST, Origin, file_sha256, layout, scb_name
+from localr1.weights.store import CHECKSUM, FORMAT, MANIFEST, Origin, file_digest, layout, scb_name
 
 COMMIT_BYTES = 512 << 20
 EARLY_BYTES = 256 << 20
@@ -75,11 +75,11 @@ class Conversion:
         self._total_bytes = sum(checkpoint.info(name).nbytes for name in self._left)
         self._done_bytes = 0
         self._early_names = _by_file(checkpoint, self._left)
-        self._early: dict[str, dict[str, tuple[int, Crcs]]] = {}
+        self._early: dict[str, dict[str, tuple[int, Digests]]] = {}
         self._buffers: dict[torch.dtype, torch.Tensor] = {}
-        self._unsafe: dict[str, Crcs] = {}
+        self._unsafe: dict[str, Digests] = {}
         self._unsafe_bytes = 0
-        self._known: dict[str, Crcs] = {}
+        self._known: dict[str, Digests] = {}
         self._partial = partial_folder(folder)
         self._stack = ExitStack()
         self._writer_of: dict[str, FileWriter] = {}
@@ -171,24 +171,23 @@ class Conversion:
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
 
-    def finish(self, extras: Mapping[str, bytes]) -> Generator[Event, None, None]:
-        """Give the store its name, with `extras` (config, tokenizer) beside the tensors, in the place of an old one."""
+    def finish(self, extras: Mapping[str, bytes]) -> None:
+        """Give the store its name, with `extras` (config, tokenizer) beside the tensors, in the place of an old one.
+
+        Raises DiskError."""
         folder = self._partial / "store"
         assert not self._left and not self._early, "every file is taken first"
         try:
             self._commit()
             self.settle()
-            hashes: dict[str, str] = {}
-            for file, slots in self._files.items():
-                yield LoadProgress("hashing the store", len(hashes), len(self._files))
-                hashes[file] = self._writer_of[slots[0].name].sha256()
+            digests = {file: self._writer_of[slots[0].name].digest() for file, slots in self._files.items()}
             self._stack.close()
             for path in folder.iterdir():
                 if path.name not in self._files:
                     path.unlink()
             for name, content in extras.items():
                 (folder / name).write_bytes(content)
-            _write_manifest(folder, self._origin, hashes)
+            _write_manifest(folder, self._origin, digests)
             _replace(folder, self._folder)
             shutil.rmtree(self._partial, ignore_errors=True)
         except OSError as error:
@@ -201,30 +200,30 @@ class Conversion:
 
     def _settle(self, file: str, attempt: int) -> None:
         """What was converted of a file before it was whole counts from now on, or has to be done again."""
-        for name, (read_of, crcs) in self._early.pop(file, {}).items():
+        for name, (read_of, digests) in self._early.pop(file, {}).items():
             if read_of == attempt:
-                self._known[name] = crcs
+                self._known[name] = digests
             else:
                 self.settle()
                 self._unsafe.pop(name, None)
                 self._left[name] = None
                 self._done_bytes -= self._checkpoint.info(name).nbytes
 
-    def _convert(self, name: str) -> Crcs:
+    def _convert(self, name: str) -> Digests:
         tensor, writer = self._checkpoint.tensor(name, self._block), self._writer_of[name]
         if self._expected[name].storage == "int8":
             scb = torch.empty(tensor.shape[0], dtype=torch.float32)
-            crcs = {name: writer.write_chunks(name, int8_chunks(tensor, name, scb))}
-            crcs[scb_name(name)] = self._writer_of[scb_name(name)].write(scb_name(name), scb)
+            digests = {name: writer.write_chunks(name, int8_chunks(tensor, name, scb))}
+            digests[scb_name(name)] = self._writer_of[scb_name(name)].write(scb_name(name), scb)
         else:
-            crcs = {name: writer.write(name, tensor.to(self._slots[name].dtype))}
-        self._unsafe[name] = crcs
+            digests = {name: writer.write(name, tensor.to(self._slots[name].dtype))}
+        self._unsafe[name] = digests
         self._checkpoint.forget(name)
         del self._left[name]
         nbytes = self._checkpoint.info(name).nbytes
         self._done_bytes += nbytes
         self._unsafe_bytes += nbytes
-        return crcs
+        return digests
 
     def _progress(self, name: str) -> QuantizeProgress:
         total = len(self._expected)
@@ -254,14 +253,14 @@ class Conversion:
 
     def _believe(self, line: dict[str, Any]) -> None:
         """Take a tensor as done if the store holds what the journal says; else it is simply done again."""
-        name, crcs = line.get("tensor"), line.get("crc")
-        if name not in self._left or not isinstance(crcs, dict):
+        name, digests = line.get("tensor"), line.get("xxh3_128")
+        if name not in self._left or not isinstance(digests, dict):
             return
         parts = {name, scb_name(name)} & self._slots.keys() if self._expected[name].storage == "int8" else {name}
-        if crcs.keys() == parts and all(self._writer_of[part].written(part, crc) for part, crc in crcs.items()):
+        if digests.keys() == parts and all(self._writer_of[part].written(part, digests[part]) for part in parts):
             del self._left[name]
             self._done_bytes += self._checkpoint.info(name).nbytes
-            self._known[name] = crcs
+            self._known[name] = digests
 
 
 def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, deque[str]]:
@@ -294,7 +293,7 @@ def write_store(
             for name, file in list(checkpoint.files.items()):
                 if conversion.needs(name):
                     yield from conversion.take(name, file.path)
-            yield from conversion.finish(extras)
+            conversion.finish(extras)
     except CorruptError:
         shutil.rmtree(partial_folder(folder), ignore_errors=True)
         raise
@@ -311,10 +310,10 @@ def check_room(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _write_manifest(folder: Path, origin: Origin, hashes: Mapping[str, str]) -> None:
-    """`hashes` of the large files are known."""
+def _write_manifest(folder: Path, origin: Origin, digests: Mapping[str, str]) -> None:
+    """`digests` of the large files are known."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": hashes.get(path.name) or file_sha256(path)}
+        path.name: {"bytes": path.stat().st_size, CHECKSUM: digests.get(path.name) or file_digest(path)}
         for path in sorted(folder.iterdir())
     }
     manifest = {

@@ -1,15 +1,14 @@
-"""A new safetensors file, laid out and filled in any order, and hashed from its start as it grows.
+"""A new safetensors file, laid out and filled in any order, read back, and hashed from its start as it grows.
 
-Owns the layout of what is written; the format is `safetensors_file`'s. Invariant: what is hashed is what was read back
-and has not been written since.
+Owns the layout of what is written; the format is `safetensors_file`'s. One reading of what was written serves its check
+and the file's digest, both XXH3-128: it finds damage, and guards against nobody. Invariant: a file's digest is of bytes
+that were read back as they were written.
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from xxhash import xxh3_128
 
 from localr1.errors import DiskError, LocalR1Error
 from localr1.quantities import bytes_text
@@ -47,49 +47,54 @@ class FileWriter:
     64-byte boundary. A file of just this layout that is there already is gone on with: `continued` says so, `written`
     names the tensors that the caller vouches for. Left without an error, it asserts that every slot was written.
 
-    While one thread writes, another may `sync`, ask what is `written`, and `hash_written`; but not of a tensor that is
-    being written.
+    While one thread writes, another may `sync` and ask what is `written`; but not of a tensor that is being written.
     """
 
     def __init__(self, path: Path, slots: Sequence[Slot]) -> None:
         self.path = path
-        header, self._starts, self._total_bytes = _layout(slots)
+        self._header, self._starts, self._total_bytes = _layout(slots)
         self._slots = {slot.name: slot for slot in slots}
         self._missing = set(self._slots)
+        self._digests: dict[str, str] = {}
+        self._unhashed: deque[str] = deque()
+        self._hash = xxh3_128()
         self._begin_hash()
-        self.continued = _begins_with(path, header, self._total_bytes)
+        self.continued = _begins_with(path, self._header, self._total_bytes)
         self._file = path.open("r+b" if self.continued else "w+b")
         try:
             if not self.continued:
                 _reserve(self._file.fileno(), self._total_bytes)
-                self._file.write(header)
+                self._file.write(self._header)
                 self._file.flush()
         except OSError as error:
             self._file.close()
             path.unlink(missing_ok=True)
             raise disk_error(path, self._total_bytes, error) from error
         self._written = path.open("rb", buffering=0)
-        self._checked: set[str] = set()
 
-    def write(self, name: str, tensor: torch.Tensor) -> int:
-        """Put one tensor in its place; returns the CRC-32 of its bytes. Raises DiskError when the disk refuses it."""
+    @property
+    def names(self) -> Iterable[str]:
+        """The tensors, in the order of the file."""
+        return self._slots
+
+    def write(self, name: str, tensor: torch.Tensor) -> str:
+        """Put one tensor in its place; returns the digest of its bytes. Raises DiskError when the disk refuses it."""
         slot = self._slots[name]
         if tensor.dtype != slot.dtype or tuple(tensor.shape) != slot.shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} for {slot.dtype} {slot.shape}")
         return self.write_chunks(name, [tensor])
 
-    def write_chunks(self, name: str, chunks: Iterable[torch.Tensor]) -> int:
+    def write_chunks(self, name: str, chunks: Iterable[torch.Tensor]) -> str:
         """The same for a tensor that comes as pieces that follow one another."""
-        slot, crc, written_bytes = self._slots[name], 0, 0
-        self._checked.discard(name)
-        if self._starts[name] < self._hashed_bytes:
+        slot, digest, written_bytes = self._slots[name], xxh3_128(), 0
+        if self._digests.pop(name, None):
             self._begin_hash()
         try:
             self._file.seek(self._starts[name])
             for chunk in chunks:
                 data = chunk.contiguous().reshape(-1).view(torch.uint8).numpy().data
                 self._file.write(data)
-                crc = zlib.crc32(data, crc)
+                digest.update(data)
                 written_bytes += len(data)
         except OSError as error:
             raise disk_error(self.path, slot.nbytes, error) from error
@@ -97,40 +102,46 @@ class FileWriter:
             raise ValueError(f"{name}: {written_bytes} bytes for {slot.nbytes}")
         self._file.flush()
         self._missing.discard(name)
-        return crc
+        return digest.hexdigest()
 
-    def written(self, name: str, crc: int) -> bool:
-        """Whether the bytes of a tensor, as they can be read now, have this CRC-32; if so it counts as written."""
-        found, start = 0, self._starts[name]
-        for chunk in self._read(start, start + self._slots[name].nbytes):
-            found = zlib.crc32(chunk, found)
-        if found != crc:
+    def written(self, name: str, digest: str) -> bool:
+        """Whether the bytes of a tensor, as they can be read now, have this digest; if so it counts as written.
+
+        Those that were found written before their turn in the file's hash came are read, and compared, once more.
+        """
+        if not self._reads_as(name, digest):
             return False
         self._missing.discard(name)
-        self._checked.add(name)
+        self._digests[name] = digest
+        while self._unhashed and (following := self._unhashed[0]) in self._digests:
+            if not self._reads_as(following, self._digests[following]):
+                return False
         return True
 
-    def hash_written(self) -> None:
-        """Hash the file as far as it is known to be `written`, so that `sha256` has less to do."""
-        end = self._hashed_bytes
-        while self._unhashed and self._unhashed[0].name in self._checked:
-            slot = self._unhashed.popleft()
-            end = self._starts[slot.name] + slot.nbytes
-        self._hash_to(end)
-
-    def sha256(self) -> str:
-        """Of the whole file, once it is."""
-        self._hash_to(self._total_bytes)
+    def digest(self) -> str:
+        """Of the whole file, once all of it was found `written`. Raises DiskError."""
+        if self._unhashed:
+            raise ValueError(f"{self.path.name}: never read back: {list(self._unhashed)[:5]}")
+        if not _begins_with(self.path, self._header, self._total_bytes):
+            raise DiskError(f"{self.path} does not hold what was written to it (its header)", "check the disk")
         return self._hash.hexdigest()
 
-    def _begin_hash(self) -> None:
-        self._unhashed = deque(self._slots.values())
-        self._hashed_bytes, self._hash = 0, hashlib.sha256()
+    def _reads_as(self, name: str, digest: str) -> bool:
+        """Read a tensor back; if it is right, and its turn, the file is hashed to its end."""
+        found, whole, start = xxh3_128(), self._hash.copy(), self._starts[name]
+        for chunk in self._read(start, start + self._slots[name].nbytes):
+            found.update(chunk)
+            whole.update(chunk)
+        if found.hexdigest() != digest:
+            return False
+        if self._unhashed and self._unhashed[0] == name:
+            self._unhashed.popleft()
+            self._hash = whole
+        return True
 
-    def _hash_to(self, end: int) -> None:
-        for chunk in self._read(self._hashed_bytes, end):
-            self._hash.update(chunk)
-            self._hashed_bytes += len(chunk)
+    def _begin_hash(self) -> None:
+        self._unhashed = deque(self._slots)
+        self._hash = xxh3_128(self._header)
 
     def _read(self, start: int, end: int) -> Iterator[memoryview]:
         """The bytes from `start` to `end` as they can be read now; fewer where the file is shorter."""

@@ -1,4 +1,4 @@
-"""What of a conversion is finished: `journal.jsonl`, one line a tensor with the CRC-32 of what was written for it.
+"""What of a conversion is finished: `journal.jsonl`, one line a tensor with the digests of what was written for it.
 
 Owns the file. Knows nothing of tensors. Invariant: a journal that cannot be read, or is of another source, has no
 lines; of one whose last line was cut short, the lines before it count.
@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 NAME = "journal.jsonl"
 
-Crcs = dict[str, int]
-"""Of the one or two parts of the store that a tensor becomes, the CRC-32 of what was written."""
+Digests = dict[str, str]
+"""Of the one or two parts of the store that a tensor becomes, the XXH3-128 of what was written."""
 
 
 class Journal:
@@ -37,21 +37,21 @@ class Journal:
         lines = list(_parsed(text))
         return lines[1:] if lines and lines[0] == self._identity else []
 
-    def start(self, done: Mapping[str, Crcs]) -> None:
+    def start(self, done: Mapping[str, Digests]) -> None:
         """A new journal in the place of the old one. Raises OSError."""
         scratch = self._path.with_name(NAME + ".new")
         with scratch.open("w", encoding="utf-8") as file:
             file.write(json.dumps(self._identity) + "\n")
-            file.writelines(_line(name, crcs) for name, crcs in done.items())
+            file.writelines(_line(name, digests) for name, digests in done.items())
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
 
-    def add(self, done: Mapping[str, Crcs], durable: bool) -> None:
+    def add(self, done: Mapping[str, Digests], durable: bool) -> None:
         """Tensors that are finished; if `durable`, on the disk on return. Raises OSError."""
         assert self._file is not None, "start() comes first"
-        self._file.writelines(_line(name, crcs) for name, crcs in done.items())
+        self._file.writelines(_line(name, digests) for name, digests in done.items())
         self._file.flush()
         if durable:
             os.fsync(self._file.fileno())
@@ -61,8 +61,8 @@ class Journal:
             self._file.close()
 
 
-def _line(name: str, crcs: Crcs) -> str:
-    return json.dumps({"tensor": name, "crc": crcs}) + "\n"
+def _line(name: str, digests: Digests) -> str:
+    return json.dumps({"tensor": name, "xxh3_128": digests}) + "\n"
 
 
 def _parsed(text: str) -> Iterator[dict[str, Any]]:

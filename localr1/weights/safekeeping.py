@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from localr1.errors import DiskError
 from localr1.weights.file_writer import FileWriter
-from localr1.weights.journal import Crcs, Journal
+from localr1.weights.journal import Digests, Journal
 
 BEHIND = 2
 """Batches that may wait; whoever writes faster than the disk waits then, too."""
 
-Written = Mapping[str, Crcs]
+Written = Mapping[str, Digests]
 """Tensors, and what was written for each."""
 
 
@@ -23,7 +23,7 @@ class Safekeeping:
     def __init__(self, writer_of: Mapping[str, FileWriter], journal: Journal) -> None:
         self._writer_of, self._journal = writer_of, journal
         self._thread = ThreadPoolExecutor(1, "store")
-        self._batches: deque[tuple[Future[None], dict[str, Crcs]]] = deque()
+        self._batches: deque[tuple[Future[None], dict[str, Digests]]] = deque()
 
     def __len__(self) -> int:
         """Batches that `safe` has not told of."""
@@ -43,21 +43,19 @@ class Safekeeping:
             names += self._batches.popleft()[1]
         return names
 
-    def close(self) -> dict[str, Crcs]:
+    def close(self) -> dict[str, Digests]:
         """Return when nothing is under way, with what is known to be right and was not noted."""
         self._thread.shutdown(cancel_futures=True)
         cancelled = [batch for future, batch in self._batches if future.cancelled()]
-        return {name: crcs for batch in cancelled for name, crcs in batch.items()}
+        return {name: digests for batch in cancelled for name, digests in batch.items()}
 
     def _keep(self, written: Written, known: Written) -> None:
-        parts = [(part, crc) for crcs in written.values() for part, crc in crcs.items()]
-        writers = {self._writer_of[part] for part, _ in parts}
+        parts = {part: digest for digests in written.values() for part, digest in digests.items()}
+        writers = {self._writer_of[part] for part in parts}
         for writer in writers:
             writer.sync()
-        for part, crc in parts:
-            if not self._writer_of[part].written(part, crc):
-                path = self._writer_of[part].path
-                raise DiskError(f"{path} does not hold what was written to it ({part})", "check the disk")
-        self._journal.add(known, durable=True)
         for writer in writers:
-            writer.hash_written()
+            for part in [name for name in writer.names if name in parts]:
+                if not writer.written(part, parts[part]):
+                    raise DiskError(f"{writer.path} does not hold what was written to it ({part})", "check the disk")
+        self._journal.add(known, durable=True)

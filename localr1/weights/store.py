@@ -4,8 +4,9 @@ Owns the folder's layout and opening it; `conversion` makes it. Tensors keep the
 `X.weight` has its row scales beside it as `X.SCB`. Everything but routed experts is in `dense.safetensors`; the
 experts of layer L are in `experts-L.safetensors`, one after another, each as gate, up, down: so a layer's experts are
 one array, and one expert is one run of bytes. The same holds for every gated feed-forward. `manifest.json` gives the
-source, and size and sha256 of every file; it is written last and the folder renamed into place, so a folder with its
-name is whole.
+source, and size and XXH3-128 of every file (`xxhsum -H2`; sha256 in stores of before), which finds damage; that the
+weights are the publisher's, the sha256 of the source's files said. It is written last and the folder renamed into
+place, so a folder with its name is whole.
 
 Any safetensors reader can open the files; bitsandbytes' `Linear8bitLt` understands `weight` and `SCB` as they are.
 """
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from localr1.errors import CorruptError, NotFoundError
 from localr1.model.linear import TensorSpec
@@ -28,6 +30,7 @@ from localr1.weights.quantize import Int8Rows
 from localr1.weights.safetensors_file import MappedFile, TensorInfo
 
 MANIFEST = "manifest.json"
+CHECKSUM = "xxh3_128"
 FORMAT = 1
 DENSE = "dense.safetensors"
 EXPERT = re.compile(r"\.layers\.(\d+)\.mlp\.experts\.\d+\.")
@@ -86,9 +89,9 @@ class Origin:
     source_folder: str = ""
 
 
-def file_sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 class TensorFile(Protocol):

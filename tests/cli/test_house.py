@@ -1,12 +1,12 @@
 """`download`'s questions, `rm` and `verify`, as a person types them."""
 
-import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from xxhash import xxh3_128
 
 from localr1.events import DiskNeed, DownloadPlan, FetchProgress
 
@@ -74,7 +74,7 @@ def make_store(home: Path, repo_id: str = "org/model", commit: str = "a" * 40) -
     folder = home / "models" / repo_id.replace("/", "--") / commit
     folder.mkdir(parents=True)
     (folder / "dense.safetensors").write_bytes(b"x" * 2000)
-    files = {"dense.safetensors": {"bytes": 2000, "sha256": hashlib.sha256(b"x" * 2000).hexdigest()}}
+    files = {"dense.safetensors": {"bytes": 2000, "xxh3_128": xxh3_128(b"x" * 2000).hexdigest()}}
     manifest = {"source": repo_id, "revision": commit, "created": "2026-01-02T03:04:05Z", "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

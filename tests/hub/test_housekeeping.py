@@ -1,6 +1,5 @@
 """What is here in part is listed and freed; a store that changed is found; nothing of other tools is touched."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -23,14 +22,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def make_store(repo_id: str, commit: str) -> Path:
+def make_store(repo_id: str, commit: str, checksum: str = "xxh3_128") -> Path:
     folder = cache.store_folder(Snapshot(Path("/"), repo_id, commit))
     folder.mkdir(parents=True)
     files = {}
     for name in ("dense.safetensors", "config.json"):
         content = (name + commit).encode() * 1000
         (folder / name).write_bytes(content)
-        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        files[name] = {"bytes": len(content), checksum: housekeeping.CHECKSUMS[checksum](content).hexdigest()}
     manifest = {"source": repo_id, "revision": commit, "created": "2026-01-01T00:00:00Z", "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -105,8 +104,9 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "LOCALR1_HOME" in caught.value.hint
 
 
-def test_a_whole_store_is_right_and_every_change_is_found() -> None:
-    folder = make_store("org/model", COMMIT_A)
+@pytest.mark.parametrize("checksum", ["xxh3_128", "sha256"])
+def test_a_whole_store_is_right_and_every_change_is_found(checksum: str) -> None:
+    folder = make_store("org/model", COMMIT_A, checksum)
     (store,) = cache.stores()
     checked(store)
     content = bytearray((folder / "dense.safetensors").read_bytes())
@@ -117,6 +117,15 @@ def test_a_whole_store_is_right_and_every_change_is_found() -> None:
     assert "download org/model --force" in caught.value.hint
     (folder / "dense.safetensors").unlink()
     with pytest.raises(CorruptError, match="is gone"):
+        checked(store)
+
+
+def test_a_store_that_says_no_checksum_is_not_right() -> None:
+    make_store("org/model", COMMIT_A, "sha256")
+    (store,) = cache.stores()
+    manifest = store.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sha256"', '"md5"'))
+    with pytest.raises(CorruptError, match="has changed"):
         checked(store)
 
 

@@ -122,10 +122,11 @@ def test_the_history_goes_with_its_model(file: Path, tmp_path: Path) -> None:
     assert list(routes.parent.iterdir()) == [file]
 
 
-def test_the_same_weights_have_one_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checksum", ["xxh3_128", "sha256"])
+def test_the_same_weights_have_one_name(tmp_path: Path, checksum: str) -> None:
     names = []
     for created, digest in (("1", "x"), ("2", "x"), ("2", "y")):
-        files = f'{{"dense.safetensors": {{"sha256": "{digest}"}}, "config.json": {{"sha256": "{created}"}}}}'
+        files = f'{{"dense.safetensors": {{"{checksum}": "{digest}"}}, "config.json": {{"{checksum}": "{created}"}}}}'
         (tmp_path / "manifest.json").write_text(f'{{"created": "{created}", "files": {files}}}')
         names.append(cache.weights_id(tmp_path))
     assert names[0] == names[1] != names[2]

@@ -123,7 +123,7 @@ def test_json_is_one_object_a_line_on_stdout():
     def operation():
         yield PLAN
         yield fetch("a", 100, 200)
-        yield LoadProgress("hashing the store", 1, 2)
+        yield LoadProgress("checking what was converted before", 1, 2)
         return 1
 
     assert follow(shown, operation(), display=open_transfer_display(shown, as_json=True)) == 1

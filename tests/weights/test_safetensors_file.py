@@ -1,6 +1,5 @@
 """The file format: what the library writes we read, what we write the library reads, and what is broken is refused."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from xxhash import xxh3_128
 
 from localr1.errors import CorruptError, DiskError, NotFoundError, UnsupportedError
 from localr1.weights import file_writer
@@ -149,16 +149,36 @@ def test_a_full_disk_is_said_before_the_first_tensor(tmp_path: Path, monkeypatch
     assert "LOCALR1_HOME" in caught.value.hint
 
 
-def test_a_file_is_hashed_as_it_is_written(tmp_path: Path) -> None:
+def test_a_file_is_hashed_as_it_is_read_back(tmp_path: Path) -> None:
     slots = [Slot(name, torch.int8, (1000,)) for name in "abcd"]
     tensors = {name: torch.randint(-128, 128, (1000,), dtype=torch.int8) for name in "abcd"}
     with FileWriter(tmp_path / "file", slots) as file:
-        crcs = {name: file.write(name, tensors[name]) for name in "bad"}
-        assert all(file.written(name, crc) for name, crc in crcs.items())
-        file.hash_written()
+        digests = {name: file.write(name, tensors[name]) for name in "bad"}
+        assert all(file.written(name, digest) for name, digest in digests.items())
         again = file.write("a", tensors["c"])  # what was hashed already is written anew
-        crcs["c"] = file.write("c", tensors["c"])
-        assert not file.written("a", crcs["a"]) and file.written("a", again) and file.written("c", crcs["c"])
-        file.hash_written()
-        found = file.sha256()
-    assert found == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+        digests["c"] = file.write("c", tensors["c"])
+        assert not file.written("a", digests["a"]) and file.written("c", digests["c"])
+        with pytest.raises(ValueError, match="never read back"):
+            file.digest()
+        assert file.written("a", again)
+        found = file.digest()
+    assert found == xxh3_128((tmp_path / "file").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("place", ["header", "turn", "later"])
+def test_a_byte_that_changes_behind_the_writer_is_found(tmp_path: Path, place: str) -> None:
+    slots = [Slot(name, torch.int8, (1000,)) for name in "ab"]
+    with FileWriter(tmp_path / "file", slots) as file:
+        digests = {name: file.write(name, torch.ones(1000, dtype=torch.int8)) for name in "ab"}
+        if place == "later":  # right when it was read, and changed before the file was hashed up to it
+            assert file.written("b", digests["b"])
+        with (tmp_path / "file").open("r+b") as disk:
+            disk.seek({"header": 20, "turn": -1500, "later": -1}[place], 0 if place == "header" else 2)
+            disk.write(b"\2")
+        right = file.written("a", digests["a"])
+        if place == "header":
+            assert right and file.written("b", digests["b"])
+            with pytest.raises(DiskError, match="does not hold what was written"):
+                file.digest()
+        else:
+            assert not right

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from xxhash import xxh3_128
 
 from localr1.errors import CorruptError, DiskError, NotFoundError
 from localr1.events import QuantizeProgress
@@ -119,7 +120,16 @@ def test_the_manifest_has_the_source_and_true_hashes(written: Path) -> None:
     assert (manifest["source"], manifest["revision"]) == ("org/name", "abc")
     assert set(manifest["files"]) == {"config.json", "dense.safetensors", "experts-002.safetensors"}
     for name, facts in manifest["files"].items():
-        assert facts["sha256"] == hashlib.sha256((written / name).read_bytes()).hexdigest()
+        assert facts["xxh3_128"] == xxh3_128((written / name).read_bytes()).hexdigest()
+
+
+def test_a_store_of_before_with_sha256_in_its_manifest_opens(source: Path, written: Path) -> None:
+    manifest = json.loads((written / MANIFEST).read_text())
+    for name, facts in manifest["files"].items():
+        del facts["xxh3_128"]
+        facts["sha256"] = hashlib.sha256((written / name).read_bytes()).hexdigest()
+    (written / MANIFEST).write_text(json.dumps(manifest))
+    assert torch.equal(Store(written).tensor("model.norm.weight"), Checkpoint(source).tensor("model.norm.weight"))
 
 
 def test_two_conversions_are_byte_identical(source: Path, written: Path, tmp_path: Path) -> None:
@@ -147,7 +157,7 @@ def facts(store: Path) -> dict[str, Any]:
     manifest = json.loads((store / MANIFEST).read_text())
     assert {path.name for path in store.iterdir()} == {*manifest["files"], MANIFEST}
     for name, said in manifest["files"].items():
-        assert said["sha256"] == hashlib.sha256((store / name).read_bytes()).hexdigest()
+        assert said["xxh3_128"] == xxh3_128((store / name).read_bytes()).hexdigest()
     return manifest["files"]
 
 
@@ -191,9 +201,16 @@ def cut_the_journal(partial: Path) -> None:
 def promise_too_much(partial: Path) -> None:
     """A journal that lists tensors that were never written, as after a power loss that kept the journal alone."""
     names = [name for name, spec in expected().items() if spec.storage == "int8"]
-    lines = [json.dumps({"tensor": name, "crc": {name: 1, name[:-6] + "SCB": 1}}) for name in names]
+    lines = [json.dumps({"tensor": name, "xxh3_128": {name: "1" * 32, name[:-6] + "SCB": "1" * 32}}) for name in names]
     with (partial / "journal.jsonl").open("a") as journal:
         journal.write("\n".join(lines) + "\n")
+
+
+def note_crcs(partial: Path) -> None:
+    """A journal of an earlier version."""
+    lines = [json.loads(line) for line in (partial / "journal.jsonl").read_text().splitlines()]
+    old = [{"tensor": line["tensor"], "crc": dict.fromkeys(line["xxh3_128"], 1)} for line in lines[1:]]
+    (partial / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [lines[0], *old]))
 
 
 def change_the_revision(partial: Path) -> None:
@@ -211,7 +228,15 @@ def strew_garbage(partial: Path) -> None:
     (partial / "store" / "stray").write_text("x")
 
 
-HARMS = [damage_a_tensor, cut_the_journal, promise_too_much, change_the_revision, truncate_the_store, strew_garbage]
+HARMS = [
+    damage_a_tensor,
+    cut_the_journal,
+    promise_too_much,
+    note_crcs,
+    change_the_revision,
+    truncate_the_store,
+    strew_garbage,
+]
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)

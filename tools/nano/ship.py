@@ -4,18 +4,20 @@ python -m tools.nano.ship EXPORT_FOLDER
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import localr1
 from localr1.session import convert
-from localr1.weights.store import Origin, Store, file_sha256
+from localr1.weights.store import Origin, Store
 
 TARGET = Path(localr1.__file__).parent / "nano"
 
 
 def ship(export: Path, target: Path = TARGET) -> Store:
     """Convert `export` and put it in the place of what `target` holds. The revision names the float weights."""
-    revision = file_sha256(export / "model.safetensors")[:40]
+    with (export / "model.safetensors").open("rb") as weights:
+        revision = hashlib.file_digest(weights, "sha256").hexdigest()[:40]
     for _ in convert(export, target, Origin("nano", revision)):
         pass
     return Store(target)
