@@ -31,7 +31,6 @@ HASHES_BEHIND = 8
 RECEIVE_BYTES = 1 << 20
 SYNC_EVERY_S = 10.0
 """So much of a download may a power loss cost. A file that is removed sooner need never reach the disk."""
-READ_BYTES = 1 << 20
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_WAIT_S = 60.0
 NAP_S = 0.2
@@ -85,8 +84,9 @@ class Unfinished:
 
     def __init__(self, path: Path, file: RemoteFile) -> None:
         self._remote = file
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._turn = Lock()
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        self._reader = path.open("rb", buffering=0)
+        self._reading = Lock()
         self.attempt = 1
         self._digest = Behind(file.new_digest())
         self._disk = ThreadPoolExecutor(1, "sync")
@@ -106,30 +106,23 @@ class Unfinished:
                 "try again later; if it stays so, the repository is broken",
             )
         self._digest.update(chunk)
-        with self._turn:
-            self._file.write(chunk)
-            self.done_bytes += len(chunk)
+        left = memoryview(chunk)
+        while left:
+            left = left[self._file.write(left) :]
+        self.done_bytes += len(chunk)
         if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
             self._begin_sync()
 
     def read(self, start: int, into: memoryview) -> int | None:
         """Fill `into` with what follows byte `start`; returns the attempt that it is of, None if it is not here."""
-        attempt = self.attempt
-        for first in range(0, len(into), READ_BYTES):  # so that what arrives never waits long
-            piece = into[first : first + READ_BYTES]
-            with self._turn:
-                end = start + first + len(piece)
-                if self._file.closed or self.attempt != attempt or end > self.done_bytes:
-                    return None
-                self._file.seek(start + first)
-                got_bytes = self._file.readinto(piece)
-                self._file.seek(self.done_bytes)
-            if got_bytes != len(piece):
+        with self._reading:
+            if self._reader.closed or start + len(into) > self.done_bytes:
                 return None
-        return attempt
+            self._reader.seek(start)
+            return self.attempt if self._reader.readinto(into) == len(into) else None
 
     def restart(self) -> None:
-        with self._turn:
+        with self._reading:
             self._file.seek(0)
             self._file.truncate()
             self.done_bytes = 0
@@ -161,14 +154,13 @@ class Unfinished:
     def close(self) -> None:
         self._digest.close()
         self._disk.shutdown()
-        with self._turn:
-            self._file.close()
+        self._file.close()
+        with self._reading:
+            self._reader.close()
 
     def _begin_sync(self) -> None:
         """Have what is here written to the disk while more arrives; waits for the last time that this was asked."""
         self._end_sync()
-        with self._turn:
-            self._file.flush()
         self._syncing = self._disk.submit(os.fsync, self._file.fileno())
         self._synced_s = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""A safetensors file that is still on its way: the tensors of what is here, read into memory.
+"""A safetensors file that is still on its way: what is here of its tensors, read into memory.
 
 Owns the buffers that they are read into. Does not know where the bytes come from. Invariant: all that one
 `ArrivingFile` gives was read of one attempt at the file, `attempt`; whether that proves right is told elsewhere.
@@ -27,7 +27,7 @@ class NotHereError(Exception):
 
 
 class ArrivingFile:
-    """One attempt at a file. A tensor stays what it is until the next of its dtype is asked for."""
+    """One attempt at a file. What was read stays what it is until the next of its dtype is."""
 
     def __init__(self, prefix: Prefix, buffers: dict[torch.dtype, torch.Tensor]) -> None:
         """`buffers` are used and enlarged; hand them to the next file, too, when no tensor of this one is in use."""

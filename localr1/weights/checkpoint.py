@@ -177,15 +177,23 @@ class Checkpoint:
 
     def tensor(self, name: str, block: tuple[int, int] | None = None) -> Tensor:
         """One tensor: a view of the map, or float32 where it was FP8."""
-        raw = self._view(name)
+        shape = self.info(name).shape
+        return self.rows(name, 0, shape[0], block) if shape else self._view(name)
+
+    def rows(self, name: str, start: int, end: int, block: tuple[int, int] | None) -> Tensor:
+        """The same for some rows of it; of a file that is on its way, only until the next are asked for."""
+        raw = self._view(name, start, end)
         if raw.dtype != torch.float8_e4m3fn:
             return raw
         assert block is not None, "check() comes first"
-        return dequantize_blocks(raw, self._view(name + SCALE), block)
+        return dequantize_blocks(raw, self._view(name + SCALE), block, start)
 
-    def _view(self, name: str) -> Tensor:
+    def _view(self, name: str, first: int = 0, end: int | None = None) -> Tensor:
         file, info = self._entries[name]
-        return (self._arriving.get(file) or self.files[file]).view(info.start, info.dtype, info.shape)
+        start, shape = info.start, info.shape
+        if end is not None:
+            start, shape = start + first * (info.nbytes // max(shape[0], 1)), (end - first, *shape[1:])
+        return (self._arriving.get(file) or self.files[file]).view(start, info.dtype, shape)
 
     def stream(self, names: Mapping[str, object], block: tuple[int, int] | None) -> Iterator[tuple[str, Tensor]]:
         """The named tensors in the order of the disk. Peak memory: one tensor (in float32 where it was FP8)."""

@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,8 +36,6 @@ from localr1.weights.safekeeping import BEHIND, Safekeeping
 from localr1.weights.store import CHECKSUM, FORMAT, MANIFEST, Origin, file_digest, layout, scb_name
 
 COMMIT_BYTES = 512 << 20
-EARLY_BYTES = 256 << 20
-"""Of the tensors that are converted before their file is whole, the largest: they have to be read into memory."""
 SPARE_BYTES = 64 << 20
 
 
@@ -54,7 +53,7 @@ class Conversion:
     """Use as a context: `yield from resume()`, then `take` every file, then `finish`.
 
     `take_early` does what it can of a file that is still on its way; that counts, and is written in the journal, when
-    `take` says that the file proved right. Peak memory: one tensor, and a chunk of its int8 rows.
+    `take` says that the file proved right. Peak memory: a chunk of rows, or one tensor that stays in float.
     """
 
     def __init__(
@@ -210,12 +209,14 @@ class Conversion:
                 self._done_bytes -= self._checkpoint.info(name).nbytes
 
     def _convert(self, name: str) -> Digests:
-        tensor, writer = self._checkpoint.tensor(name, self._block), self._writer_of[name]
+        writer, shape = self._writer_of[name], self._slots[name].shape
         if self._expected[name].storage == "int8":
-            scb = torch.empty(tensor.shape[0], dtype=torch.float32)
-            digests = {name: writer.write_chunks(name, int8_chunks(tensor, name, scb))}
+            scb = torch.empty(shape[0], dtype=torch.float32)
+            rows_of = partial(self._checkpoint.rows, name, block=self._block)
+            digests = {name: writer.write_chunks(name, int8_chunks(shape, rows_of, name, scb))}
             digests[scb_name(name)] = self._writer_of[scb_name(name)].write(scb_name(name), scb)
         else:
+            tensor = self._checkpoint.tensor(name, self._block)
             digests = {name: writer.write(name, tensor.to(self._slots[name].dtype))}
         self._unsafe[name] = digests
         self._checkpoint.forget(name)
@@ -264,11 +265,11 @@ class Conversion:
 
 
 def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, deque[str]]:
-    """Of each file the tensors that need no other, in the order of the disk, but the very large ones."""
+    """Of each file the tensors that need no other, in the order of the disk."""
     by_file: dict[str, deque[str]] = {file: deque() for file in checkpoint.file_names}
     for name in names:
         files = checkpoint.files_of(name)
-        if len(files) == 1 and checkpoint.info(name).nbytes <= EARLY_BYTES:
+        if len(files) == 1:
             by_file[files.pop()].append(name)
     return by_file
 

@@ -60,12 +60,11 @@ class FileWriter:
         self._hash = xxh3_128()
         self._begin_hash()
         self.continued = _begins_with(path, self._header, self._total_bytes)
-        self._file = path.open("r+b" if self.continued else "w+b")
+        self._file = path.open("r+b" if self.continued else "w+b", buffering=0)
         try:
             if not self.continued:
                 _reserve(self._file.fileno(), self._total_bytes)
-                self._file.write(self._header)
-                self._file.flush()
+                self._put(memoryview(self._header))
         except OSError as error:
             self._file.close()
             path.unlink(missing_ok=True)
@@ -93,16 +92,19 @@ class FileWriter:
             self._file.seek(self._starts[name])
             for chunk in chunks:
                 data = chunk.contiguous().reshape(-1).view(torch.uint8).numpy().data
-                self._file.write(data)
+                self._put(data)
                 digest.update(data)
                 written_bytes += len(data)
         except OSError as error:
             raise disk_error(self.path, slot.nbytes, error) from error
         if written_bytes != slot.nbytes:
             raise ValueError(f"{name}: {written_bytes} bytes for {slot.nbytes}")
-        self._file.flush()
         self._missing.discard(name)
         return digest.hexdigest()
+
+    def _put(self, data: memoryview) -> None:
+        while data:
+            data = data[self._file.write(data) :]
 
     def written(self, name: str, digest: str) -> bool:
         """Whether the bytes of a tensor, as they can be read now, have this digest; if so it counts as written.
@@ -154,7 +156,6 @@ class FileWriter:
     def sync(self) -> None:
         """Return once what was written would survive a power loss."""
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise disk_error(self.path, 0, error) from error

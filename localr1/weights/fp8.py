@@ -13,11 +13,15 @@ def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, in
     return -(-rows // block[0]), -(-columns // block[1])
 
 
-def dequantize_blocks(weight_OI: Tensor, scale_inv: Tensor, block: tuple[int, int]) -> Tensor:
-    """A float32 [O, I] of an FP8 [O, I] and its scales [ceil(O / block), ceil(I / block)]. Peak: the result."""
+def dequantize_blocks(weight_OI: Tensor, scale_inv: Tensor, block: tuple[int, int], first: int = 0) -> Tensor:
+    """A float32 [O, I] of an FP8 [O, I] and its scales [ceil(O / block), ceil(I / block)]. Peak: the result.
+
+    Of a larger matrix, whose scales are given in full, these are the rows from row `first`.
+    """
     rows, columns = weight_OI.shape
     result = weight_OI.to(torch.float32)
-    row_scale = scale_inv.to(torch.float32).repeat_interleave(block[1], dim=1)[:, :columns]
-    for start in range(0, rows, block[0]):
-        result[start : start + block[0]] *= row_scale[start // block[0]]
+    scale_inv = scale_inv[first // block[0] : -(-(first + rows) // block[0])]
+    row_scales = scale_inv.to(torch.float32).repeat_interleave(block[1], dim=1)[:, :columns]
+    for start, row_scale in zip(range(-(first % block[0]), rows, block[0]), row_scales, strict=True):
+        result[max(start, 0) : start + block[0]] *= row_scale
     return result

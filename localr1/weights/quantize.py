@@ -31,24 +31,28 @@ SMALLEST_ABSMAX = 1e-30
 def quantize_rows(matrix_OI: Tensor, name: str) -> Int8Rows:
     """Quantize a float matrix, whose `name` is for messages. Raises CorruptError as `int8_chunks` does."""
     scb = torch.empty(matrix_OI.shape[0], dtype=torch.float32)
-    weight = torch.cat([chunk.clone() for chunk in int8_chunks(matrix_OI, name, scb)])
+    chunks = int8_chunks(matrix_OI.shape, lambda start, end: matrix_OI[start:end], name, scb)
+    weight = torch.cat([chunk.clone() for chunk in chunks])
     return Int8Rows(weight, scb)
 
 
-def int8_chunks(matrix_OI: Tensor, name: str, scb_O: Tensor) -> Iterator[Tensor]:
+def int8_chunks(
+    shape: tuple[int, ...], rows_of: Callable[[int, int], Tensor], name: str, scb_O: Tensor
+) -> Iterator[Tensor]:
     """The int8 rows of a float matrix, some at a time; fills `scb_O`. Each chunk lies where the one before it lay.
 
-    So the peak memory is one chunk, however large the matrix, and no fresh page is touched for every row. Raises
-    CorruptError when the matrix holds a NaN or an infinity.
+    `rows_of(start, end)` gives some rows of the matrix, so that the peak memory is one chunk, however large it is, and
+    what is quantized is still in the cache that it was read into. Raises CorruptError when the matrix holds a NaN or an
+    infinity.
     """
-    rows, columns = matrix_OI.shape
+    rows, columns = shape
     device, quantize = ("cuda", _on_gpu) if torch.cuda.is_available() else ("cpu", _on_cpu)
     chunk_rows = max(1, CHUNK_BYTES[device] // (4 * max(columns, 1)))
     weight = torch.empty(min(chunk_rows, rows), columns, dtype=torch.int8)
     for start in range(0, rows, chunk_rows):
         end = min(start + chunk_rows, rows)
         chunk = Int8Rows(weight[: end - start], scb_O[start:end])
-        quantize(matrix_OI[start:end], chunk)
+        quantize(rows_of(start, end), chunk)
         if not bool(torch.isfinite(chunk.scb).all()):
             row = start + int((~torch.isfinite(chunk.scb)).nonzero()[0])
             raise CorruptError(f"{name} holds a value that is not finite (row {row})", "download the checkpoint again")

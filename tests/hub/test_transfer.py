@@ -8,9 +8,9 @@ import pytest
 
 from localr1.errors import CorruptError
 from localr1.hub.remote import RemoteFile
-from localr1.hub.transfer import READ_BYTES, Unfinished, unfinished
+from localr1.hub.transfer import Unfinished, unfinished
 
-CONTENT = bytes(range(256)) * (READ_BYTES // 128)
+CONTENT = bytes(range(256)) * 8192
 FILE = RemoteFile("model.safetensors", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from localr1.errors import DiskError
 from localr1.events import QuantizeProgress
 from localr1.model.linear import TensorSpec
+from localr1.weights import quantize
 from localr1.weights.checkpoint import SCALE, Checkpoint, HeaderError
 from localr1.weights.conversion import Conversion, partial_folder, write_store
 from localr1.weights.file_writer import FileWriter
@@ -166,7 +167,11 @@ def conversion_of(file: Path, target: Path) -> Conversion:
     return Conversion(target, checkpoint, EXPECTED, block=BLOCK, origin=ORIGIN)
 
 
-def test_what_has_come_of_a_file_is_converted_before_it_is_whole(one_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk_rows", [2, 100])
+def test_what_has_come_of_a_file_is_converted_before_it_is_whole(
+    one_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_rows: int
+) -> None:
+    monkeypatch.setattr(quantize, "CHUNK_BYTES", dict.fromkeys(("cpu", "cuda"), 4 * 6 * chunk_rows))
     part, infos = Arriving(one_file.read_bytes()), read_header(one_file)
     with conversion_of(one_file, tmp_path / "store") as work:
         list(work.resume())

@@ -53,3 +53,5 @@ def test_fp8_blocks_ragged_at_the_edges(rows: int, columns: int, block: tuple[in
     for row, column in {(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 2), (rows - 1, 0)}:
         expected = weight[row, column].float() * scale[row // block[0], column // block[1]]
         assert result[row, column] == expected
+    for first, end in ((0, rows // 2), (rows // 3, rows), (rows - 1, rows)):
+        assert torch.equal(dequantize_blocks(weight[first:end], scale, block, first), result[first:end])
