@@ -240,6 +240,8 @@ def wait_for(phase: str, run: Run, hub: LoopbackHub, home: Path, noise: random.R
     converted = sum(
         path.read_bytes().count(b"\n") - 1 for path in home.glob("localr1/models/*/*.partial/journal.jsonl")
     )
+    if phase == "verifying" and not converted:
+        phase = "converting"  # first there must be something for the next run to check
     until_conversions = noise.randint(1, max(1, whole.conversions - converted))
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
