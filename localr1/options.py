@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+SIZE = "SIZE"
+"""The metavar of an amount of memory, as `quantities.parse_size` reads it."""
 
-def option(default: Any, help: str, *, flag: str | None = None, **limits: Any) -> Any:
-    """A field that the command line shows as `--name`; `flag` renames it, `limits` go to the parser (min, max)."""
-    return field(default=default, metadata={"help": help, "flag": flag, "limits": limits})
+
+def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None, **limits: Any) -> Any:
+    """A field that the command line shows as `--name`; `flag` renames it, `limits` go to the parser (min, max).
+
+    `metavar` says what its value is, where its type does not.
+    """
+    return field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar, "limits": limits})
 
 
 def argument(default: Any, help: str, metavar: str) -> Any:
@@ -39,8 +45,10 @@ class EngineOptions:
 
     context: int | None = option(None, "Most tokens a conversation may hold (default: what fits the model).", min=16)
     threads: int | None = option(None, "CPU threads (default: one a physical core).", min=1)
-    vram: str | None = option(None, "GPU memory to use, such as 8GiB; 0 for none (default: most of what is free).")
-    ram: str | None = option(None, "RAM to count on, such as 24GiB (default: most of what is free).")
+    vram: str | None = option(
+        None, "GPU memory to use, such as 8GiB; 0 for none (default: most of what is free).", metavar=SIZE
+    )
+    ram: str | None = option(None, "RAM to count on, such as 24GiB (default: most of what is free).", metavar=SIZE)
     kv: Literal["bf16", "int8"] = option("bf16", "Cache rows; int8 takes little over half, of latent attention only.")
     dtype: Literal["int8", "float32"] = option("int8", "int8 (the 8-bit store) or float32 (slow; the reference).")
     speculate: Literal["auto", "mtp", "lookup", "off"] = option(
@@ -151,17 +159,23 @@ class BenchOptions:
     words: tuple[str, ...] = argument(
         (), "A model that is here (see `localr1 models`); or diff A.json B.json.", "MODEL"
     )
-    shape: str | None = option(None, "Instead: random weights in the shape of this model, which need not be here.")
+    shape: str | None = option(
+        None, "Instead: random weights in the shape of this model, which need not be here.", metavar="MODEL"
+    )
     layers: int | None = option(None, "Of a shape, only this many layers.", min=1)
     skew: float = option(
         0.2, "Of a shape, how uneven routes are: the r-th expert's row of the router is r^-skew long.", min=0.0, max=2.0
     )
     prompt_tokens: int = option(512, "Prefill this many tokens of real text.", min=1)
     decode_tokens: int = option(32, "Decode this many tokens.", min=1)
-    depths: str = option("0,1k,4k,16k", "With this many tokens already in the context, where it can hold them.")
+    depths: str = option(
+        "0,1k,4k,16k", "With this many tokens already in the context, where it can hold them.", metavar="N,N,..."
+    )
     repeats: int = option(5, "Measure this many times, in turn, and report the spread.", min=1)
     max_seconds: int = option(300, "Of speeds, begin no further measurement after this long.", min=1)
-    compare: tuple[str, ...] = option((), "Settings in turn, as KEY=A,B: speculate, kv, threads, vram, dtype ...")
+    compare: tuple[str, ...] = option(
+        (), "Settings in turn: speculate, kv, threads, vram, dtype ...", metavar="KEY=A,B"
+    )
     claims: bool = option(False, "Measure the four ideas against their baselines.")
     fidelity: bool = option(False, "How much the settings change what the model says.")
     replay: bool = option(False, "Instead: how often each placement policy would have hit in your conversations.")

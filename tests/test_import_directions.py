@@ -12,7 +12,7 @@ ALLOWED = {
     "errors": set(),
     "events": set(),
     "options": set(),
-    "quantities": set(),
+    "quantities": {"errors"},
     "kernels": set(),
     "chat": {"errors"},
     "terminal": {"chat.history"} | BASE,

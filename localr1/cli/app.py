@@ -7,7 +7,7 @@ Invariant: a person sees a traceback only after asking for it with --debug.
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from localr1 import __version__
 from localr1.cli import bench, chat, config, doctor, download, models, plan, rm, verify
+from localr1.cli.help import MOST_COLUMNS, HelpCommand, HelpGroup
 from localr1.cli.parse import Invocation, command
 from localr1.cli.start import share_one_heap
 from localr1.errors import ExitStatus, LocalR1Error
@@ -35,7 +36,6 @@ from localr1.options import (
 from localr1.terminal.background import is_anything_left_behind
 from localr1.terminal.environment import Environment
 
-_NARROW = 60
 _HELP = ("--help", "-h")
 
 
@@ -60,8 +60,7 @@ def _run(invocation: Invocation, arguments: Sequence[str]) -> int:
     try:
         program = typer.main.get_command(build(environment.width))
         if (asked := _asked_help(program, arguments)) is not None:
-            shown = asked.command.get_help(asked)  # "" where Rich has written it already
-            environment.stdout.write(shown + "\n")
+            environment.stdout.write(asked.command.get_help(asked) + "\n")
             return ExitStatus.OK
         program(args=list(arguments), prog_name="localr1", obj=invocation)
     except (SystemExit, KeyboardInterrupt) as leave:
@@ -107,29 +106,33 @@ def _discard_stdout() -> None:
 
 
 def build(columns: int = 80) -> typer.Typer:
-    """The Typer application; a window too narrow for tables of options gets them as plain text."""
+    """The Typer application, whose help suits a window of so many columns."""
     app = typer.Typer(
+        cls=HelpGroup,
         help="Chat privately and offline with DeepSeek-R1-family models on this computer.",
-        epilog="Start with: localr1 chat",
+        epilog="Start with: localr1 chat. More of a command: localr1 COMMAND --help",
         no_args_is_help=True,
-        rich_markup_mode="markdown" if columns >= _NARROW else None,
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={
             "help_option_names": list(_HELP),
-            "terminal_width": columns if columns < _NARROW else None,
+            "terminal_width": min(columns, MOST_COLUMNS),
         },
     )
     app.callback()(_globals)
-    app.command("download")(command(download.run, DownloadOptions))
-    talking = (ChatOptions, ConversationOptions, TerminalOptions, SamplingOptions, EngineOptions)
-    app.command("chat")(command(chat.run, *talking))
-    app.command("bench")(command(bench.run, BenchOptions, EngineOptions))
-    app.command("plan")(command(plan.run, PlanOptions, EngineOptions))
-    app.command("doctor")(command(doctor.run, DoctorOptions))
-    app.command("models")(command(models.run))
-    app.command("rm")(command(rm.run, RemoveOptions))
-    app.command("verify")(command(verify.run, VerifyOptions))
-    app.command("config")(command(config.run, ConfigOptions))
+    commands: dict[str, Callable[..., None]] = {
+        "chat": command(chat.run, ChatOptions, ConversationOptions, TerminalOptions, SamplingOptions, EngineOptions),
+        "models": command(models.run),
+        "download": command(download.run, DownloadOptions),
+        "rm": command(rm.run, RemoveOptions),
+        "verify": command(verify.run, VerifyOptions),
+        "plan": command(plan.run, PlanOptions, EngineOptions),
+        "doctor": command(doctor.run, DoctorOptions),
+        "bench": command(bench.run, BenchOptions, EngineOptions),
+        "config": command(config.run, ConfigOptions),
+    }
+    for name, function in commands.items():
+        app.command(name, cls=HelpCommand)(function)
     return app
 
 

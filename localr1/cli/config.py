@@ -28,10 +28,10 @@ def run(environment: Environment, options: ConfigOptions) -> ExitStatus:
 
     The command line wins over these, these over the defaults. The file may also be edited by hand.
 
-    - `localr1 config` shows what is set
-    - `localr1 config get NAME`
-    - `localr1 config set NAME VALUE`, where `default` takes a setting away
-    - `localr1 config path`
+    - `localr1 config`
+    - `localr1 config set temperature 0.6`
+    - `localr1 config set temperature default`
+    - `localr1 config get temperature`
     """
     path = config_file(environment)
     actions: dict[str, tuple[Callable[..., None], int]] = {

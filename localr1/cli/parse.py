@@ -8,12 +8,14 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from localr1.errors import ExitStatus
 from localr1.terminal.environment import Environment
+from localr1.terminal.settings import alternatives
 
 _PANELS = {
     "ConversationOptions": "Conversation",
@@ -21,6 +23,9 @@ _PANELS = {
     "SamplingOptions": "Sampling",
     "EngineOptions": "Engine",
 }
+
+
+_METAVARS = {int: "N", float: "N", Path: "FILE", str: "TEXT"}
 
 
 @dataclasses.dataclass
@@ -84,7 +89,9 @@ def _parameter(record: type, field: "dataclasses.Field[Any]") -> inspect.Paramet
         flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
         shown = typer.Option(
             flag,
-            help=field.metadata["help"],
+            help=_told(field),
+            metavar=_metavar(field, annotation),
+            show_default=False,
             rich_help_panel=_PANELS.get(record.__name__),
             **field.metadata["limits"],
         )
@@ -93,6 +100,24 @@ def _parameter(record: type, field: "dataclasses.Field[Any]") -> inspect.Paramet
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, shown]
     )
+
+
+def _metavar(field: "dataclasses.Field[Any]", annotation: Any) -> str | None:
+    """What stands after an option for its value; nothing after a switch."""
+    if field.metadata["metavar"] is not None:
+        return str(field.metadata["metavar"])
+    kinds = alternatives(annotation)
+    choices = [str(choice) for kind in kinds for choice in typing.get_args(kind)]
+    return "|".join(choices) or next((word for kind, word in _METAVARS.items() if kind in kinds), None)
+
+
+def _told(field: "dataclasses.Field[Any]") -> str:
+    """An option's help with its limits, where it has two, and its default, where it has one."""
+    limits, default = field.metadata["limits"], field.default
+    facts = [f"{limits['min']:g} to {limits['max']:g}"] if limits.keys() >= {"min", "max"} else []
+    if default is not None and not isinstance(default, bool | tuple):
+        facts.append(f"default: {default}")
+    return f"{field.metadata['help']} [{', '.join(facts)}]" if facts else str(field.metadata["help"])
 
 
 def _instance(record: type, values: dict[str, Any]) -> Any:

@@ -33,9 +33,9 @@ from localr1.placement.probe import ROUGH_GPU
 from localr1.placement.replay import adapted_policy
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
-from localr1.placement.sizes import parse_size
 from localr1.placement.slots import ColdExperts, ExpertSlots
 from localr1.placement.split import FEW, Observe, SplitBank
+from localr1.quantities import parse_size
 from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS, budget_of, glance_at_computer
 from localr1.session.replay import Recording, Replayer
 from localr1.weights.store import Store

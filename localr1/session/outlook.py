@@ -26,7 +26,7 @@ from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, diag
 from localr1.placement.plan import Budget, DoesNotFitError, Hotness, gigabytes, table
 from localr1.placement.probe import ROUGH_GPU, System
 from localr1.placement.shape import KvType, ModelShape, shape_of
-from localr1.placement.sizes import parse_size
+from localr1.quantities import parse_size
 from localr1.session.routing import open_routing
 from localr1.weights.store import Store
 

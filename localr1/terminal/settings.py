@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from localr1.errors import UsageError
+from localr1.options import SIZE
+from localr1.quantities import parse_size
 
 _SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 _UNSET = ("default", "none", "auto")
@@ -19,7 +21,7 @@ _UNSET = ("default", "none", "auto")
 def read_value(record: type, name: str, text: str) -> Any:
     """The value that `text` means for the record's option `name`. UsageError, saying what is allowed, for others."""
     field = next(field for field in dataclasses.fields(record) if field.name == name)
-    kinds = _kinds(typing.get_type_hints(record)[name])
+    kinds = alternatives(typing.get_type_hints(record)[name])
     choices = [choice for kind in kinds for choice in typing.get_args(kind)]
     if choices:
         if text in choices:
@@ -33,6 +35,8 @@ def read_value(record: type, name: str, text: str) -> Any:
         raise UsageError(
             f"{name} cannot be {text!r}", "it is on, off or auto" if type(None) in kinds else "it is on or off"
         )
+    if field.metadata.get("metavar") == SIZE:
+        parse_size(text, name)
     return _number_or_text(name, text, kinds, field.metadata.get("limits", {}))
 
 
@@ -59,7 +63,7 @@ def _range_text(limits: dict[str, float]) -> str:
     return (" " + " and ".join(parts)) if parts else ""
 
 
-def _kinds(annotation: Any) -> set[Any]:
+def alternatives(annotation: Any) -> set[Any]:
     """The alternatives of `int | None`, or the one type that it is."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return set(typing.get_args(annotation))

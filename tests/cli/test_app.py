@@ -5,7 +5,10 @@ import sys
 import pytest
 
 from localr1 import __version__
+from localr1.cli.app import main
 from localr1.errors import ContextError, CorruptError, DiskError, NetworkError
+from localr1.terminal.environment import Environment
+from tests.terminal.fakes import environment, out
 
 HEAVY = (
     "torch",
@@ -84,15 +87,29 @@ def test_a_shell_completes_commands_and_options(words, found):
     assert result.stdout.split() == [found]
 
 
-@pytest.mark.parametrize("columns", [80, 40])
-def test_help_shows_option_names_whole(columns):
-    asked = {"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)}
-    script = (
-        "import typer; from localr1.cli.app import Environment, Invocation, build\n"
-        f"typer.main.get_command(build({columns}))(['chat', '--help'], obj=Invocation(Environment.current()))"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | asked)
-    assert "--context-policy" in result.stdout and "--temperature" in result.stdout
+@pytest.mark.parametrize("columns", [100, 80, 40])
+@pytest.mark.parametrize("name", ["", "chat", "bench", "config", "download"])
+def test_help_fits_the_window_and_names_no_types(name, columns, monkeypatch):
+    monkeypatch.setattr(Environment, "width", columns)
+    shown = environment(tty="oe")
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"], shown)
+    lines = out(shown).splitlines()
+    assert [line for line in lines if len(line) > columns and not line.startswith("  localr1 ")] == []
+    assert "<" not in out(shown).replace("< notes.txt", "")
+
+
+def test_help_says_what_an_option_takes_within_which_limits_and_what_it_is_without(localr1_command):
+    shown = localr1_command("chat", "--help").out
+    for line in (
+        "  --vram SIZE                 GPU memory to use",
+        "  --think / --no-think        Whether to think",
+        "  --plain                    Plain text",
+        "  --json-schema FILE          Hold",
+        "more varied. [0 to 5]",
+        "  --keys emacs|vi            How the line is edited. [default: emacs]",
+    ):
+        assert line in shown
 
 
 def test_a_reader_that_leaves_early_is_no_error():
@@ -126,9 +143,9 @@ def test_help_by_the_short_way_is_the_help_that_parsing_gives(arguments, columns
         f"try: app.main({arguments!r})\n"
         "finally: print('pydantic' in sys.modules, file=sys.stderr)"
     )
-    environment = os.environ | {"COLUMNS": columns, "TERMINAL_WIDTH": columns}
+    variables = os.environ | {"COLUMNS": columns, "TERMINAL_WIDTH": columns}
     ways = [
-        subprocess.run([sys.executable, "-c", script, way], capture_output=True, text=True, env=environment)
+        subprocess.run([sys.executable, "-c", script, way], capture_output=True, text=True, env=variables)
         for way in ("short", "parsed")
     ]
     assert ways[0].stderr == "False\n"

@@ -44,6 +44,16 @@ def test_a_wrong_value_can_be_replaced(settings, localr1_command):
     assert read_config(settings) == {"top_k": 7}
 
 
+@pytest.mark.parametrize("name", ["vram", "ram"])
+def test_an_amount_of_memory_is_refused_as_its_option_would_be(settings, localr1_command, name):
+    outcome = localr1_command("config", "set", name, "8")
+    assert outcome.status == 2 and not settings.exists()
+    assert outcome.err == f"error: {name} '8' has no unit\nhint: did you mean {name} 8GiB?\n"
+    assert localr1_command("config", "set", name, "8GiB").status == 0
+    settings.write_text(f"{name} = 8\n")
+    assert f"{settings}: {name} '8' has no unit" in localr1_command("config").err
+
+
 def test_the_file_is_what_runs_begin_with_and_the_command_line_wins(settings, session, localr1_command):
     for name, value in (("temperature", "0.5"), ("top_k", "7"), ("threads", "2")):
         localr1_command("config", "set", name, value)

@@ -1,7 +1,7 @@
 import pytest
 
 from localr1.errors import UsageError
-from localr1.placement.sizes import parse_size
+from localr1.quantities import parse_size
 
 
 @pytest.mark.parametrize(
