@@ -175,12 +175,11 @@ class Conversation:
     def go_on(self) -> Iterator[Event]:
         """The last answer, from where it stopped; TurnEnd comes last and counts what is new.
 
-        Raises UsageError when there is none or it is complete, ContextError when the context is full.
+        Whether it is complete is for the caller to know. Raises UsageError when there is none, ContextError when the
+        context is full.
         """
         self._stopping = False
         last = self._last or self._reopened()
-        if last.legs and last.legs[-1].reason == "end":
-            raise UsageError("the answer is complete", "ask for more in your own words")
         if len(last.tokens) >= self._cache.capacity:
             raise ContextError(f"the context of {self._cache.capacity:,} tokens is full", "start anew with /clear")
         yield from self._answer(

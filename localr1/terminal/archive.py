@@ -98,7 +98,7 @@ def load(repl: Repl, text: str) -> None:
     repl.configure()
     talk.move_to(talk.conversation)
     talk.recall(saved.path)
-    talk.last_end = None
+    talk.ends.clear()
     saving = repl.settings.terminal.save
     talk.recorder = Recorder(repl.host.folder, repl.host.model, saved.system, saved) if saving else None
     repl.say(f"Loaded {saved.id}, {count_text(len(saved.turns), 'turn')}: {saved.title}")

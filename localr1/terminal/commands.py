@@ -209,7 +209,7 @@ def _clear(repl: Repl, text: str) -> None:
 def _stats(repl: Repl, text: str) -> None:
     ends = repl.talk.ends
     if not ends:
-        raise UsageError("nothing was said yet", "type a message first")
+        raise UsageError("there are no figures of this conversation yet", "type a message first")
     tokens, decode_s = sum(end.generated_tokens for end in ends), sum(end.decode_s for end in ends)
     steps, accepted = sum(end.steps for end in ends), sum(end.accepted_tokens for end in ends)
     last = ends[-1]
@@ -264,7 +264,7 @@ COMMANDS: Mapping[str, Command] = {
     "load": Command("Go on with a saved conversation.", archive.load, "[ID]"),
     "export": Command("Write the conversation to a .md or .json file.", archive.export, "FILE"),
     "history": Command("List or search the saved conversations.", archive.history, "[WORDS]"),
-    "stats": Command("Show this session's figures.", _stats),
+    "stats": Command("Show this conversation's figures.", _stats),
     "plan": Command("Show where a model's parts go, and how fast it is.", _plan, "[MODEL]"),
     "bench": Command("Measure a model on this computer.", _bench, "[MODEL]"),
     "exit": Command("Leave.", _exit),

@@ -43,12 +43,18 @@ class View(Protocol):
 
 
 def show_turn(
-    environment: Environment, events: Iterable[Event], options: TerminalOptions = _DEFAULTS
+    environment: Environment,
+    events: Iterable[Event],
+    options: TerminalOptions = _DEFAULTS,
+    thoughts_hint: str = "",
 ) -> TurnEnd | None:
-    """Shows the events of one turn; returns the last one. Also closes what it wrote when an event raises."""
+    """Shows the events of one turn; returns the last one. Also closes what it wrote when an event raises.
+
+    `thoughts_hint` says how to see thoughts that were folded.
+    """
     end = None
     display = open_display(environment)
-    view = open_view(environment, options)
+    view = open_view(environment, options, thoughts_hint)
     try:
         for event in events:
             if isinstance(event, ReasoningText):
@@ -75,12 +81,12 @@ def show_turn(
     return end
 
 
-def open_view(environment: Environment, options: TerminalOptions) -> View:
+def open_view(environment: Environment, options: TerminalOptions, thoughts_hint: str = "") -> View:
     """Markdown, redrawn in place, where the terminal can; else the text as it comes."""
     if environment.redraws and not options.plain:
         from localr1.terminal.rich_view import RichView
 
-        return RichView(environment, options)
+        return RichView(environment, options, thoughts_hint=thoughts_hint)
     return PlainView(environment, options)
 
 

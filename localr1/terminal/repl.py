@@ -65,10 +65,11 @@ def answer(
     stop: Callable[[], None],
     events: Iterator[Event],
     options: TerminalOptions,
+    thoughts_hint: str = "",
 ) -> TurnEnd | None:
     """Shows one turn. Ctrl-C stops it, and what was answered stays in the conversation; a second one raises Leave."""
     with stopped_by_ctrl_c(stop):
-        return show_turn(environment, events, options)
+        return show_turn(environment, events, options, thoughts_hint)
 
 
 class Repl:
@@ -139,7 +140,7 @@ class Repl:
 
     def show(self, events: Iterator[Event]) -> None:
         with contextlib.nullcontext() if self._by_line else self._typed.listening():
-            end = answer(self.environment, self._stop, events, self.settings.terminal)
+            end = answer(self.environment, self._stop, events, self.settings.terminal, "/thoughts shows them")
         self._interrupted = end is not None and end.reason == "interrupted"
 
     def _stop(self) -> None:

@@ -34,10 +34,12 @@ class RichView:
         options: TerminalOptions,
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
+        thoughts_hint: str = "",
     ) -> None:
         self._environment = environment
         self._mode = options.thoughts
         self._clock, self._cpu = clock, cpu
+        self._thoughts_hint = f"; {thoughts_hint}" if thoughts_hint and self._mode != "show" else ""
         self._layout = Layout(environment.colours, ascii_only=environment.glyph("•─▌", "") == "")
         self._lines = LiveLines(environment.stdout, environment.size, environment.reflows)
         self._visible = VisibleStream()
@@ -131,8 +133,7 @@ class RichView:
         if self._mode == "show":
             self._lines.settle([line for part in self._thought.rstrip().split("\n") for line in dim(part, self._width)])
         note = thought_line(self._thought_tokens, duration_s)
-        hint = "; /thoughts shows them" if self._mode != "show" and self._environment.interactive else ""
-        self._lines.settle([*dim(note + hint, self._width), ""])
+        self._lines.settle([*dim(note + self._thoughts_hint, self._width), ""])
         self._thought, self._visible = "", VisibleStream()
 
     def _thought_lines(self) -> list[str]:

@@ -63,7 +63,6 @@ class Talk:
         self.conversation = conversation
         self.recorder = recorder
         self.turns = turns or []
-        self.last_end: TurnEnd | None = None
         self.ends: list[TurnEnd] = []
         self.recalled = ""
         if self.turns:
@@ -75,6 +74,11 @@ class Talk:
         if not self.turns:
             raise UsageError("nothing was said yet", "type a message first")
         return self.turns[-1]
+
+    @property
+    def last_end(self) -> TurnEnd | None:
+        """The figures of the last answer."""
+        return self.ends[-1] if self.ends else None
 
     def ask(self, text: str) -> Iterator[Event]:
         """One turn, recorded as it passes. A question that is refused leaves no trace."""
@@ -91,6 +95,9 @@ class Talk:
             raise
 
     def go_on(self) -> Iterator[Event]:
+        """What is left of the last answer. UsageError where it is complete, however it came to be the last."""
+        if self.last.reason == "end":
+            raise UsageError("the answer is complete", "ask for more in your own words, or /retry for another")
         yield from self._pass(self.conversation.go_on(), self.last)
 
     def undo(self) -> Said:
@@ -104,7 +111,7 @@ class Talk:
     def clear(self) -> None:
         self.conversation.clear()
         self.turns.clear()
-        self.last_end = None
+        self.ends.clear()
         self._change("clear")
 
     def move_to(self, conversation: Conversation, model: str = "") -> None:
@@ -164,7 +171,6 @@ class Talk:
             self.recorder.piece(kind, text)
 
     def _ended(self, end: TurnEnd, turn: Said) -> None:
-        self.last_end = end
         self.ends.append(end)
         turn.reason = end.reason
         turn.tokens += end.generated_tokens

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from localr1.events import DownloadPlan, Event, FetchProgress, LoadProgress, Notice, QuantizeProgress
-from localr1.quantities import bytes_text, seconds_text
+from localr1.quantities import bytes_text, percent_text, seconds_text
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import Display, open_display
 from localr1.terminal.visible import visible
@@ -158,7 +158,7 @@ class _TransferDisplay(ABC):
 
     def _part(self, done_bytes: int, total_bytes: int) -> str:
         if self._narrow:
-            return f"{done_bytes / max(total_bytes, 1):.0%}"
+            return percent_text(done_bytes / max(total_bytes, 1))
         return f"{bytes_text(done_bytes)} of {bytes_text(total_bytes)}"
 
     @abstractmethod

@@ -150,3 +150,9 @@ def test_an_answer_cut_before_it_had_its_form_is_an_error(
     outcome = localr1_command("chat", "--json-schema", str(tmp_path / "sum.json"), *json, "Who?")
     assert (outcome.status, hint in outcome.err) == (status, True) and '{"a' in outcome.out.replace("\\", "")
     assert localr1_command("chat", "Who?").status == 0
+
+
+def test_no_command_is_named_where_none_can_be_typed(session, localr1_command):
+    session.conversation.answers["hi there"] = [ReasoningText("Hm."), AnswerText("Hi.")]
+    outcome = localr1_command("chat", "hi there", tty="ioe")
+    assert "thought for" in outcome.out and "/thoughts" not in outcome.out

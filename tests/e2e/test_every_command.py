@@ -18,7 +18,7 @@ TYPED = [
     ("think", "I thought about it."),
     ("/thoughts", "Let me see."),
     ("/stats", "10 of 4,096 tokens"),
-    ("/continue", "and so on."),
+    ("/continue", "the answer is complete"),
     ("/retry", "thought for 12 s, 60 tokens"),
     ("/read notes.txt What is in it?", "You said"),
     ("/copy", "characters"),

@@ -40,8 +40,6 @@ def test_an_answer_that_was_cut_goes_on_where_it_stopped(model: Scripted, tokeni
     rest = texts(list(conversation.go_on()), AnswerText)
     assert first + rest == conversation.transcript.messages[-1].content == "One two three four five six seven."
     assert model.heard[: len(heard)] == heard, "what was said is not said again"
-    with pytest.raises(UsageError, match="complete"):
-        list(conversation.go_on())
 
 
 def test_a_thought_that_was_cut_goes_on_as_a_thought(model: Scripted, tokenizer: Tokenizer) -> None:

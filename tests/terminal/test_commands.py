@@ -79,10 +79,46 @@ def latest_turns(repl: Repl) -> list[str]:
 
 
 def test_continue_adds_to_the_last_answer(repl):
-    do(repl, "hello")
+    stop_after_a_piece(repl, "count", "One")
     do(repl, "/continue")
-    assert repl.talk.last.answer == "You said 'hello'. and so on."
+    assert repl.talk.last.answer == "One and so on."
     assert read(repl.talk.recorder.path).turns[-1].answer == repl.talk.last.answer
+
+
+def stop_after_a_piece(repl: Repl, question: str, piece: str) -> None:
+    conversation = repl.talk.conversation
+    conversation.answers[question] = [AnswerText(piece), AnswerText(" never said")]
+    conversation.before_piece = lambda number: conversation.stop() if number else None
+    do(repl, question)
+    conversation.before_piece = lambda number: None
+
+
+@pytest.mark.parametrize("way", ["as it was said", "after /undo", "as it was loaded", "by another model"])
+def test_an_answer_that_is_complete_is_not_added_to(repl, way):
+    do(repl, "hello")
+    if way == "after /undo":
+        stop_after_a_piece(repl, "count", "One")
+        do(repl, "/undo")
+    elif way == "as it was loaded":
+        do(repl, f"/load {repl.talk.recorder.id}")
+    elif way == "by another model":
+        repl.host.open_model = lambda name, settings: (name, FakeConversation())
+        do(repl, "/model other")
+    with pytest.raises(UsageError, match="complete") as caught:
+        do(repl, "/continue")
+    assert "in your own words" in caught.value.hint
+    assert [turn.answer for turn in repl.talk.turns] == ["You said 'hello'."]
+
+
+@pytest.mark.parametrize("line", ["/clear", "/load"])
+def test_the_figures_are_those_of_this_conversation(repl, line):
+    do(repl, "hello")
+    do(repl, "/stats")
+    assert "turns     1\n" in err(repl.environment) and "context 41/4,096" in repl.bar()
+    do(repl, line if line == "/clear" else f"/load {repl.talk.recorder.id}")
+    with pytest.raises(UsageError, match="no figures"):
+        do(repl, "/stats")
+    assert "context" not in repl.bar()
 
 
 def test_set_changes_what_the_conversation_uses(repl):
@@ -109,7 +145,7 @@ def test_set_changes_what_the_conversation_uses(repl):
         ("/think maybe", "on, off or auto"),
         ("/thoughts loud", "one of: show, fold, hide"),
         ("/copy 1", "nothing was said"),
-        ("/stats", "nothing was said"),
+        ("/stats", "no figures"),
         ("/retry", "nothing was said"),
         ("/read", "needs a file"),
         ("/read /no/such/file", "no file"),

@@ -111,8 +111,8 @@ def test_a_narrow_window_has_names_and_shares_in_place_of_bars(monkeypatch):
     display._bars.refresh()
     drawn = screen_of(err(shown))
     assert [line.split() for line in drawn] == [
-        ["Fetching", "25%,", "6.0", "s", "left"],
-        ["model-00001-of-00005", "20%"],
+        ["Fetching", "25", "%,", "6.0", "s", "left"],
+        ["model-00001-of-00005", "20", "%"],
     ]
     display.close()
 
