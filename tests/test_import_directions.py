@@ -19,7 +19,8 @@ ALLOWED = {
     "hub": {"__init__"} | BASE,
     "model": {"errors"},
     "weights": {"errors", "events", "quantities", "model.linear", "__init__"},
-    "placement": {"kernels", "weights", "errors", "events", "model.linear", "model.config", "model.mla", "model.rope"},
+    "placement": {"kernels", "weights", "errors", "events", "quantities"}
+    | {"model.linear", "model.config", "model.mla", "model.rope"},
     "decode": {"model", "errors", "events"},
     "session": {"__init__", "chat", "decode", "hub", "kernels", "model", "placement", "weights"} | BASE,
     "bench": {"session", "decode", "model", "placement", "weights", "hub", "kernels", "chat", "__init__"} | BASE,

@@ -10,6 +10,7 @@ from localr1.events import Progress
 from localr1.options import EngineOptions, PlanOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
+from localr1.terminal.visible import visible
 
 if TYPE_CHECKING:
     from localr1.session.outlook import Forecast, Hardware, Subject
@@ -45,11 +46,15 @@ def _look(options: PlanOptions, engine: EngineOptions) -> "Progress[tuple[Subjec
 
 
 def _show(environment: Environment, subject: "Subject", foretold: "Forecast", notes: tuple[str, ...]) -> None:
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
-    from localr1.session.outlook import pace, reasons, table
+    from localr1.session.outlook import pace, reasons, summary, table
 
     chosen, console = foretold.plan, environment.console(environment.stdout)
+    console.print(Text(visible(f"{subject.name}: {summary(foretold)}"), style="bold"))
+    console.print()
     rows = Table.grid(padding=(0, 2))
     rows.add_column(ratio=1)
     rows.add_column(justify="right", no_wrap=True)
@@ -57,18 +62,18 @@ def _show(environment: Environment, subject: "Subject", foretold: "Forecast", no
     for row in table(chosen):
         rows.add_row(*row)
     rows.add_row()
-    rows.add_row("decode", *pace(foretold.decode_tokens_per_s))
-    rows.add_row("prefill", *pace(foretold.prefill_tokens_per_s))
-    rows.add_row("what memory alone would allow", *pace(foretold.floor_tokens_per_s))
+    rows.add_row("writing an answer", *pace(foretold.decode_tokens_per_s))
+    rows.add_row("reading a prompt", *pace(foretold.prefill_tokens_per_s))
+    rows.add_row("the most that memory allows for an answer", *pace(foretold.floor_tokens_per_s))
     rows.add_row()
-    rows.add_row("of a decoded token's time")
+    rows.add_row("where the time for each token of an answer goes")
     for what, seconds in reasons(foretold):
-        rows.add_row(f"  {what}", *_duration(seconds))
+        rows.add_row(Padding(what, (0, 0, 0, 2)), *_duration(seconds))
     console.print(rows)
     told = [*chosen.notes, *notes]
     if not chosen.measured and 0 < chosen.ram_experts < chosen.shape.expert_count:
         told.append(
-            "no routing history of this model yet: the hottest quarter of experts is taken to get 44 % of the use"
+            "which experts your conversations use is not known yet: a quarter of them is taken to do 44 % of the work"
         )
     if not subject.is_here:
         told.append(f"get it with: localr1 download {subject.name}")

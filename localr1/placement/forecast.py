@@ -154,11 +154,11 @@ def _gpu_parts(
     cpu_lane = cold_bytes / rates.row_bytes_per_s + disk_bytes / (rates.disk_bytes_per_s or DISK_BYTES_PER_S)
     layers_with_cold = shape.main_expert_layers * (1 - hot**shape.top_k)
     return [
-        ("attention and head on the GPU", hot * 0 + first_bytes / gpu_rate),
-        ("lanes side by side", np.minimum(gpu_lane, cpu_lane)),
-        ("GPU lane beyond the CPU's", np.maximum(gpu_lane - cpu_lane, 0.0)),
-        ("CPU lane beyond the GPU's", np.maximum(cpu_lane - gpu_lane, 0.0)),
-        ("launches and handing over", shape.layers * GPU_LAYER_S + layers_with_cold * HANDOVER_S),
+        ("all but the experts, on the GPU", hot * 0 + first_bytes / gpu_rate),
+        ("experts, on GPU and CPU at once", np.minimum(gpu_lane, cpu_lane)),
+        ("experts, on the GPU while the CPU waits", np.maximum(gpu_lane - cpu_lane, 0.0)),
+        ("experts, on the CPU while the GPU waits", np.maximum(cpu_lane - gpu_lane, 0.0)),
+        ("starting work and handing it over", shape.layers * GPU_LAYER_S + layers_with_cold * HANDOVER_S),
     ]
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from localr1.events import LoadProgress, Progress
 from localr1.placement.load import BUSY_SHARE
+from localr1.quantities import bytes_text, percent_text
 
 FORMAT = 3
 MOST_PROBES = 3
@@ -263,13 +264,13 @@ def diagnose(facts: Facts, rates: Rates | None = None) -> tuple[Finding, ...]:
     """What is wrong, with how the rates were measured if they are given; the worst first."""
     found = [*_gpu_findings(facts), *_memory_findings(facts)]
     if rates is not None and rates.unsure:
-        what = f"other programs took {100 * rates.others_share:.0f} % of the processors while this was measured"
+        what = f"other programs took {percent_text(rates.others_share)} of the processors while this was measured"
         found.append(Finding("mind", what, "when the computer is quiet, measure again: localr1 doctor --fresh"))
     if facts.vector_bits == 0:
         what = "the CPU kernels run without vector instructions: this processor lacks AVX2"
         found.append(Finding("mind", what, "expect a fraction of the speed; there is nothing to install"))
     if facts.disk_free_bytes < LITTLE_DISK_BYTES:
-        what = f"{_gb(facts.disk_free_bytes)} are free on the disk of {facts.disk_folder}"
+        what = f"{bytes_text(facts.disk_free_bytes)} are free on the disk of {facts.disk_folder}"
         found.append(Finding("mind", what, "free some room, or set LOCALR1_HOME to a folder on a larger disk"))
     return tuple(sorted(found, key=lambda finding: finding.weight == "mind"))
 
@@ -310,19 +311,19 @@ def _gpu_findings(facts: Facts) -> Iterator[Finding]:
         what = f"Triton needs {facts.triton_lacks}, so the GPU runs plain torch operations, far slower"
         yield Finding("wrong", what, "install what is missing, such as gcc and python3-dev of your system")
     if facts.gpu.free_bytes < 0.6 * facts.gpu.total_bytes:
-        used = _gb(facts.gpu.total_bytes - facts.gpu.free_bytes)
+        used = bytes_text(facts.gpu.total_bytes - facts.gpu.free_bytes)
         yield Finding("mind", f"other programs hold {used} of GPU memory", "close them for more experts on the GPU")
 
 
 def _memory_findings(facts: Facts) -> Iterator[Finding]:
     if facts.ram_bytes < LITTLE_RAM_BYTES:
-        what = f"{_gb(facts.ram_bytes)} of RAM is little"
+        what = f"{bytes_text(facts.ram_bytes)} of RAM is little"
         yield Finding("wrong", what, "the smallest models fit: localr1 models")
     elif facts.ram_free_bytes < LITTLE_FREE_BYTES:
-        what = f"{_gb(facts.ram_free_bytes)} of {_gb(facts.ram_bytes)} RAM are free"
+        what = f"{bytes_text(facts.ram_free_bytes)} of {bytes_text(facts.ram_bytes)} RAM are free"
         yield Finding("mind", what, "close other programs before a larger model")
     if facts.swap_used_bytes > SWAP_IN_USE_BYTES:
-        what = f"{_gb(facts.swap_used_bytes)} of swap are in use: memory was too little"
+        what = f"{bytes_text(facts.swap_used_bytes)} of swap are in use: memory was too little"
         yield Finding(
             "mind", what, "close other programs; a model that is swapped out is read from disk for every token"
         )
@@ -331,10 +332,6 @@ def _memory_findings(facts: Facts) -> Iterator[Finding]:
 def _major(version: str | None) -> int:
     digits = (version or "").split(".")[0]
     return int(digits) if digits.isdigit() else 0
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
 
 
 def to_record(hardware: Hardware) -> dict[str, Any]:

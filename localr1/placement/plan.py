@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from localr1.errors import OutOfMemoryError
 from localr1.placement.shape import KvType, ModelShape
+from localr1.quantities import bytes_text, percent_text
 
 Expert = tuple[int, int]
 """(layer, expert), by the layer's number in the model."""
@@ -153,7 +154,8 @@ def plan_cpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) 
     if budget.vram_bytes > 0:
         needed = needs.total + CUDA_BYTES + stream_bytes(shape)
         what = "the model" if not shape.experts else "what every token needs"
-        notes.append(f"CPU only: {what} takes {gigabytes(needed)} of GPU memory, {gigabytes(budget.vram_bytes)} given")
+        given = bytes_text(budget.vram_bytes)
+        notes.append(f"CPU only: {what} takes {bytes_text(needed)} of GPU memory, {given} given")
         fitting = budget.context_tokens + (budget.vram_bytes - needed) // shape.cache_bytes(1, budget.kv)
         if fitting >= USEFUL_CONTEXT_TOKENS:
             notes.append(f"with --context {fitting // 1024 * 1024} it would fit on the GPU")
@@ -249,26 +251,21 @@ def _misfit(shape: ModelShape, budget: Budget, needs: _Needs) -> DoesNotFitError
     left_bytes = budget.ram_bytes - PROGRAM_BYTES - needs.dense - needs.workspace
     longest = max(0, left_bytes) // token_bytes if token_bytes else 0
     needed_bytes = needs.total + PROGRAM_BYTES
-    parts = f"{gigabytes(needs.dense)} of weights that every token reads, {gigabytes(needs.cache)} of cache"
+    parts = f"{bytes_text(needs.dense)} of weights that every token reads, {bytes_text(needs.cache)} of cache"
     return DoesNotFitError(
-        f"this needs {gigabytes(needed_bytes)} of RAM ({parts}), {gigabytes(budget.ram_bytes)} may be used",
+        f"this needs {bytes_text(needed_bytes)} of RAM ({parts}), {bytes_text(budget.ram_bytes)} may be used",
         f"--context {longest} fits" if longest >= 512 else "choose a smaller model, or free memory",
         longest if longest >= 512 else 0,
     )
-
-
-def gigabytes(count: int) -> str:
-    """Decimal, as the rest of the program shows bytes."""
-    return f"{count / 1e9:.1f} GB" if count >= 50_000_000 else f"{count / 1e6:.1f} MB"
 
 
 def table(chosen: PlacementPlan) -> Iterator[tuple[str, str, str]]:
     """Part, bytes and place, a row each, for a person."""
     place = "GPU" if chosen.device == "gpu" else "RAM"
     shape = chosen.shape
-    yield "non-expert weights", gigabytes(chosen.dense_bytes), place
-    yield f"cache of {chosen.budget.context_tokens:,} tokens", gigabytes(chosen.cache_bytes), place
-    yield "workspace", gigabytes(chosen.workspace_bytes), place
+    yield "weights that every token needs", bytes_text(chosen.dense_bytes), place
+    yield f"a conversation of {chosen.budget.context_tokens:,} tokens", bytes_text(chosen.cache_bytes), place
+    yield "working memory", bytes_text(chosen.workspace_bytes), place
     places: Sequence[tuple[str, int, float]] = (
         ("GPU", chosen.slots, chosen.shares[0]),
         ("RAM", chosen.ram_experts, chosen.shares[1]),
@@ -276,6 +273,7 @@ def table(chosen: PlacementPlan) -> Iterator[tuple[str, str, str]]:
     )
     for where, count, share in places:
         if count:
-            label = f"{count:,} of {shape.expert_count:,} experts, {100 * share:.0f} % of the choices"
-            yield label, gigabytes(count * shape.expert_bytes), where
-    yield "the program itself", gigabytes(chosen.program_bytes), "RAM"
+            part = f"{count:,} of {shape.expert_count:,} experts, for {percent_text(share)} of their work"
+            label = part if count < shape.expert_count else f"all {count:,} experts"
+            yield label, bytes_text(count * shape.expert_bytes), where
+    yield "the program itself", bytes_text(chosen.program_bytes), "RAM"

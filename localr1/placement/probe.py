@@ -42,7 +42,7 @@ KINDS: tuple[LayerKind, ...] = ("latent", "grouped")
 ROW_SHARE = 0.75
 """Of the streaming bandwidth, what the int8 kernel usually reaches at one row."""
 ROUGH_BYTES = 64 << 20
-ROUGH_LAYER_S = 250e-6
+ROUGH_LAYER_S = 40e-6
 """What a layer usually costs beside reading its weights."""
 ROUGH_FLOPS_A_THREAD = 5e10
 ROUGH_GPU = GpuRates(300e9, 6e9, 12e9, 40e12)

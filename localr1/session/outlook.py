@@ -23,10 +23,10 @@ from localr1.model.config import ModelConfig
 from localr1.options import EngineOptions
 from localr1.placement.forecast import Forecast, choose, pace, reasons
 from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, diagnose, glance, survey, to_record
-from localr1.placement.plan import Budget, DoesNotFitError, Hotness, gigabytes, table
+from localr1.placement.plan import Budget, DoesNotFitError, Hotness, table
 from localr1.placement.probe import ROUGH_GPU, System
 from localr1.placement.shape import KvType, ModelShape, shape_of
-from localr1.quantities import parse_size
+from localr1.quantities import bytes_text, parse_size
 from localr1.session.routing import open_routing
 from localr1.weights.store import Store
 
@@ -135,7 +135,7 @@ def _ram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
     size = parse_size(options.ram, "--ram")
     if size > facts.ram_bytes and not what_if:
         raise UsageError(
-            f"--ram {options.ram} is more than there is", f"this computer has {gigabytes(facts.ram_bytes)}"
+            f"--ram {options.ram} is more than there is", f"this computer has {bytes_text(facts.ram_bytes)}"
         )
     return size
 
@@ -148,7 +148,7 @@ def _vram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
         raise UsageError(f"--vram {options.vram}: there is no GPU that could be used", "see `localr1 doctor`")
     if facts.gpu is not None and size > facts.gpu.total_bytes and not what_if:
         raise UsageError(
-            f"--vram {options.vram} is more than there is", f"the GPU has {gigabytes(facts.gpu.total_bytes)}"
+            f"--vram {options.vram} is more than there is", f"the GPU has {bytes_text(facts.gpu.total_bytes)}"
         )
     return size
 
@@ -190,20 +190,18 @@ def _nearest_fitting(subject: Subject, budget: Budget, hardware: Hardware) -> st
 
 
 def summary(foretold: Forecast) -> str:
-    """One line: where the model lies and how fast it is expected to be."""
+    """One line: what the program takes with a whole conversation, and how fast it is expected to be."""
     chosen = foretold.plan
     places = []
     if chosen.device == "gpu":
-        places.append(f"{gigabytes(chosen.gpu_bytes)} on the GPU")
+        places.append(f"{bytes_text(chosen.gpu_bytes)} on the GPU")
         if chosen.shape.experts:
             places[-1] += f" with {chosen.slots:,} of {chosen.shape.expert_count:,} experts"
-    in_ram = chosen.ram_bytes - chosen.program_bytes
-    if in_ram:
-        places.append(f"{gigabytes(in_ram)} in RAM")
+    places.append(f"{bytes_text(chosen.ram_bytes)} in RAM")
     if chosen.disk_bytes:
-        places.append(f"{gigabytes(chosen.disk_bytes)} read from disk when needed")
+        places.append(f"{bytes_text(chosen.disk_bytes)} read from disk when needed")
     about = "roughly" if foretold.rough else "about"
-    return f"{', '.join(places)}; {about} {' '.join(pace(foretold.decode_tokens_per_s))} expected"
+    return f"up to {', '.join(places)}; {about} {' '.join(pace(foretold.decode_tokens_per_s))} expected"
 
 
 def expectation(model: str, options: EngineOptions) -> str:
@@ -222,7 +220,7 @@ def outlook(source: HubRepo, store_bytes: int, options: EngineOptions) -> Iterat
     if source.entry is None or name not in SHAPES:
         ram_bytes = max(0, hardware.facts.ram_free_bytes - RESERVED_RAM_BYTES)
         fits = "fits in" if store_bytes < ram_bytes else "is more than"
-        yield f"Here: its {gigabytes(store_bytes)} of weights {fits} the {gigabytes(ram_bytes)} of RAM that are free"
+        yield f"Here: its {bytes_text(store_bytes)} of weights {fits} the {bytes_text(ram_bytes)} of RAM that are free"
         return
     try:
         subject = find_subject(name, options)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from localr1.quantities import bytes_text
 from localr1.session import outlook
 from tests.placement.computers import FACTS, GB, RATES, WITH_GPU, Computer
 
@@ -53,7 +54,8 @@ def test_plan_of_a_model_that_is_not_here(computer, localr1_command) -> None:
     outcome = localr1_command("plan", "v2-lite")
     assert outcome.status == 0
     shown = words(outcome.out)
-    assert "non-expert weights" in shown and "1,664 of 1,664 experts, 100 % of the choices 14.4 GB RAM" in shown
+    assert shown.startswith("v2-lite: up to 17.6 GB in RAM; about ")
+    assert "all 1,664 experts 14.4 GB RAM" in shown
     assert "localr1 download v2-lite" in outcome.err
     record = json.loads(localr1_command("plan", "v2-lite", "--json").out)
     assert record["device"] == "cpu" and record["experts"]["ram"] == 1664 and not record["is_here"]
@@ -64,6 +66,10 @@ def test_plan_of_another_computer(computer, localr1_command) -> None:
     half = json.loads(localr1_command("plan", "v2-lite", "--vram", "8GiB", "--json").out)
     assert half["device"] == "gpu" and half["gpu_bytes"] <= 8 << 30 and 0 < half["experts"]["gpu"] < 1664
     assert "assuming a GPU" in half["notes"][0]
+    shown = words(localr1_command("plan", "v2-lite", "--vram", "8GiB").out)
+    assert shown.startswith(f"v2-lite: up to {bytes_text(half['gpu_bytes'])} on the GPU with ")
+    assert f"{half['experts']['gpu']} of 1,664 experts, for 55 % of their work" in shown
+    assert "the CPU waits" in shown or "the GPU waits" in shown
     more = json.loads(localr1_command("plan", "v2-lite", "--vram", "12GiB", "--ram", "64GiB", "--json").out)
     assert more["experts"]["gpu"] > half["experts"]["gpu"]
     assert more["decode_tokens_per_s"] > half["decode_tokens_per_s"]
@@ -110,10 +116,13 @@ def test_a_narrow_terminal_shows_it_all(computer, localr1_command, command, monk
     assert "tokens/s" in outcome.out or "GB/s" in outcome.out
 
 
-def test_the_line_that_chat_begins_with(computer, tmp_path, monkeypatch) -> None:
+def test_the_line_that_chat_begins_with(computer, tmp_path, monkeypatch, localr1_command) -> None:
     monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
     line = outlook.expectation("nano", outlook.EngineOptions())
     assert "in RAM; roughly" in line and line.endswith("tokens/s expected")
+    record = json.loads(localr1_command("plan", "nano", "--json").out)
+    everything = bytes_text(record["ram_bytes"])
+    assert line.startswith(f"up to {everything} in RAM"), "the program counts, as in the bar below the conversation"
     computer.told = FACTS.__class__(**{**vars(FACTS), "ram_free_bytes": GB})
     assert outlook.expectation("nano", outlook.EngineOptions()).startswith("this may be slow or fail: nano")
 
