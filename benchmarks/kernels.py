@@ -5,7 +5,7 @@ and an fp32 matrix product take turns; so a machine that is busy with other thin
 kernels are judged by the read, prefill by the product. Weights are distinct and cycled through a pool of at least 1
 GiB, so they come from RAM.
 
-    python benchmarks/kernels.py [--models v2-lite,r1] [--rows 1,2,512] [--seconds 1.5] [--json FILE]
+    python -m benchmarks.kernels [--models v2-lite,r1] [--rows 1,2,512] [--seconds 1.5] [--json FILE]
 
 Columns: the time of a call; bytes a second as a share of the read (the quick tenth of all samples of each, and the
 median of the shares of neighbouring samples); useful operations a second as a share of the matrix product, likewise.
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="time for each case")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--pool-mib", type=int, default=1024)
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "kernels.json")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     used = threads.set_threads(options.threads)
     torch.set_num_threads(used)
@@ -218,13 +218,14 @@ def main() -> None:
             for kernel in options.kernels.split(","):
                 if kernel != "attention" or rows <= 8:
                     getattr(bench, kernel)(model, MODELS[model], rows)
-    machine = {"processor": platform.processor() or platform.machine(), "threads": used, "vector_bits": features.BITS}
     results = [asdict(result) | {"disturbed": disturbed(result, bench.results)} for result in bench.results]
     print(
         f"{sum(r['disturbed'] for r in results)} of {len(results)} rows were disturbed by other programs: ignore them"
     )
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    if options.json:
+        processor = platform.processor() or platform.machine()
+        machine = {"processor": processor, "threads": used, "vector_bits": features.BITS}
+        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--rows", default="1,2,4")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each number of rows")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "long-context.json")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     used = threads.set_threads(options.threads)
     for name in compilation.compile_all(("mla_block", "feed_forward_block")):
@@ -135,9 +135,10 @@ def main() -> None:
     results = []
     for rows in map(int, options.rows.split(",")):
         results += measure(layers, rows, options.depth, options.seconds)
-    machine = {"processor": platform.processor() or platform.machine(), "threads": used, "vector_bits": features.BITS}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    if options.json:
+        processor = platform.processor() or platform.machine()
+        machine = {"processor": processor, "threads": used, "vector_bits": features.BITS}
+        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

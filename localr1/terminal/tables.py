@@ -1,7 +1,8 @@
 """Tables on a terminal or in a pipe.
 
 Owns how a table of words looks: a title, aligned columns, notes below. Where the window is narrower than the table,
-every row becomes a few lines of its own instead, a column a line. Does not know what the words mean.
+every row becomes a few lines of its own instead, a column a line; without headings the cells are broken where they
+stand. Does not know what the words mean.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def show_table(environment: Environment, title: str, columns: Sequence[str], row
     table = _side_by_side(columns, rows)
     fits = table.__rich_measure__(console, console.options.update(max_width=_ENDLESS)).maximum <= console.width
     if rows:
-        console.print(table if fits else _one_below_another(columns, rows))
+        console.print(table if fits or not any(columns) else _one_below_another(columns, rows))
     for note in notes:
         console.print(Padding(Text(visible(note), style="dim"), (0, 0, 0, 2)))
     console.print()

@@ -21,3 +21,12 @@ def test_nothing_is_lost_and_no_line_is_too_long(width, monkeypatch):
     assert "\x1b" not in out(shown_on)
     assert words.count("prefill") == (1 if width >= 80 else 2), "a column a line where the table is too wide"
     assert words.count("verdict") == 1
+
+
+def test_values_without_headings_stand_beside_their_names_in_any_window(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    shown_on = environment(tty="o", NO_COLOR="1", TERM="dumb")
+    show_table(
+        shown_on, "nano", ("", ""), (("parameters", "4,387,280"), ("took", "0.8 % of what there is of time")), ()
+    )
+    assert [line.split() for line in out(shown_on).splitlines()][2] == ["parameters", "4,387,280"]
