@@ -35,6 +35,8 @@ __all__ = ["Finding", "Forecast", "Hardware", "diagnose", "pace", "reasons", "ta
 DEFAULT_CONTEXT_TOKENS = 32_768
 RESERVED_RAM_BYTES = 1 << 30
 RESERVED_VRAM_BYTES = 512 << 20
+FORETOLD_TOKENS_PER_S = 300
+"""Beyond this much of a token's time is the program's own, to choose and to show it, which is not foretold."""
 TRUSTED_TOKENS = 256
 """A history of fewer tokens says nothing about which experts are hot."""
 
@@ -201,7 +203,10 @@ def summary(foretold: Forecast) -> str:
     if chosen.disk_bytes:
         places.append(f"{bytes_text(chosen.disk_bytes)} read from disk when needed")
     about = "roughly" if foretold.rough else "about"
-    return f"up to {', '.join(places)}; {about} {' '.join(pace(foretold.decode_tokens_per_s))} expected"
+    speed = f"{about} {' '.join(pace(foretold.decode_tokens_per_s))}"
+    if foretold.decode_tokens_per_s > FORETOLD_TOKENS_PER_S:
+        speed = f"over {FORETOLD_TOKENS_PER_S} tokens/s"
+    return f"up to {', '.join(places)}; {speed} expected"
 
 
 def expectation(model: str, options: EngineOptions) -> str:
