@@ -19,9 +19,10 @@ from numba import prange
 
 from localr1.kernels.arena import cache_at, cube_at, int64s_at, rows_at
 from localr1.kernels.attention_loops import VALUE_ROWS
-from localr1.kernels.cache_rows import FLOAT32
+from localr1.kernels.byte_attention import attend_bytes
+from localr1.kernels.cache_rows import FLOAT32, INT8
 from localr1.kernels.emitter import calling
-from localr1.kernels.features import BITS, LANES
+from localr1.kernels.features import BITS, BYTE_PRODUCTS, LANES
 from localr1.kernels.few_query_attention import attend_few, has_few_queries
 from localr1.kernels.float_attention import attend_run, block_rows
 from localr1.kernels.jit import (
@@ -47,6 +48,7 @@ PASSES_A_THREAD = 2
 SMALL_WORK = 1 << 19  # numbers of the cache times queries below which other threads are not woken
 
 attend_latents = attend_fixed if BITS else attend_run
+attend_int8_latents = attend_bytes if BYTE_PRODUCTS else attend_latents
 attend_rows = calling("attend_rows", 1)
 """`attend_job` by its name, so that it is not compiled again into all that calls it."""
 
@@ -80,7 +82,9 @@ def attend_job(frame_at):  # type: ignore[no-untyped-def]
         rows_at(frame[TOTAL], frame[GROUPS], frame[PADDED]),
         cube_at(frame[SUM], frame[GROUPS], frame[SUM_ROWS], frame[SUM_COLUMNS]),
     )
-    if frame[LATENT] and frame[KIND] != FLOAT32:
+    if frame[LATENT] and frame[KIND] == INT8:
+        attend_int8_latents(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)
+    elif frame[LATENT] and frame[KIND] != FLOAT32:
         attend_latents(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)
     elif not frame[LATENT] and has_few_queries(frame[QUERIES], frame[KEYS], frame[VALUE_STEP]):
         attend_few(words_SW, frame[KIND], frame[BEGIN], frame[END], query_GQk, geometry, place, result)

@@ -4,6 +4,7 @@ Owns the instructions and nothing of memory (see `emitter`); how large fixed-poi
 overflows, is `latent_attention`'s affair.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -104,28 +105,35 @@ def make_fixed_score(panels: int, lanes: int) -> Any:
     return returning_nothing(emit, 10, f"fixed_score_{panels}_{lanes}")
 
 
-def make_fixed_value(panels: int) -> Any:
-    """`fixed_value(weights, pair_bytes, values, value_bytes, pairs, shrink, back, sums, sum_bytes)`:
+def add_pairs(e: Emitter, total: Any, weights: Any, values: Any) -> Any:
+    """total += products of two int16 a lane."""
+    kind = ir.VectorType(I16, CHUNK)
+    return e.multiply_add(total, e.b.bitcast(weights, kind), e.b.bitcast(values, kind))
+
+
+def make_value(name: str, panels: int, add_products: Callable[..., Any]) -> Any:
+    """`value(weights, group_bytes, values, value_bytes, groups, shrink, back, sums, sum_bytes)`:
     sums = sums * shrink + weight . value * back for VALUE_ROWS queries and `panels * LANES` values.
 
-    Pairs are of two cache rows: weights lie as [pair][query][2] int16, values as [pair][value][2] int16; sums as
-    [query][value] float32; `shrink` and `back` are a float32 for each query.
+    Groups are of as many cache rows as `add_products` takes numbers a lane of 32 bits: weights lie as
+    [group][query][row], values as [group][value][row]; sums as [query][value] float32; `shrink` and `back` are a
+    float32 for each query.
     """
-    ints, pair_kind, floats = ir.VectorType(I32, LANES), ir.VectorType(I16, CHUNK), ir.VectorType(F32, LANES)
+    ints, floats = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 
     def emit(
-        e: Emitter, weights: Any, pair_bytes: Any, values: Any, value_bytes: Any, pairs: Any,
+        e: Emitter, weights: Any, group_bytes: Any, values: Any, value_bytes: Any, groups: Any,
         shrink: Any, back: Any, sums: Any, sum_bytes: Any,
     ) -> None:  # fmt: skip
         totals = e.variables(ints, VALUE_ROWS * panels)
-        with cgutils.for_range_slice(e.b, I64(0), pairs, I64(1)) as (i, _):
-            column, row = e.at(values, e.b.mul(i, value_bytes)), e.at(weights, e.b.mul(i, pair_bytes))
-            y = [e.load(pair_kind, e.at(column, p * LANES * 4), 4) for p in range(panels)]
+        with cgutils.for_range_slice(e.b, I64(0), groups, I64(1)) as (i, _):
+            column, row = e.at(values, e.b.mul(i, value_bytes)), e.at(weights, e.b.mul(i, group_bytes))
+            y = [e.load(ints, e.at(column, p * LANES * 4), 4) for p in range(panels)]
             for r in range(VALUE_ROWS):
-                x = e.b.bitcast(e.broadcast(e.load(I32, e.at(row, 4 * r), 4), LANES), pair_kind)
+                x = e.broadcast(e.load(I32, e.at(row, 4 * r), 4), LANES)
                 for p in range(panels):
                     total = totals[r * panels + p]
-                    e.b.store(e.multiply_add(e.b.load(total), x, y[p]), total)
+                    e.b.store(add_products(e, e.b.load(total), x, y[p]), total)
         for r in range(VALUE_ROWS):
             earlier, times = (e.broadcast(e.load(F32, e.at(at, 4 * r), 4), LANES) for at in (shrink, back))
             for p in range(panels):
@@ -133,7 +141,7 @@ def make_fixed_value(panels: int) -> Any:
                 added = e.b.fmul(e.b.sitofp(e.b.load(totals[r * panels + p]), floats), times)
                 e.store(e.fma(added, e.load(floats, place, 4), earlier), place, 4)
 
-    return returning_nothing(emit, 9, f"fixed_value_{panels}")
+    return returning_nothing(emit, 9, f"{name}_{panels}")
 
 
 def emit_exp(e: Emitter, x: Any) -> Any:
@@ -157,57 +165,74 @@ def emit_exp(e: Emitter, x: Any) -> Any:
     return e.b.select(low, e.zero(kind), scaled)
 
 
-def emit_fixed_softmax(
-    e: Emitter, scores: Any, score_bytes: Any, pairs: Any, ratios: Any, state: Any, state_bytes: Any, weights: Any,
-    top_bits: Any, sum_bits: Any,
-) -> None:  # fmt: skip
-    """`fixed_softmax(scores, score_bytes, pairs, ratios, state, state_bytes, weights, top_bits, sum_bits)`: of LANES
-    queries, scores [row][query] of `pairs` pairs of rows to weights [pair][query][2] int16, rows `score_bytes` long.
+def make_softmax(name: str, group: int, diffused: bool = False) -> Any:
+    """`softmax(scores, score_bytes, groups, ratios, state, state_bytes, weights, top_bits, sum_bits)`: of LANES
+    queries, scores [row][query] of `groups` times `group` rows to weights [group][query][row], integers of
+    `32 / group` bits; rows are `score_bytes` long.
 
     A weight is exp(score - highest) * ratio[row] / back; `back` is chosen so that none is above one limit and their sum
     is not above another (float32 bits). `state` is rows of float32: highest score and sum of exponentials so far,
-    which are brought up to date; what earlier sums must be multiplied by; and `back`.
+    which are brought up to date; what earlier sums must be multiplied by; and `back`. If `diffused`, what rounding
+    leaves of one row's weight is added to the next one's, so that many small weights do not all become nothing.
     """
-    kind, ints = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
-    state_at = [e.at(state, e.b.mul(state_bytes, I64(k))) for k in range(4)]
-    highest, total, top, weight_sum = e.variables(kind, 4)
-    rows = e.b.mul(pairs, I64(2))
-    limits = [e.broadcast(e.b.bitcast(e.b.trunc(bits, I32), F32), LANES) for bits in (top_bits, sum_bits)]
+    kind, ints, bits = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), 32 // group
 
-    def higher(a: Any, b: Any) -> Any:
+    def higher(e: Emitter, a: Any, b: Any) -> Any:
         return e.b.select(e.b.fcmp_ordered(">", a, b), a, b)
 
-    before = e.load(kind, state_at[0], 4)
-    e.b.store(before, highest)
-    with cgutils.for_range_slice(e.b, I64(0), rows, I64(1)) as (i, _):
-        score = e.load(kind, e.at(scores, e.b.mul(i, score_bytes)), 4)
-        e.b.store(higher(score, e.b.load(highest)), highest)
-    now = e.b.load(highest)
-    seen = e.b.fcmp_ordered(">", now, ir.Constant(kind, [float("-inf")] * LANES))
-    base = e.b.select(seen, now, e.zero(kind))
-    shrink = emit_exp(e, e.b.fsub(before, base))
-    e.b.store(e.b.fmul(e.load(kind, state_at[1], 4), shrink), total)
-    with cgutils.for_range_slice(e.b, I64(0), rows, I64(1)) as (i, _):
-        place = e.at(scores, e.b.mul(i, score_bytes))
-        power = emit_exp(e, e.b.fsub(e.load(kind, place, 4), base))
-        e.b.store(e.b.fadd(e.b.load(total), power), total)
-        weight = e.b.fmul(power, e.broadcast(e.load(F32, e.at(ratios, e.b.mul(i, I64(4))), 4), LANES))
-        e.store(weight, place, 4)
-        e.b.store(higher(weight, e.b.load(top)), top)
-        e.b.store(e.b.fadd(e.b.load(weight_sum), weight), weight_sum)
-    least = ir.Constant(kind, [1e-30] * LANES)
-    back = higher(
-        e.b.fdiv(higher(e.b.load(top), least), limits[0]), e.b.fdiv(higher(e.b.load(weight_sum), least), limits[1])
-    )
-    times = e.b.fdiv(ir.Constant(kind, [1.0] * LANES), back)
-    for value, at in zip((now, e.b.load(total), shrink, back), state_at, strict=True):
-        e.store(value, at, 4)
-    low_half, rounding = ir.Constant(ints, [0xFFFF] * LANES), ir.Constant(kind, [ROUND] * LANES)
-    with cgutils.for_range_slice(e.b, I64(0), pairs, I64(1)) as (i, _):
-        two = [e.at(scores, e.b.mul(e.b.add(e.b.mul(i, I64(2)), I64(k)), score_bytes)) for k in range(2)]
-        first, second = (e.b.bitcast(e.fma(rounding, e.load(kind, at, 4), times), ints) for at in two)
-        pair = e.b.or_(e.b.and_(first, low_half), e.b.shl(second, ir.Constant(ints, [16] * LANES)))
-        e.store(pair, e.at(weights, e.b.mul(i, score_bytes)), 4)
+    def emit(
+        e: Emitter, scores: Any, score_bytes: Any, groups: Any, ratios: Any, state: Any, state_bytes: Any, weights: Any,
+        top_bits: Any, sum_bits: Any,
+    ) -> None:  # fmt: skip
+        state_at = [e.at(state, e.b.mul(state_bytes, I64(k))) for k in range(4)]
+        highest, total, top, weight_sum, left = e.variables(kind, 5)
+        rows = e.b.mul(groups, I64(group))
+        limits = [e.broadcast(e.b.bitcast(e.b.trunc(bits, I32), F32), LANES) for bits in (top_bits, sum_bits)]
+        before = e.load(kind, state_at[0], 4)
+        e.b.store(before, highest)
+        with cgutils.for_range_slice(e.b, I64(0), rows, I64(1)) as (i, _):
+            score = e.load(kind, e.at(scores, e.b.mul(i, score_bytes)), 4)
+            e.b.store(higher(e, score, e.b.load(highest)), highest)
+        now = e.b.load(highest)
+        seen = e.b.fcmp_ordered(">", now, ir.Constant(kind, [float("-inf")] * LANES))
+        base = e.b.select(seen, now, e.zero(kind))
+        shrink = emit_exp(e, e.b.fsub(before, base))
+        e.b.store(e.b.fmul(e.load(kind, state_at[1], 4), shrink), total)
+        with cgutils.for_range_slice(e.b, I64(0), rows, I64(1)) as (i, _):
+            place = e.at(scores, e.b.mul(i, score_bytes))
+            power = emit_exp(e, e.b.fsub(e.load(kind, place, 4), base))
+            e.b.store(e.b.fadd(e.b.load(total), power), total)
+            weight = e.b.fmul(power, e.broadcast(e.load(F32, e.at(ratios, e.b.mul(i, I64(4))), 4), LANES))
+            e.store(weight, place, 4)
+            e.b.store(higher(e, weight, e.b.load(top)), top)
+            e.b.store(e.b.fadd(e.b.load(weight_sum), weight), weight_sum)
+        least = ir.Constant(kind, [1e-30] * LANES)
+        back = higher(
+            e,
+            e.b.fdiv(higher(e, e.b.load(top), least), limits[0]),
+            e.b.fdiv(higher(e, e.b.load(weight_sum), least), limits[1]),
+        )
+        times = e.b.fdiv(ir.Constant(kind, [1.0] * LANES), back)
+        for value, at in zip((now, e.b.load(total), shrink, back), state_at, strict=True):
+            e.store(value, at, 4)
+        rounding, mask = ir.Constant(kind, [ROUND] * LANES), ir.Constant(ints, [(1 << bits) - 1] * LANES)
+        with cgutils.for_range_slice(e.b, I64(0), groups, I64(1)) as (i, _):
+            packed = e.zero(ints)
+            for k in range(group):
+                at = e.at(scores, e.b.mul(e.b.add(e.b.mul(i, I64(group)), I64(k)), score_bytes))
+                weight = e.load(kind, at, 4)
+                if diffused:
+                    exact = e.fma(e.b.load(left), weight, times)
+                    nearest = e.call(f"llvm.rint.v{LANES}f32", kind, exact)
+                    e.b.store(e.b.fsub(exact, nearest), left)
+                    rounded = e.b.fadd(nearest, rounding)
+                else:
+                    rounded = e.fma(rounding, weight, times)
+                whole = e.b.and_(e.b.bitcast(rounded, ints), mask)
+                packed = e.b.or_(packed, e.b.shl(whole, ir.Constant(ints, [bits * k] * LANES)))
+            e.store(packed, e.at(weights, e.b.mul(i, score_bytes)), 4)
+
+    return returning_nothing(emit, 9, name)
 
 
 def emit_fixed_rows(
@@ -284,8 +309,8 @@ value_one, value_wide = make_float_tile(4, 1, LANES), make_float_tile(4, VALUE_P
 value_one_bf16, value_wide_bf16 = make_float_tile(4, 1, LANES, True), make_float_tile(4, VALUE_PANELS, LANES, True)
 fixed_score_4, fixed_score_8 = make_fixed_score(1, 4), make_fixed_score(1, min(8, LANES))
 fixed_score_all, fixed_score_two = make_fixed_score(1, LANES), make_fixed_score(2, LANES)
-fixed_value_one, fixed_value_wide = make_fixed_value(1), make_fixed_value(VALUE_PANELS)
-fixed_softmax = returning_nothing(emit_fixed_softmax, 9, "fixed_softmax")
+fixed_value_one, fixed_value_wide = (make_value("fixed_value", panels, add_pairs) for panels in (1, VALUE_PANELS))
+fixed_softmax = make_softmax("fixed_softmax", 2)
 fixed_rows = returning_nothing(emit_fixed_rows, 7, "fixed_rows")
 widened_rows = returning_nothing(emit_widened_rows, 6, "widened_rows")
 zip_rows = returning_nothing(emit_zip_rows, 6, "zip_rows")

@@ -105,6 +105,13 @@ def whole_rows(words, row_bytes, rows, item_bytes, count, copy):  # type: ignore
     return address_of(copy), copy_bytes
 
 
+@compiled(inline=True)
+def fix_keys(words, row_bytes, rows, R, keys, place_bytes, key_scales, copy):  # type: ignore[no-untyped-def]
+    """Rotary keys as int16, and their scales; all but counts are addresses."""
+    source, source_bytes = whole_rows(words, row_bytes, rows, 2, R, copy)
+    fixed_rows(source, source_bytes, rows, keys, place_bytes, padded(R) // CHUNK, key_scales)
+
+
 @compiled()
 def fix_rows(words, row_bytes, kind, rows, C, R, fixed_RW, scale_2B, at, copy):  # type: ignore[no-untyped-def]
     """SCORE_ROWS cache rows, of which `rows` are there, as [latent | zeros | rotary key | zeros]; and their scales."""
@@ -121,8 +128,7 @@ def fix_rows(words, row_bytes, kind, rows, C, R, fixed_RW, scale_2B, at, copy): 
     else:
         source, source_bytes = whole_rows(words, row_bytes, rows, 2, C, copy)
         fixed_rows(source, source_bytes, rows, latents, place_bytes, width // CHUNK, scales)
-    source, source_bytes = whole_rows(behind, row_bytes, rows, 2, R, copy)
-    fixed_rows(source, source_bytes, rows, keys, place_bytes, padded(R) // CHUNK, key_scales)
+    fix_keys(behind, row_bytes, rows, R, keys, place_bytes, key_scales, copy)
     for r in range(rows, SCORE_ROWS):
         fixed_RW[r] = 0
         scale_2B[0, at + r], scale_2B[1, at + r] = 0, 0
@@ -170,13 +176,20 @@ def fixed_values(weight_BP, value_B2V, pairs, state_4P, sum_QV):  # type: ignore
 
 
 @compiled(inline=True)
-def softmax_of_block(score_BP, rows, scale_B, ratio_B, state_4P, weight_BP, largest_number):  # type: ignore[no-untyped-def]
-    """Scores of `rows` (an even number of) cache rows to weights, and the state brought up to date."""
+def row_ratios(rows, scale_B, ratio_B):  # type: ignore[no-untyped-def]
+    """Write what rows are worth as parts of the largest; returns the largest."""
     unit = np.float32(0.0)
     for r in range(rows):
         unit = scale_B[r] if unit < scale_B[r] <= LARGEST_FLOAT else unit
     for r in range(rows):
         ratio_B[r] = scale_B[r] / unit if LEAST_SCALE < scale_B[r] <= LARGEST_FLOAT else np.float32(0.0)
+    return unit
+
+
+@compiled(inline=True)
+def softmax_of_block(score_BP, rows, scale_B, ratio_B, state_4P, weight_BP, largest_number):  # type: ignore[no-untyped-def]
+    """Scores of `rows` (an even number of) cache rows to weights, and the state brought up to date."""
+    unit = row_ratios(rows, scale_B, ratio_B)
     P = score_BP.shape[1]
     top = np.int64(bits_of_float(np.float32(MAX_ACTIVATION - 1)))
     most = np.int64(bits_of_float(np.float32(magnitude_limit(largest_number, BLOCK))))

@@ -8,12 +8,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from localr1.kernels import attention, attention_loops, byte_products, few_query_loops, intrinsics
+from localr1.kernels import attention, attention_loops, byte_attention_loops, byte_products, few_query_loops, intrinsics
 from localr1.kernels.emitter import EMITTERS, I64, SYMBOL_PREFIX, Emitter
 from localr1.kernels.features import BITS, BYTE_PRODUCTS
 from localr1.kernels.jit import compiled, job_address
 
-LOOPS = (intrinsics, byte_products, attention_loops, few_query_loops)
+LOOPS = (intrinsics, byte_products, attention_loops, byte_attention_loops, few_query_loops)
 """Whoever writes loops; importing them fills `EMITTERS`."""
 
 
@@ -39,7 +39,7 @@ def loop_addresses(typing_context: Any) -> Any:
 
 def present_loops() -> list[str]:
     """The names of all loops, without the integer products that the processor does not have."""
-    absent = (() if BITS else ("dot_", "tile_", "fixed_")) + (() if BYTE_PRODUCTS else ("rows_",))
+    absent = (() if BITS else ("dot_", "tile_", "fixed_")) + (() if BYTE_PRODUCTS else ("rows_", "byte_"))
     return [name for name in EMITTERS if not name.startswith(absent)]
 
 

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from localr1.kernels import blocks, cpu, reference
+from localr1.kernels import blocks, cpu, features, reference
 from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.vocabulary_head import HeadBlock
 from tests.kernels.latent_rows import latent_bytes, numbers_of
@@ -14,6 +14,7 @@ if not blocks.MOST_ROWS:
     pytest.skip("no integer vector path on this processor", allow_module_level=True)
 
 TOLERANCE = 2e-3  # several roundings to 15 bits in a row
+BYTE_TOLERANCE = 2e-2 if features.BYTE_PRODUCTS else TOLERANCE  # queries and softmax weights of 8 bits
 EPS = 1e-6
 
 
@@ -99,7 +100,7 @@ def test_latent_attention(T, start, D, H, N, R, V, C, rank, wide, kind):
     q_latent = np.einsum("thn,hnc->thc", q[..., :N], w[:, :N])
     reference.mla_attention(q_latent, rotate(q[..., N:], cos, sin, True), seen.astype(np.float32), start, scale, latent)
     out = np.einsum("thc,hvc->thv", latent, w[:, N:]).reshape(T, -1)
-    assert row_error(got, want + product(out, given.out)) < TOLERANCE
+    assert row_error(got, want + product(out, given.out)) < (BYTE_TOLERANCE if kind == "int8" else TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bf16"])

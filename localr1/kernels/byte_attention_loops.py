@@ -1,0 +1,111 @@
+"""The innermost loops of attention over int8 latents in bytes: four products to a lane.
+
+Owns the instructions and nothing of memory (see `emitter`); what is rounded, and against what, is `byte_attention`'s
+affair. Values lie in groups of four cache rows and out of order, as four unpackings leave them: place 16 j + 4 l + i of
+each STEP holds number 16 l + 4 j + i.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from localr1.kernels.attention_loops import SCORE_ROWS, VALUE_PANELS, make_softmax, make_value
+from localr1.kernels.byte_products import BYTES, FLOATS, INTS, STEP, dot_bytes
+from localr1.kernels.emitter import F32, I16, I32, I64, Emitter, returning_nothing
+from localr1.kernels.features import LANES
+
+GROUP = 4
+"""Cache rows whose products are added up in a lane, or numbers of one row."""
+
+SPLIT = 64
+"""Numbers of a query that share a scale."""
+
+
+def emit_byte_rows(
+    e: Emitter, rows: Any, row_bytes: Any, groups: Any, place: Any, place_bytes: Any, values: Any, value_bytes: Any,
+    steps: Any,
+) -> None:  # fmt: skip
+    """`byte_rows(rows, row_bytes, groups, place, place_bytes, values, value_bytes, steps)`: `groups` groups of rows of
+    `steps` vectors of int8; each row as unsigned bytes, 128 more, and each group as values [number][row]."""
+    pairs = ir.VectorType(I16, STEP // 2)
+
+    def unpack(kind: Any, a: Any, b: Any, half: int) -> Any:
+        """Numbers of a and b in turn, of the low or the high half of each 128 bits."""
+        a, b, lane = e.b.bitcast(a, kind), e.b.bitcast(b, kind), kind.count // (LANES // 4)
+        order = []
+        for start in range(half * lane // 2, kind.count, lane):
+            for j in range(start, start + lane // 2):
+                order += [j, kind.count + j]
+        return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, kind.count), order))
+
+    with cgutils.for_range_slice(e.b, I64(0), groups, I64(1)) as (g, _):
+        first = e.b.mul(g, I64(GROUP))
+        source, target = e.at(rows, e.b.mul(first, row_bytes)), e.at(place, e.b.mul(first, place_bytes))
+        group_at = e.at(values, e.b.mul(g, value_bytes))
+        with cgutils.for_range_slice(e.b, I64(0), steps, I64(1)) as (i, _):
+            at = e.b.mul(i, I64(STEP))
+            four = []
+            for r in range(GROUP):
+                numbers = e.load(BYTES, e.at(e.at(source, e.b.mul(row_bytes, I64(r))), at))
+                unsigned = e.b.xor(numbers, ir.Constant(BYTES, [-128] * STEP))
+                e.store(unsigned, e.at(e.at(target, e.b.mul(place_bytes, I64(r))), at))
+                four.append(numbers)
+            for high in range(2):
+                twos = [unpack(BYTES, four[k], four[k + 1], high) for k in (0, 2)]
+                for half in range(2):
+                    zipped = unpack(pairs, *twos, half)
+                    e.store(zipped, e.at(group_at, e.b.add(e.b.mul(at, I64(GROUP)), I64(STEP * (2 * high + half)))))
+
+
+def make_byte_score(panels: int) -> Any:
+    """`byte_score(rows, row_bytes, queries, step_bytes, splits, starts, query_scales, row_scales, scores, score_bytes,
+    next)`: scores = row . query * row_scale * query_scale for SCORE_ROWS rows of unsigned bytes and `panels * LANES`
+    queries. Meanwhile as many bytes from `next` on are asked for as the rows take.
+
+    Queries lie as [step][query][GROUP] int8, `step_bytes` from step to step; of each SPLIT numbers of a query, `starts`
+    has what the 128 that were added to the rows' bytes have to lose again, `query_scales` the scale, `step_bytes` from
+    one to the next; scores lie as [row][query] float32.
+    """
+
+    def emit(
+        e: Emitter, rows: Any, row_bytes: Any, queries: Any, step_bytes: Any, splits: Any, starts: Any,
+        query_scales: Any, row_scales: Any, scores: Any, score_bytes: Any, following: Any,
+    ) -> None:  # fmt: skip
+        totals, sums = e.variables(INTS, SCORE_ROWS * panels), e.variables(FLOATS, SCORE_ROWS * panels)
+        row_at = [e.at(rows, e.b.mul(row_bytes, I64(r))) for r in range(SCORE_ROWS)]
+        per_split = SPLIT // GROUP
+        with cgutils.for_range_slice(e.b, I64(0), splits, I64(1)) as (s, _):
+            of_split = e.b.mul(s, step_bytes)
+            for p in range(panels):
+                start = e.load(INTS, e.at(e.at(starts, of_split), p * LANES * 4), 4)
+                for r in range(SCORE_ROWS):
+                    e.b.store(start, totals[r * panels + p])
+            first = e.b.mul(s, I64(per_split))
+            with cgutils.for_range_slice(e.b, first, e.b.add(first, I64(per_split)), I64(1)) as (i, _):
+                column = e.at(queries, e.b.mul(i, step_bytes))
+                e.prefetch(e.at(following, e.b.mul(i, I64(GROUP * SCORE_ROWS))))
+                y = [e.load(INTS, e.at(column, p * LANES * 4), 4) for p in range(panels)]
+                for r in range(SCORE_ROWS):
+                    x = e.broadcast(e.load(I32, e.at(row_at[r], e.b.mul(i, I64(GROUP))), 4), LANES)
+                    for p in range(panels):
+                        total = totals[r * panels + p]
+                        e.b.store(dot_bytes(e, e.b.load(total), x, y[p]), total)
+            for p in range(panels):
+                scale = e.load(FLOATS, e.at(e.at(query_scales, of_split), p * LANES * 4), 4)
+                for r in range(SCORE_ROWS):
+                    total, cell = e.b.load(totals[r * panels + p]), sums[r * panels + p]
+                    e.b.store(e.fma(e.b.load(cell), e.b.sitofp(total, FLOATS), scale), cell)
+        for r in range(SCORE_ROWS):
+            row_scale = e.broadcast(e.load(F32, e.at(row_scales, 4 * r), 4), LANES)
+            for p in range(panels):
+                place = e.at(e.at(scores, e.b.mul(score_bytes, I64(r))), p * LANES * 4)
+                e.store(e.b.fmul(e.b.load(sums[r * panels + p]), row_scale), place, 4)
+
+    return returning_nothing(emit, 11, f"byte_score_{panels}")
+
+
+byte_rows = returning_nothing(emit_byte_rows, 8, "byte_rows")
+byte_score_one, byte_score_two = make_byte_score(1), make_byte_score(2)
+byte_value = make_value("byte_value", VALUE_PANELS, dot_bytes)
+byte_softmax = make_softmax("byte_softmax", GROUP, diffused=True)
