@@ -1,9 +1,9 @@
 """Rows of int8 weights times a few activation rows in bytes, where the processor multiplies unsigned by signed bytes.
 
 Owns the loops and the layout of a row: each activation is an int16 split into two signed bytes, 256 high + low. A
-packed group of rows lies as [1 + steps][row][2][STEP] bytes. The bytes of a step are the high and the low ones; in
-place of the first lie int32 sums, lane by lane, of -128 times the row's bytes. Weights become unsigned by adding 128,
-which those sums take away again, so that no step needs to widen anything.
+packed group of rows lies as [1 + steps][row][2][STEP] bytes, or one such part after another (see `packing`). The bytes
+of a step are the high and the low ones; in place of the first lie int32 sums, lane by lane, of -128 times the part's
+bytes. Weights become unsigned by adding 128, which those sums take away again, so that no step needs to widen anything.
 
 Invariant: sums wrap around and come out right for rows of up to LONGEST_ROW weights, since what a lane holds in the
 end, at most 128 * 128 * LONGEST_ROW / LANES, is an int32.
@@ -25,7 +25,15 @@ LONGEST_ROW = 1 << 20
 UNROLL = 2
 
 AHEAD_BYTES = 2048
-"""How far ahead of a row's loop memory is asked into the second-level cache."""
+MORE_AHEAD_BYTES = 8192
+"""How many bytes of weights before their turn memory is asked for into the second-level cache: for one packed row, and
+for several or weight rows that are not one stream."""
+
+LONG_ROW = 8192
+"""Weights of a row from which LONG_TAKEN are taken at once for one packed row, which by itself nearly fills the
+first-level cache: it is loaded that much less often."""
+
+LONG_TAKEN = 4
 
 PAIRED = range(3, 7)
 """Packed rows for which two weight rows are taken at once, so that each activation is loaded half as often; more would
@@ -67,18 +75,27 @@ def load_first(e: Emitter, address: Any, count: Any) -> Any:
     return e.b.call(function, [pointer, I32(1), mask, e.zero(BYTES)])
 
 
-def make_rows(n: int) -> Any:
-    """`rows(weights, length, count, activations, sums, sum_stride)`: `count` rows of `length` weights, one after
-    another, times n packed rows; `sum_stride` bytes from one packed row's sums to the next one's."""
-    taken = 2 if n in PAIRED else 1
-    unroll = UNROLL if n < PAIRED.start else 1
+def make_rows(n: int, long: bool = False) -> Any:
+    """`rows(weights, row_bytes, length, count, activations, sums, sum_stride, add)`: `count` rows of `length` weights,
+    `row_bytes` from one to the next, times n packed rows; `sum_stride` bytes from one packed row's sums to the next
+    one's, which are added to if `add` is not 0."""
+    taken = LONG_TAKEN if long else 2 if n in PAIRED else 1
+    unroll = UNROLL if n < PAIRED.start and taken == 1 else 1
+    ahead_bytes = I64((AHEAD_BYTES if n == taken == 1 else MORE_AHEAD_BYTES) // taken)
     cells = [(w, i, half) for w in range(taken) for i in range(n) for half in range(2)]
 
-    def emit(e: Emitter, weights: Any, length: Any, count: Any, activations: Any, sums: Any, sum_stride: Any) -> None:
+    def emit(
+        e: Emitter, weights: Any, row_bytes: Any, length: Any, count: Any, activations: Any, sums: Any, sum_stride: Any,
+        add: Any,
+    ) -> None:  # fmt: skip
         steps, rest = e.b.sdiv(length, I64(STEP)), e.b.srem(length, I64(STEP))
+        next_rows = e.b.mul(row_bytes, I64(taken))
+        further = e.b.srem(ahead_bytes, length)
+        ahead = e.b.add(e.b.mul(e.b.sdiv(ahead_bytes, length), next_rows), further)
+        wrap, before_wrap = e.b.sub(next_rows, length), e.b.sub(length, further)
         even = e.b.sub(steps, e.b.srem(steps, I64(unroll)))
         totals = {(cell, u): cgutils.alloca_once(e.b, INTS) for cell in cells for u in range(unroll)}
-        first_step = e.at(activations, n * 2 * STEP)
+        first_step, adding = e.at(activations, n * 2 * STEP), e.b.icmp_signed("!=", add, I64(0))
 
         def multiply(raw: list[Any], x: Any, u: int) -> None:
             unsigned = [e.b.xor(weights_of_row, ir.Constant(BYTES, [-128] * STEP)) for weights_of_row in raw]
@@ -94,18 +111,20 @@ def make_rows(n: int) -> Any:
                 offset, x = e.b.mul(step, I64(STEP)), e.at(first_step, e.b.mul(step, I64(n * 2 * STEP)))
                 for u in range(width):
                     at = [e.at(e.at(row, offset), u * STEP) for row in rows]
+                    behind_end = e.b.icmp_signed(">=", e.at(offset, u * STEP), before_wrap)
+                    distance = e.b.add(ahead, e.b.select(behind_end, wrap, I64(0)))
                     for address in at:
-                        e.prefetch(e.at(address, AHEAD_BYTES), SECOND_LEVEL)
+                        e.prefetch(e.at(address, distance), SECOND_LEVEL)
                     raw = [e.load(BYTES, address) for address in at]
                     multiply(raw, e.at(x, u * n * 2 * STEP), u)
 
         with cgutils.for_range_slice(e.b, I64(0), count, I64(taken)) as (r, _):
             last = e.b.sub(count, I64(1))
-            places = [r]  # the last of an odd number of rows is taken twice
-            if taken == 2:
-                second = e.b.add(r, I64(1))
-                places.append(e.b.select(e.b.icmp_signed("<", second, count), second, last))
-            rows = [e.at(weights, e.b.mul(place, length)) for place in places]
+            places = [r]  # where there are too few, the last row is taken more than once
+            for w in range(1, taken):
+                other = e.b.add(r, I64(w))
+                places.append(e.b.select(e.b.icmp_signed("<", other, count), other, last))
+            rows = [e.at(weights, e.b.mul(place, row_bytes)) for place in places]
             for ((_, i, half), u), total in totals.items():
                 start = e.zero(INTS) if u else e.load(INTS, e.at(activations, (2 * i + half) * STEP))
                 e.b.store(start, total)
@@ -115,19 +134,25 @@ def make_rows(n: int) -> Any:
             with e.b.if_then(e.b.icmp_signed(">", rest, I64(0))):
                 tails = [load_first(e, e.at(row, e.b.mul(steps, I64(STEP))), rest) for row in rows]
                 multiply(tails, e.at(first_step, e.b.mul(steps, I64(n * 2 * STEP))), 0)
+            befores = {}
             for w, place in enumerate(places):
+                for i in range(n):
+                    cell = e.at(e.at(sums, e.b.mul(sum_stride, I64(i))), e.b.mul(place, I64(4)))
+                    befores[w, i] = cell, e.b.select(adding, e.load(F32, cell, 4), F32(0.0))
+            for w in range(taken):
                 for i in range(n):
                     halves = []
                     for half in range(2):
                         parts = [e.b.load(totals[(w, i, half), u]) for u in range(unroll)]
                         halves.append(e.b.sitofp(parts[0] if unroll == 1 else e.b.add(*parts), FLOATS))
                     total = e.fma(halves[1], halves[0], ir.Constant(FLOATS, [256.0] * LANES))
-                    row_sums = e.at(sums, e.b.mul(sum_stride, I64(i)))
-                    e.store(e.sum_lanes(total), e.at(row_sums, e.b.mul(place, I64(4))), 4)
+                    cell, before = befores[w, i]
+                    e.store(e.b.fadd(before, e.sum_lanes(total)), cell, 4)
 
-    return returning_nothing(emit, 6, f"rows_{n}")
+    return returning_nothing(emit, 8, f"rows_{n}{'_long' if long else ''}")
 
 
 rows_1, rows_2, rows_3, rows_4 = make_rows(1), make_rows(2), make_rows(3), make_rows(4)
 rows_5, rows_6, rows_7, rows_8 = make_rows(5), make_rows(6), make_rows(7), make_rows(8)
+rows_1_long = make_rows(1, long=True)
 split_row = returning_nothing(emit_split, 4, "rows_split")

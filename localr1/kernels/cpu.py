@@ -15,7 +15,7 @@ from numba import get_num_threads
 from numpy.typing import NDArray
 
 from localr1.kernels.compilation import compile_kernel
-from localr1.kernels.features import BITS, BYTE_PRODUCTS
+from localr1.kernels.features import BITS
 
 Float = NDArray[np.float32]
 Array = NDArray[Any]

@@ -197,7 +197,7 @@ def run_few(x_TD, routes, middle, out_TD, keep, crew, phase):  # type: ignore[no
     place_groups(routes, D, x_start, middle_start)
     if T == 1:
         x_start[:] = 0  # one row for all groups
-    x_room = np.empty((few_size(D) if T == 1 else x_start[groups]) + LINE_BYTES // 2, np.int16)
+    x_room = np.empty((few_size(D, 1) if T == 1 else x_start[groups]) + LINE_BYTES // 2, np.int16)
     middle_room = np.empty(middle_start[groups] + LINE_BYTES // 2, np.int16)
     x = (int16s_at(line_start(address_of(x_room)), x_room.size - LINE_BYTES // 2), x_start, np.empty(pairs, np.float64))
     packed_at, packed_numbers = line_start(address_of(middle_room)), middle_start[groups]

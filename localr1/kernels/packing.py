@@ -2,7 +2,8 @@
 
 Owns the rounding and the layouts: up to FEW rows lie as [chunk][row][CHUNK], so that one pass over a weight row
 serves all of them, or in bytes where the processor has products for those (see `byte_products`); more lie as panels of
-LANES tokens, [panel][pair][LANES][2]. All are padded with zeros to whole chunks.
+LANES tokens, [panel][pair][LANES][2]. All are padded with zeros to whole chunks. Long rows in bytes lie in parts: all
+rows' first part, then their second.
 
 A row is scaled so that its largest magnitude becomes LARGEST: the error of a product is about 4e-5 of the row's norm.
 The scale is a float64, so rows of denormals keep their precision. A row that holds infinity or not-a-number gets a
@@ -32,6 +33,9 @@ FEW = 8
 LARGEST = 127 * 256 + 127 if BYTE_PRODUCTS else MAX_ACTIVATION
 """What a row's largest magnitude becomes: two signed bytes of 127, or as large as an int16 can be."""
 
+PART_BYTES = 24 << 10
+"""What few rows' parts take together at most: they are to stay in the first-level cache while weights pass through."""
+
 INFINITY_BITS = np.int32(0x7F800000)
 MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
 SAFE_MAGNITUDE = 1e-30  # below it the reciprocal of a float32 loses its meaning
@@ -50,9 +54,22 @@ def steps_of(length):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
-def few_size(length):  # type: ignore[no-untyped-def]
+def part_steps(length, rows):  # type: ignore[no-untyped-def]
+    """Steps of a part of few rows in bytes, all parts alike but the last; of one row (see `LONG_ROW`), all."""
+    steps, most = steps_of(length), max(1, PART_BYTES // (2 * STEP * max(1, rows)))
+    if rows == 1:
+        return steps
+    parts = (steps + most - 1) // most
+    return (steps + parts - 1) // parts
+
+
+@compiled(inline=True)
+def few_size(length, rows):  # type: ignore[no-untyped-def]
     """int16 numbers that a packed row takes among few."""
-    return (1 + steps_of(length)) * STEP if BYTE_PRODUCTS else padded(length)
+    if not BYTE_PRODUCTS:
+        return padded(length)
+    steps, part = steps_of(length), part_steps(length, rows)
+    return (steps + (steps + part - 1) // part) * STEP
 
 
 @compiled(inline=True)
@@ -60,7 +77,7 @@ def packed_size(rows, length):  # type: ignore[no-untyped-def]
     """int16 numbers that `rows` packed rows take."""
     if rows > FEW:
         return padded(length) * ((rows + LANES - 1) // LANES * LANES)
-    return rows * few_size(length)
+    return rows * few_size(length, rows)
 
 
 @compiled(inline=True)
@@ -126,7 +143,10 @@ def pack_bytes(x_at, K, packed, i, n):  # type: ignore[no-untyped-def]
     words = np.empty(steps * STEP, np.int16)
     words[padded(K) :] = 0
     scale = round_row(x_at, K, words, 0, CHUNK)
-    split_row(address_of(words), address_of(packed) + 2 * STEP * i, 2 * STEP * n, steps)
+    part = part_steps(K, n)
+    for first in range(0, steps, part):
+        place = address_of(packed) + 2 * STEP * (n * (first + first // part) + i)
+        split_row(address_of(words) + 2 * STEP * first, place, 2 * STEP * n, min(part, steps - first))
     used(words)
     return scale
 

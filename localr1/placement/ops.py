@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from localr1.kernels import cpu
+from localr1.kernels.features import BYTE_PRODUCTS
 from localr1.model.linear import Position
 
 KERNEL_VALUES = 1 << 15
@@ -49,7 +50,7 @@ class CpuOps:
     def latent_rate(self, cache_SW: Tensor) -> float:
         if not cpu.FIXED_POINT or cache_SW.dtype == torch.float32:
             return 0.0
-        return BYTE_RATE if cpu.BYTE_PRODUCTS and cache_SW.dtype == torch.int8 else FIXED_POINT_RATE
+        return BYTE_RATE if BYTE_PRODUCTS and cache_SW.dtype == torch.int8 else FIXED_POINT_RATE
 
     def gqa_attention(self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: Position, scale: float) -> Tensor:
         out_THd = torch.empty_like(q_THd)

@@ -112,6 +112,14 @@ def test_linear_at_extreme_scales(T, scale):
     check_linear(x, weights(rng, 19, 77), np.full(19, 1.0, np.float32))
 
 
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(("D", "outputs"), [(1537, 5), (4096, 35), (8192, 7), (9001, 3), (20_000, 33)])
+def test_linear_of_long_rows(T, D, outputs):
+    """Rows whose activations do not fit into the first-level cache together; numbers of rows that are no multiple."""
+    rng = np.random.default_rng(D + T)
+    check_linear(rows(rng, T, D), weights(rng, outputs, D), rng.uniform(0.5, 2.0, outputs).astype(np.float32))
+
+
 @pytest.mark.parametrize("T", [1, 4, 20])
 def test_linear_with_one_huge_outlier_keeps_the_error_small_against_the_row(T):
     rng = np.random.default_rng(6)
