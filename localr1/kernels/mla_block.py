@@ -36,10 +36,19 @@ from localr1.kernels.attention_block import (
     told,
 )
 from localr1.kernels.cache_rows import store_latent
-from localr1.kernels.jit import compiled, copy_numbers, floats_at, stay_out_of_line, used, widen, words_at
+from localr1.kernels.features import CHUNK, LANES
+from localr1.kernels.jit import address_of, compiled, copy_numbers, floats_at, stay_out_of_line, used, widen, words_at
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import packed_in, packed_room
 from localr1.kernels.team import crew_of, finish, settle, take
+from localr1.kernels.up_projection_loops import (
+    PANEL,
+    RAISED,
+    into_latent_one,
+    into_latent_panel,
+    out_of_latent_one,
+    out_of_latent_some,
+)
 
 (NOPE, ROPE, VALUE, LATENT, Q_RANK, Q_NORM, Q_B, KV_A, KV_NORM, KV_B, KV_B_HALVES, MLA_PLAN) = (
     10, 11, 12, 13, 14, 15, 16, 19, 22, 23, 24, 25,
@@ -47,7 +56,10 @@ from localr1.kernels.team import crew_of, finish, settle, take
 """Places in the plan, after those of every attention; a matrix takes three."""
 
 WIDENED = 4096
-"""Numbers of `kv_b` that are widened at a time."""
+"""Numbers of `kv_b` that are widened at a time where they are not multiplied as they lie."""
+
+ABSORBED_ROWS = 8
+"""Rows of `kv_b` that are multiplied at a time, for all tokens."""
 
 
 @compiled()
@@ -61,6 +73,64 @@ def widen_row(words, halves, out):  # type: ignore[no-untyped-def]
 
 
 @compiled()
+def take_apart(x_C, apart_C):  # type: ignore[no-untyped-def]
+    """Of each chunk the even numbers, then the odd ones (see `up_projection_loops`)."""
+    for c in range(0, x_C.size, CHUNK):
+        for i in range(LANES):
+            apart_C[c + i], apart_C[c + LANES + i] = x_C[c + 2 * i], x_C[c + 2 * i + 1]
+
+
+@compiled()
+def put_together(apart_C, x_C):  # type: ignore[no-untyped-def]
+    for c in range(0, x_C.size, CHUNK):
+        for i in range(LANES):
+            x_C[c + 2 * i], x_C[c + 2 * i + 1] = apart_C[c + i], apart_C[c + LANES + i]
+
+
+@compiled()
+def absorb_as_they_lie(weights, N, C, q_TQ, first_q, query_QW, h, H):  # type: ignore[no-untyped-def]
+    """Queries times N bfloat16 weight rows of whole chunks, at an address."""
+    T = q_TQ.shape[0]
+    latent_TC = np.zeros((T, C), np.float32)
+    for n in range(0, N, ABSORBED_ROWS):
+        rows = min(ABSORBED_ROWS, N - n)
+        for t in range(T):
+            query, c = address_of(q_TQ) + 4 * (t * q_TQ.shape[1] + first_q + n), 0
+            while c < C:
+                at, latent = weights + 2 * (n * C + c), address_of(latent_TC) + 4 * (t * C + c)
+                if C - c >= PANEL * CHUNK:
+                    into_latent_panel(at, 2 * C, rows, query, latent)
+                    c += PANEL * CHUNK
+                else:
+                    into_latent_one(at, 2 * C, rows, query, latent)
+                    c += CHUNK
+    for t in range(T):
+        put_together(latent_TC[t], query_QW[t * H + h, :C])
+    used(latent_TC)
+
+
+@compiled()
+def raise_as_they_lie(weights, V, latent_TC, out_TO, first):  # type: ignore[no-untyped-def]
+    """V bfloat16 weight rows of whole chunks, at an address, times latents."""
+    T, C = latent_TC.shape
+    apart_TC = np.empty((T, C), np.float32)
+    for t in range(T):
+        take_apart(latent_TC[t], apart_TC[t])
+    v = 0
+    while v < V:
+        at, rows = weights + 2 * v * C, RAISED if V - v >= RAISED else 1
+        for t in range(T):
+            latent = address_of(apart_TC) + 4 * t * C
+            out = address_of(out_TO) + 4 * (t * out_TO.shape[1] + first + v)
+            if rows == RAISED:
+                out_of_latent_some(at, 2 * C, C // CHUNK, latent, out)
+            else:
+                out_of_latent_one(at, 2 * C, C // CHUNK, latent, out)
+        v += rows
+    used(apart_TC)
+
+
+@compiled()
 def absorb_head(h, plan, q_TQ, rotation, query_QW):  # type: ignore[no-untyped-def]
     """A head's queries in the latent: q_nope W_UK and the rotated q_pe, as rows of `query`."""
     stay_out_of_line()
@@ -69,8 +139,6 @@ def absorb_head(h, plan, q_TQ, rotation, query_QW):  # type: ignore[no-untyped-d
     T = q_TQ.shape[0]
     halves = plan[KV_B_HALVES]
     key_up = words_at(plan[KV_B] + 2 * halves * C * h * (N + plan[VALUE]), N * C * halves)
-    block = max(1, WIDENED // C)
-    weights = np.empty(block * C, np.float32)
     for t in range(T):
         query_QW[t * H + h, :C] = 0
         rotate(
@@ -80,6 +148,11 @@ def absorb_head(h, plan, q_TQ, rotation, query_QW):  # type: ignore[no-untyped-d
             plan[INTERLEAVED],
             query_QW[t * H + h, C:],
         )
+    if halves == 1 and C % CHUNK == 0:
+        absorb_as_they_lie(address_of(key_up), N, C, q_TQ, h * (N + R), query_QW, h, H)
+        return
+    block = max(1, WIDENED // C)
+    weights = np.empty(block * C, np.float32)
     for first in range(0, N, block):
         rows = min(block, N - first)
         widen_row(key_up[first * C * halves : (first + rows) * C * halves], halves, weights[: rows * C])
@@ -114,11 +187,14 @@ def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
     halves = plan[KV_B_HALVES]
     value_up = words_at(plan[KV_B] + 2 * halves * C * (h * (N + V) + N), V * C * halves)
     latent_TC = np.empty((T, C), np.float32)
-    block = max(1, WIDENED // C)
-    weights = np.empty(block * C, np.float32)
     highest_NGP, total_NGP, sum_NGQV = partial
     for t in range(T):
         merge(0, t * H + h, highest_NGP, total_NGP, sum_NGQV, latent_TC[t])
+    if halves == 1 and C % CHUNK == 0:
+        raise_as_they_lie(address_of(value_up), V, latent_TC, out_TO, h * V)
+        return
+    block = max(1, WIDENED // C)
+    weights = np.empty(block * C, np.float32)
     for first in range(0, V, block):
         rows = min(block, V - first)
         widen_row(value_up[first * C * halves : (first + rows) * C * halves], halves, weights[: rows * C])

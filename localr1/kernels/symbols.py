@@ -8,12 +8,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from localr1.kernels import attention, attention_loops, byte_attention_loops, byte_products, few_query_loops, intrinsics
+from localr1.kernels import (
+    attention,
+    attention_loops,
+    byte_attention_loops,
+    byte_products,
+    few_query_loops,
+    intrinsics,
+    up_projection_loops,
+)
 from localr1.kernels.emitter import EMITTERS, I64, SYMBOL_PREFIX, Emitter
 from localr1.kernels.features import BITS, BYTE_PRODUCTS
 from localr1.kernels.jit import compiled, job_address
 
-LOOPS = (intrinsics, byte_products, attention_loops, byte_attention_loops, few_query_loops)
+LOOPS = (intrinsics, byte_products, attention_loops, byte_attention_loops, few_query_loops, up_projection_loops)
 """Whoever writes loops; importing them fills `EMITTERS`."""
 
 
