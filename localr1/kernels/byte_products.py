@@ -35,9 +35,11 @@ first-level cache: it is loaded that much less often."""
 
 LONG_TAKEN = 4
 
-PAIRED = range(3, 7)
-"""Packed rows for which two weight rows are taken at once, so that each activation is loaded half as often; more would
-not leave room for their sums in registers."""
+PAIRED_ROWS = 3
+"""Packed rows from which two weight rows are taken at once, so that each activation is loaded half as often."""
+
+MOST_ROWS = 6
+"""Packed rows at a time; the sums of more, for two weight rows, do not find room in registers."""
 
 BYTES, WORDS = ir.VectorType(I8, STEP), ir.VectorType(I16, STEP)
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
@@ -76,26 +78,33 @@ def load_first(e: Emitter, address: Any, count: Any) -> Any:
 
 
 def make_rows(n: int, long: bool = False) -> Any:
-    """`rows(weights, row_bytes, length, count, activations, sums, sum_stride, add)`: `count` rows of `length` weights,
-    `row_bytes` from one to the next, times n packed rows; `sum_stride` bytes from one packed row's sums to the next
-    one's, which are added to if `add` is not 0."""
-    taken = LONG_TAKEN if long else 2 if n in PAIRED else 1
-    unroll = UNROLL if n < PAIRED.start and taken == 1 else 1
+    """`rows(weights, row_bytes, length, count, activations, step_bytes, sums, sum_stride, add)`: `count` rows of
+    `length` weights, `row_bytes` from one to the next, times n packed rows, whose steps lie `step_bytes` apart;
+    `sum_stride` bytes from one packed row's sums to the next one's, which are added to if `add` is not 0."""
+    taken = LONG_TAKEN if long else 2 if n >= PAIRED_ROWS else 1
+    unroll = UNROLL if taken == 1 else 1
     ahead_bytes = I64((AHEAD_BYTES if n == taken == 1 else MORE_AHEAD_BYTES) // taken)
     cells = [(w, i, half) for w in range(taken) for i in range(n) for half in range(2)]
 
     def emit(
-        e: Emitter, weights: Any, row_bytes: Any, length: Any, count: Any, activations: Any, sums: Any, sum_stride: Any,
-        add: Any,
+        e: Emitter, weights: Any, row_bytes: Any, length: Any, count: Any, activations: Any, step_bytes: Any, sums: Any,
+        sum_stride: Any, add: Any,
     ) -> None:  # fmt: skip
         steps, rest = e.b.sdiv(length, I64(STEP)), e.b.srem(length, I64(STEP))
-        next_rows = e.b.mul(row_bytes, I64(taken))
-        further = e.b.srem(ahead_bytes, length)
+        next_rows, further = e.b.mul(row_bytes, I64(taken)), e.b.srem(ahead_bytes, length)
         ahead = e.b.add(e.b.mul(e.b.sdiv(ahead_bytes, length), next_rows), further)
         wrap, before_wrap = e.b.sub(next_rows, length), e.b.sub(length, further)
+
+        def distance(offset: Any) -> Any:
+            """From a place in a row to what is read so much later."""
+            if n == taken == 1:  # one packed row has no parts: what is read is one stream
+                return ahead_bytes
+            behind_end = e.b.icmp_signed(">=", offset, before_wrap)
+            return e.b.add(ahead, e.b.select(behind_end, wrap, I64(0)))
+
         even = e.b.sub(steps, e.b.srem(steps, I64(unroll)))
         totals = {(cell, u): cgutils.alloca_once(e.b, INTS) for cell in cells for u in range(unroll)}
-        first_step, adding = e.at(activations, n * 2 * STEP), e.b.icmp_signed("!=", add, I64(0))
+        first_step, adding = e.at(activations, step_bytes), e.b.icmp_signed("!=", add, I64(0))
 
         def multiply(raw: list[Any], x: Any, u: int) -> None:
             unsigned = [e.b.xor(weights_of_row, ir.Constant(BYTES, [-128] * STEP)) for weights_of_row in raw]
@@ -108,15 +117,14 @@ def make_rows(n: int, long: bool = False) -> Any:
 
         def run(rows: list[Any], first: Any, last: Any, width: int) -> None:
             with cgutils.for_range_slice(e.b, first, last, I64(width)) as (step, _):
-                offset, x = e.b.mul(step, I64(STEP)), e.at(first_step, e.b.mul(step, I64(n * 2 * STEP)))
+                offset, x = e.b.mul(step, I64(STEP)), e.at(first_step, e.b.mul(step, step_bytes))
                 for u in range(width):
                     at = [e.at(e.at(row, offset), u * STEP) for row in rows]
-                    behind_end = e.b.icmp_signed(">=", e.at(offset, u * STEP), before_wrap)
-                    distance = e.b.add(ahead, e.b.select(behind_end, wrap, I64(0)))
+                    later = distance(e.at(offset, u * STEP))
                     for address in at:
-                        e.prefetch(e.at(address, distance), SECOND_LEVEL)
+                        e.prefetch(e.at(address, later), SECOND_LEVEL)
                     raw = [e.load(BYTES, address) for address in at]
-                    multiply(raw, e.at(x, u * n * 2 * STEP), u)
+                    multiply(raw, e.at(x, e.b.mul(step_bytes, I64(u))), u)
 
         with cgutils.for_range_slice(e.b, I64(0), count, I64(taken)) as (r, _):
             last = e.b.sub(count, I64(1))
@@ -133,7 +141,7 @@ def make_rows(n: int, long: bool = False) -> Any:
                 run(rows, even, steps, 1)
             with e.b.if_then(e.b.icmp_signed(">", rest, I64(0))):
                 tails = [load_first(e, e.at(row, e.b.mul(steps, I64(STEP))), rest) for row in rows]
-                multiply(tails, e.at(first_step, e.b.mul(steps, I64(n * 2 * STEP))), 0)
+                multiply(tails, e.at(first_step, e.b.mul(steps, step_bytes)), 0)
             befores = {}
             for w, place in enumerate(places):
                 for i in range(n):
@@ -149,10 +157,10 @@ def make_rows(n: int, long: bool = False) -> Any:
                     cell, before = befores[w, i]
                     e.store(e.b.fadd(before, e.sum_lanes(total)), cell, 4)
 
-    return returning_nothing(emit, 8, f"rows_{n}{'_long' if long else ''}")
+    return returning_nothing(emit, 9, f"rows_{n}{'_long' if long else ''}")
 
 
 rows_1, rows_2, rows_3, rows_4 = make_rows(1), make_rows(2), make_rows(3), make_rows(4)
-rows_5, rows_6, rows_7, rows_8 = make_rows(5), make_rows(6), make_rows(7), make_rows(8)
+rows_5, rows_6 = make_rows(5), make_rows(6)
 rows_1_long = make_rows(1, long=True)
 split_row = returning_nothing(emit_split, 4, "rows_split")

@@ -9,7 +9,7 @@ Sums lie token by token: `sums[i * SUM_STRIDE + r]` is weight row r times activa
 import numpy as np
 
 from localr1.kernels import byte_products, intrinsics
-from localr1.kernels.byte_products import LONG_ROW, STEP
+from localr1.kernels.byte_products import LONG_ROW, MOST_ROWS, STEP
 from localr1.kernels.features import BYTE_PRODUCTS, CHUNK, LANES
 from localr1.kernels.intrinsics import MAX_STEPS, PAIRED_FROM, QUAD, SHORT_ROW, TILE_PANELS, TILE_ROWS
 from localr1.kernels.jit import address_of, compiled, int8_at, stay_out_of_line, used
@@ -30,7 +30,7 @@ dot_1, dot_2, dot_3, dot_4 = intrinsics.dot_1, intrinsics.dot_2, intrinsics.dot_
 quad_1, quad_2, quad_3, quad_4 = intrinsics.quad_1, intrinsics.quad_2, intrinsics.quad_3, intrinsics.quad_4
 dot_5, dot_6, dot_7, dot_8 = intrinsics.dot_5, intrinsics.dot_6, intrinsics.dot_7, intrinsics.dot_8
 rows_1, rows_2, rows_3, rows_4 = byte_products.rows_1, byte_products.rows_2, byte_products.rows_3, byte_products.rows_4
-rows_5, rows_6, rows_7, rows_8 = byte_products.rows_5, byte_products.rows_6, byte_products.rows_7, byte_products.rows_8
+rows_5, rows_6 = byte_products.rows_5, byte_products.rows_6
 rows_1_long = byte_products.rows_1_long
 widen_chunks, transpose = intrinsics.widen_chunks, intrinsics.transpose
 tile_1, tile_2, tile_3 = intrinsics.tile_1, intrinsics.tile_2, intrinsics.tile_3
@@ -119,35 +119,35 @@ def multiply_words(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
-def rows_in_bytes(n, q, row_bytes, length, rows, x, sums, sum_stride, add):  # type: ignore[no-untyped-def]
+def rows_in_bytes(n, q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add):  # type: ignore[no-untyped-def]
     """All but n as `byte_products.make_rows` says."""
     if n == 1 and length >= LONG_ROW:
-        rows_1_long(q, row_bytes, length, rows, x, sums, sum_stride, add)
+        rows_1_long(q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add)
     elif n == 1:
-        rows_1(q, row_bytes, length, rows, x, sums, sum_stride, add)
+        rows_1(q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add)
     elif n == 2:
-        rows_2(q, row_bytes, length, rows, x, sums, sum_stride, add)
+        rows_2(q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add)
     elif n == 3:
-        rows_3(q, row_bytes, length, rows, x, sums, sum_stride, add)
+        rows_3(q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add)
     elif n == 4:
-        rows_4(q, row_bytes, length, rows, x, sums, sum_stride, add)
+        rows_4(q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add)
     elif n == 5:
-        rows_5(q, row_bytes, length, rows, x, sums, sum_stride, add)
-    elif n == 6:
-        rows_6(q, row_bytes, length, rows, x, sums, sum_stride, add)
-    elif n == 7:
-        rows_7(q, row_bytes, length, rows, x, sums, sum_stride, add)
+        rows_5(q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add)
     else:
-        rows_8(q, row_bytes, length, rows, x, sums, sum_stride, add)
+        rows_6(q, row_bytes, length, rows, x, step_bytes, sums, sum_stride, add)
 
 
 @compiled(inline=True)
 def multiply_bytes(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
     """As `multiply_words`, of rows packed in bytes: all rows' first parts, then their second."""
-    part = part_steps(K, n) * STEP
+    part, turns = part_steps(K, n) * STEP, (n + MOST_ROWS - 1) // MOST_ROWS
+    taken = (n + turns - 1) // turns
     for first in range(0, K, part):
-        x = address_of(packed) + 2 * n * (first // part) * (STEP + part)
-        rows_in_bytes(n, q + first, K, min(part, K - first), rows, x, address_of(sums), SUM_STRIDE * 4, first)
+        length, x = min(part, K - first), address_of(packed) + 2 * n * (first // part) * (STEP + part)
+        for i in range(0, n, taken):
+            turn_x, turn_sums = x + 2 * STEP * i, address_of(sums) + SUM_STRIDE * 4 * i
+            few = min(taken, n - i)
+            rows_in_bytes(few, q + first, K, length, rows, turn_x, 2 * STEP * n, turn_sums, SUM_STRIDE * 4, first)
     used(packed)
     used(sums)
 
