@@ -5,7 +5,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import get_num_threads, types
 from numba.extending import intrinsic
 
 from localr1.kernels import (
@@ -58,7 +58,11 @@ def all_loop_addresses():  # type: ignore[no-untyped-def]
 
 @cache
 def define_symbols() -> None:
-    """Compile what has names, or load it from disk, before what calls it is compiled or loaded."""
+    """Compile what has names, or load it from disk, before what calls it is compiled or loaded.
+
+    That numba's threads run belongs to it: until they do, a parallel region in code from the disk calls nothing.
+    """
+    get_num_threads()  # starts them
     for name, address in zip(present_loops(), all_loop_addresses(), strict=True):
         llvm.add_symbol(SYMBOL_PREFIX + name, address)
     llvm.add_symbol(SYMBOL_PREFIX + "attend_rows", job_address(attention.attend_job, (types.int64,)))

@@ -1,5 +1,8 @@
 """Every CPU kernel against the specification in float64."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -311,3 +314,14 @@ def test_the_streaming_read_sees_every_whole_kilobyte(size):
         data[:] = 0
         data[place // 8 * 8] = 3
         assert cpu.read(data) == 3
+
+
+def test_parallel_regions_from_the_disk_find_threads():
+    """In a process of its own, where nothing has started any."""
+    code = """
+import llvmlite.binding as llvm
+from localr1.kernels import symbols
+symbols.define_symbols()
+assert llvm.address_of_symbol("numba_parallel_for")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
