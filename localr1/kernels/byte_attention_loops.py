@@ -52,9 +52,9 @@ def emit_byte_rows(
                 e.store(unsigned, e.at(e.at(target, e.b.mul(place_bytes, I64(r))), at))
                 four.append(numbers)
             for high in range(2):
-                twos = [unpack(BYTES, four[k], four[k + 1], high) for k in (0, 2)]
+                first_two, last_two = (unpack(BYTES, four[k], four[k + 1], high) for k in (0, 2))
                 for half in range(2):
-                    zipped = unpack(pairs, *twos, half)
+                    zipped = unpack(pairs, first_two, last_two, half)
                     e.store(zipped, e.at(group_at, e.b.add(e.b.mul(at, I64(GROUP)), I64(STEP * (2 * high + half)))))
 
 
