@@ -55,7 +55,7 @@ def speed_row(report: Report) -> tuple[str, ...]:
     prefill, decode, share = speed.columns[1], speed.columns[3], "decode / floor"
     first, last = speed.rows[0].label, speed.rows[-1].label
     return (
-        report.model + (", int8 cache" if report.settings.get("kv") == "int8" else ""),
+        report.model,
         str(model.figure("weights", "")),
         str(model.figure("read a token", "")),
         middle(speed.figure(first, prefill)),
