@@ -316,7 +316,7 @@ def test_what_is_chosen_on_a_gpu_goes_into_the_history(a_gpu: None, monkeypatch:
 
 def test_a_model_without_room_on_the_gpu_runs_on_the_cpu_and_says_so(a_gpu: None) -> None:
     opened, said = answer(EngineOptions(vram="100MiB", ram="8GiB", context=256, speculate="off"))
-    assert opened.placed is None and said and "CPU only" in opened.notes[0] and "0.1 GB given" in opened.notes[0]
+    assert opened.placed is None and said and "CPU only" in opened.notes[0] and "104.9 MB given" in opened.notes[0]
 
 
 def test_vram_without_a_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
