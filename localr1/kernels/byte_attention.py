@@ -6,8 +6,8 @@ leaves of one goes to the next: so the error of a result is about that which the
 keys, scores, the softmax and the sums over blocks are as in `latent_attention`.
 
 Invariants: what a weight is rounded against depends on its row's place in the cache alone, since runs of rows of up to
-593 numbers are cut between blocks, so one token gets the same result by itself and among others. No int32 sum overflows:
-over a SPLIT of a query it stays below 256 * 128 * SPLIT, over a block's rows below 256 * 128 * BLOCK.
+593 numbers are cut between blocks, so one token gets the same result by itself and among others. No int32 sum
+overflows: over a SPLIT of a query it stays below 256 * 128 * SPLIT, over a block's rows below 256 * 128 * BLOCK.
 """
 
 import numpy as np
