@@ -91,6 +91,8 @@ def make_rows(n: int, long: bool = False) -> Any:
         sum_stride: Any, add: Any,
     ) -> None:  # fmt: skip
         steps, rest = e.b.sdiv(length, I64(STEP)), e.b.srem(length, I64(STEP))
+        if n < PAIRED_ROWS:  # these lie by themselves, and known distances need no arithmetic
+            step_bytes = I64(n * 2 * STEP)
         next_rows, further = e.b.mul(row_bytes, I64(taken)), e.b.srem(ahead_bytes, length)
         ahead = e.b.add(e.b.mul(e.b.sdiv(ahead_bytes, length), next_rows), further)
         wrap, before_wrap = e.b.sub(next_rows, length), e.b.sub(length, further)
