@@ -18,6 +18,7 @@ from localr1.cli import bench, chat, config, doctor, download, models, plan, rm,
 from localr1.cli.help import MOST_COLUMNS, HelpCommand, HelpGroup
 from localr1.cli.parse import Invocation, command
 from localr1.cli.start import share_one_heap
+from localr1.cli.usage import usage_error
 from localr1.errors import ExitStatus, LocalR1Error
 from localr1.options import (
     BenchOptions,
@@ -40,7 +41,7 @@ _HELP = ("--help", "-h")
 
 
 def main(arguments: Sequence[str] | None = None, environment: Environment | None = None) -> NoReturn:
-    """Runs one command line and leaves the process with its status. Usage errors are Typer's own, status 2."""
+    """Runs one command line and leaves the process with its status."""
     share_one_heap()
     invocation = Invocation(environment or Environment.current())
     try:
@@ -57,32 +58,31 @@ def main(arguments: Sequence[str] | None = None, environment: Environment | None
 
 def _run(invocation: Invocation, arguments: Sequence[str]) -> int:
     environment = invocation.environment
+    program = typer.main.get_command(build(environment.width))
+    assert isinstance(program, TyperGroup)
     try:
-        program = typer.main.get_command(build(environment.width))
         if (asked := _asked_help(program, arguments)) is not None:
             environment.stdout.write(asked.command.get_help(asked) + "\n")
             return ExitStatus.OK
-        program(args=list(arguments), prog_name="localr1", obj=invocation)
+        status = program(args=list(arguments), prog_name="localr1", obj=invocation, standalone_mode=False)
     except (SystemExit, KeyboardInterrupt) as leave:
-        # Typer has made an exit of a KeyboardInterrupt inside a command already.
+        # Typer hands back the status of a KeyboardInterrupt inside a command.
         status = leave.code if isinstance(leave, SystemExit) else ExitStatus.INTERRUPTED
-        if status == ExitStatus.INTERRUPTED:
-            environment.status("")
-        return status if isinstance(status, int) else ExitStatus.OK
     except BrokenPipeError:
         raise
     except Exception as error:
         if invocation.debug:
             traceback.print_exc(file=environment.stderr)
-        expected = error if isinstance(error, LocalR1Error) else _unexpected(error)
+        expected = _expected(error, program, arguments)
         environment.error(expected)
         return expected.status
-    return ExitStatus.OK
+    if status == ExitStatus.INTERRUPTED:
+        environment.status("")
+    return status if isinstance(status, int) else ExitStatus.OK
 
 
-def _asked_help(program: object, arguments: Sequence[str]) -> "typer.Context | None":
+def _asked_help(program: TyperGroup, arguments: Sequence[str]) -> "typer.Context | None":
     """The command whose help is all that is asked for. Parsing would import pydantic for it, a third of the time."""
-    assert isinstance(program, TyperGroup)
     if not arguments or arguments[-1] not in _HELP or not all(word in program.commands for word in arguments[:-1]):
         return None
     context = typer.Context(program, info_name="localr1", **program.context_settings)
@@ -92,8 +92,12 @@ def _asked_help(program: object, arguments: Sequence[str]) -> "typer.Context | N
     return typer.Context(command, parent=context, info_name=command.name) if len(arguments) == 2 else None
 
 
-def _unexpected(error: Exception) -> LocalR1Error:
-    """A mistake of the program's own, in the same form as the others."""
+def _expected(error: Exception, program: TyperGroup, arguments: Sequence[str]) -> LocalR1Error:
+    """Typer's refusals and the program's own mistakes in the same form as the others."""
+    if isinstance(error, LocalR1Error):
+        return error
+    if isinstance(error, typer.TyperException):
+        return usage_error(error, program.commands, arguments)
     return LocalR1Error(
         f"unexpected {type(error).__name__}: {error}",
         "this is a mistake in localr1; put --debug before the command to see where it happened, and please report it",
@@ -111,7 +115,7 @@ def build(columns: int = 80) -> typer.Typer:
         cls=HelpGroup,
         help="Chat privately and offline with DeepSeek-R1-family models on this computer.",
         epilog="Start with: localr1 chat. More of a command: localr1 COMMAND --help",
-        no_args_is_help=True,
+        invoke_without_command=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={
@@ -152,6 +156,9 @@ def _globals(
 ) -> None:
     invocation: Invocation = invoked.obj
     invocation.debug = debug
+    if invoked.invoked_subcommand is None:
+        invocation.environment.stderr.write(invoked.get_help() + "\n")
+        raise typer.Exit(ExitStatus.USAGE)
     if invoked.invoked_subcommand != "config":
         values = config.read_config(config.config_file(invocation.environment))
         invoked.default_map = dict.fromkeys(("chat", "bench", "plan"), values)

@@ -15,7 +15,7 @@ import typer
 
 from localr1.errors import ExitStatus
 from localr1.terminal.environment import Environment
-from localr1.terminal.settings import alternatives
+from localr1.terminal.settings import alternatives, choices_of, read_value
 
 _PANELS = {
     "ConversationOptions": "Conversation",
@@ -93,7 +93,7 @@ def _parameter(record: type, field: "dataclasses.Field[Any]") -> inspect.Paramet
             metavar=_metavar(field, annotation),
             show_default=False,
             rich_help_panel=_PANELS.get(record.__name__),
-            **field.metadata["limits"],
+            **_reading(record, field, flag),
         )
     if annotation == tuple[str, ...]:
         annotation, default = list[str], []
@@ -102,13 +102,24 @@ def _parameter(record: type, field: "dataclasses.Field[Any]") -> inspect.Paramet
     )
 
 
+def _reading(record: type, field: "dataclasses.Field[Any]", flag: str) -> dict[str, Any]:
+    """For Typer: a number or a choice is read, and refused, as /set and the settings file have it."""
+    kinds = alternatives(typing.get_type_hints(record)[field.name])
+    choices = choices_of(kinds)
+    if not choices and not kinds & {int, float}:
+        return {}
+    reading: dict[str, Any] = {"parser": lambda value: read_value(record, field.name, str(value), flag)}
+    if choices:
+        reading["autocompletion"] = lambda: choices
+    return reading
+
+
 def _metavar(field: "dataclasses.Field[Any]", annotation: Any) -> str | None:
     """What stands after an option for its value; nothing after a switch."""
     if field.metadata["metavar"] is not None:
         return str(field.metadata["metavar"])
     kinds = alternatives(annotation)
-    choices = [str(choice) for kind in kinds for choice in typing.get_args(kind)]
-    return "|".join(choices) or next((word for kind, word in _METAVARS.items() if kind in kinds), None)
+    return "|".join(choices_of(kinds)) or next((word for kind, word in _METAVARS.items() if kind in kinds), None)
 
 
 def _told(field: "dataclasses.Field[Any]") -> str:

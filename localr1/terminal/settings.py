@@ -1,7 +1,7 @@
 """Reads an option's value from text, within the limits that `localr1.options` declares.
 
-Owns the words for it: on and off for switches, `default` for what is left to the model. Used by /set and by the
-settings file; the command line has its own reader.
+Owns the words for it: on and off for switches, `default` for what is left to the model. Used by /set, by the settings
+file and, for numbers and choices, by the command line.
 """
 
 import dataclasses
@@ -18,15 +18,18 @@ _SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, 
 _UNSET = ("default", "none", "auto")
 
 
-def read_value(record: type, name: str, text: str) -> Any:
-    """The value that `text` means for the record's option `name`. UsageError, saying what is allowed, for others."""
+def read_value(record: type, name: str, text: str, called: str = "") -> Any:
+    """The value that `text` means for the record's option `name`. UsageError, saying what is allowed, for others.
+
+    `called` is the name that a person gave it, if that is another.
+    """
     field = next(field for field in dataclasses.fields(record) if field.name == name)
     kinds = alternatives(typing.get_type_hints(record)[name])
-    choices = [choice for kind in kinds for choice in typing.get_args(kind)]
+    choices, name = choices_of(kinds), called or name
     if choices:
         if text in choices:
             return text
-        raise UsageError(f"{name} cannot be {text!r}", f"it is one of: {', '.join(map(str, choices))}")
+        raise UsageError(f"{name} cannot be {text!r}", f"it is one of: {', '.join(choices)}")
     if type(None) in kinds and text.lower() in _UNSET:
         return None
     if bool in kinds:
@@ -61,6 +64,11 @@ def _range_text(limits: dict[str, float]) -> str:
     if "max" in limits:
         parts.append(f"at most {limits['max']:g}")
     return (" " + " and ".join(parts)) if parts else ""
+
+
+def choices_of(kinds: set[Any]) -> list[str]:
+    """The words among the alternatives."""
+    return [word for kind in kinds if typing.get_origin(kind) is typing.Literal for word in typing.get_args(kind)]
 
 
 def alternatives(annotation: Any) -> set[Any]:

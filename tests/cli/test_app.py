@@ -8,7 +8,7 @@ from localr1 import __version__
 from localr1.cli.app import main
 from localr1.errors import ContextError, CorruptError, DiskError, NetworkError
 from localr1.terminal.environment import Environment
-from tests.terminal.fakes import environment, out
+from tests.terminal.fakes import environment, err, out
 
 HEAVY = (
     "torch",
@@ -39,10 +39,44 @@ def test_version(localr1_command):
     assert (outcome.status, outcome.out) == (0, f"localr1 {__version__}\n")
 
 
-def test_a_usage_error_is_status_2(localr1_command, capsys):
-    assert localr1_command("chat", "--top-p", "2").status == 2
-    assert localr1_command("nonsense").status == 2
-    assert "--top-p" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("cht hello", "unknown command cht", "did you mean chat?"),
+        ("nonsense", "unknown command nonsense", "localr1 --help lists the commands"),
+        ("--vrsion", "unknown option --vrsion", "did you mean --version?"),
+        ("chat --topp 1", "unknown option --topp", "did you mean --top-p?"),
+        ("chat -x", "unknown option -x", "localr1 chat --help lists the options"),
+        ("chat --seed", "option '--seed' requires an argument", "localr1 chat --help says what it takes"),
+        ("chat --plain=3", "option '--plain' does not take a value", "localr1 chat --help says what it takes"),
+        ("chat --top-p 2 hi", "--top-p cannot be 2", "it is at least 0 and at most 1"),
+        ("chat --threads two", "--threads cannot be 'two'", "it is a whole number, at least 1"),
+        ("chat --keys vim hi", "--keys cannot be 'vim'", "it is one of: emacs, vi"),
+        ("rm", "localr1 rm needs MODEL", "give a model that is here, whole or in part (see `localr1 models`)"),
+        ("verify a b c", "got unexpected extra arguments (b c)", "localr1 verify --help says what it takes"),
+    ],
+)
+def test_what_typer_refuses_is_told_as_every_error_is(line, message, hint, localr1_command, capfd):
+    outcome = localr1_command(*line.split())
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == f"error: {message}\nhint: {hint}\n"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_refusal_fits_a_narrow_window(monkeypatch):
+    monkeypatch.setattr(Environment, "width", 40)
+    shown = environment(tty="oe")
+    with pytest.raises(SystemExit):
+        main(["download"], shown)
+    assert err(shown).startswith("\x1b[31merror:\x1b[0m localr1 download needs MODEL\n")
+    assert max(len(line) for line in err(shown).replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()) <= 40
+
+
+@pytest.mark.parametrize("arguments", [[], ["--debug"]])
+def test_no_command_at_all_shows_the_help_on_stderr(arguments, localr1_command):
+    outcome = localr1_command(*arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == localr1_command("--help").out
 
 
 @pytest.mark.parametrize("error", [NetworkError, DiskError, CorruptError, ContextError])
@@ -79,8 +113,11 @@ def test_ctrl_c_is_status_130_and_a_line_end(session, localr1_command):
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize(("words", "found"), [("localr1 ch", "chat"), ("localr1 chat --thoug", "--thoughts")])
-def test_a_shell_completes_commands_and_options(words, found):
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("localr1 ch", "chat"), ("localr1 chat --thoug", "--thoughts"), ("localr1 chat --thoughts f", "fold")],
+)
+def test_a_shell_completes_commands_options_and_choices(words, found):
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_LOCALR1_COMPLETE": "complete_bash"}
     script = "import sys; sys.argv = ['localr1']; from localr1.cli.app import main; main()"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | asked)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from localr1 import options as option_records
 from localr1.cli.app import build
 from localr1.cli.parse import Invocation, command, complete_model
-from localr1.errors import ExitStatus
+from localr1.errors import ExitStatus, UsageError
 from localr1.options import (
     BenchOptions,
     ChatOptions,
@@ -26,7 +26,7 @@ from tests.terminal.fakes import environment
 
 
 def parse(arguments: list[str], *records: type):
-    """What `run` receives for the arguments, or the exit status and output of the refusal."""
+    """What `run` receives for the arguments, or the exit status and words of the refusal."""
     received = []
 
     def run(shown, *instances):
@@ -36,6 +36,8 @@ def parse(arguments: list[str], *records: type):
     app = typer.Typer()
     app.command()(command(run, *records))
     result = CliRunner().invoke(app, arguments, obj=Invocation(environment()))
+    if isinstance(refusal := result.exception, UsageError):
+        return refusal.status, f"{refusal.message} {refusal.hint}"
     return received if result.exit_code == 0 else (result.exit_code, result.output)
 
 

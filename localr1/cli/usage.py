@@ -1,0 +1,33 @@
+"""Says in the program's own words what Typer refuses of a command line.
+
+Owns those words for what does not fit the declared commands, options and arguments. What a value may be is for
+`terminal.settings` to say. Invariant: whatever Typer refuses becomes a UsageError with the next thing to do.
+"""
+
+import difflib
+from collections.abc import Collection, Sequence
+
+import typer
+
+from localr1.errors import UsageError
+
+
+def usage_error(refusal: typer.TyperException, commands: Collection[str], words: Sequence[str]) -> UsageError:
+    """The refusal of these words, of which one may name one of the commands."""
+    name = next((word for word in words if not word.startswith("-")), "")
+    asked = f"localr1 {name}" if name in commands else "localr1"
+    match refusal:  # Typer names only some of the kinds in public
+        case typer.TyperException(option_name=option, possibilities=near):  # type: ignore[misc]
+            return UsageError(f"unknown option {option}", _meant(near or (), f"{asked} --help lists the options"))
+        case typer.BadParameter(param=parameter, message="") if parameter is not None:
+            told = (parameter.help or "").rstrip(".")
+            return UsageError(f"{asked} needs {parameter.metavar}", f"give {told[:1].lower()}{told[1:]}")
+    if name and name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        return UsageError(f"unknown command {name}", _meant(near, "localr1 --help lists the commands"))
+    told = refusal.format_message().rstrip(".").replace("(s)", "s")
+    return UsageError(told[:1].lower() + told[1:], f"{asked} --help says what it takes")
+
+
+def _meant(near: Sequence[str], otherwise: str) -> str:
+    return f"did you mean {near[0]}?" if near else otherwise
