@@ -138,10 +138,22 @@ class Conversation:
         Raises LocalR1Error where it is missing or not this conversation's; then all is read again when it is needed.
         """
         snapshot.load(path, self._held())
+        said = self._said()
+        return self._cache.shared(said), len(said)
+
+    def context(self) -> tuple[int, int]:
+        """Tokens that the next prompt holds besides its question, and how many there is room for. Cost: encodes all
+        that was said. Raises LocalR1Error where the template refuses it."""
+        return len(self._said()), self._cache.capacity
+
+    def _said(self) -> list[int]:
+        """What was said as the next prompt has it."""
+        engine = self.engine
         self.transcript.add_user("")
-        said = encode_prompt(self.engine.tokenizer, self.engine.template, self.transcript.messages, self.options.think)
-        self.transcript.retract()
-        return self._cache.shared(said.tokens), len(said.tokens)
+        try:
+            return encode_prompt(engine.tokenizer, engine.template, self.transcript.messages, self.options.think).tokens
+        finally:
+            self.transcript.retract()
 
     def _held(self) -> snapshot.Held:
         engine = self.engine

@@ -150,6 +150,9 @@ class BackgroundConversation:
     def recall(self, path: Path) -> tuple[int, int]:
         return self._background.call(lambda: self._conversation.recall(path))
 
+    def context(self) -> tuple[int, int]:
+        return self._background.call(self._conversation.context)
+
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
         self._background.call(lambda: self._conversation.configure(sampling, options))
 

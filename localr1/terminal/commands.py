@@ -212,7 +212,7 @@ def _stats(repl: Repl, text: str) -> None:
         raise UsageError("there are no figures of this conversation yet", "type a message first")
     tokens, decode_s = sum(end.generated_tokens for end in ends), sum(end.decode_s for end in ends)
     steps, accepted = sum(end.steps for end in ends), sum(end.accepted_tokens for end in ends)
-    last = ends[-1]
+    last, (taken, limit) = ends[-1], repl.talk.context
     rows = [
         ("model", repl.host.model),
         ("turns", str(len(ends))),
@@ -221,7 +221,7 @@ def _stats(repl: Repl, text: str) -> None:
         ("speed", rate_text(max(tokens - len(ends), 0) / decode_s) if decode_s else "-"),
         ("reading", rate_text(last.prefill_tokens_per_s) if last.prefill_tokens_per_s else "-"),
         ("guessing", f"{(steps + accepted) / steps:.1f} tokens a step" if steps else "-"),
-        ("context", f"{last.context_tokens:,} of {last.context_limit_tokens:,} tokens"),
+        ("context", f"{taken:,} of {limit:,} tokens" if limit else "-"),
     ]
     for name, value in rows:
         repl.environment.status(f"  {name:<9} {value}")

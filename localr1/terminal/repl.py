@@ -163,11 +163,11 @@ class Repl:
 
     def bar(self) -> str:
         """`nano · context 512/4,096 · 21.4 tokens/s · 1.7 a step · RAM 1.2 GB`."""
-        end, parts = self.talk.last_end, [visible(_short_name(self.host.model))]
-        if end is not None:
-            if end.context_limit_tokens:
-                parts.append(context_text(end.context_tokens, end.context_limit_tokens))
-            parts += pace(end)
+        parts = [visible(_short_name(self.host.model))]
+        if self.talk.context[1]:
+            parts.append(context_text(*self.talk.context))
+        if self.talk.last_end is not None:
+            parts += pace(self.talk.last_end)
         if (gpu := self.host.gpu_bytes()) is not None:
             parts.append(f"GPU {bytes_text(gpu[0])} of {bytes_text(gpu[1])}")
         parts.append(f"RAM {bytes_text(_memory_bytes())}")

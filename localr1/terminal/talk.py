@@ -47,6 +47,9 @@ class Conversation(Protocol):
     def recall(self, path: Path) -> tuple[int, int]:
         """Takes back what was kept; how many tokens of what was said that spares, and of how many."""
 
+    def context(self) -> tuple[int, int]:
+        """Tokens that what was said takes in the next prompt, and how many there is room for."""
+
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
         """Has these settings from the next turn on."""
 
@@ -65,6 +68,8 @@ class Talk:
         self.turns = turns or []
         self.ends: list[TurnEnd] = []
         self.recalled = ""
+        self.context = (0, 0)
+        """Tokens that the conversation takes, and may; 0 and 0 where that is not known."""
         if self.turns:
             self.move_to(conversation)
 
@@ -105,6 +110,7 @@ class Talk:
         turn = self.last
         self.conversation.undo()
         self.turns.pop()
+        self._recount()
         self._change("undo")
         return turn
 
@@ -112,17 +118,27 @@ class Talk:
         self.conversation.clear()
         self.turns.clear()
         self.ends.clear()
+        self._recount()
         self._change("clear")
 
     def move_to(self, conversation: Conversation, model: str = "") -> None:
         """What was said goes on with another model's conversation."""
         conversation.resume([(turn.question, turn.answer.strip()) for turn in self.turns])
         self.conversation = conversation
+        self._recount()
         if model:
             self._change("model", name=model)
 
     def set_system(self, system: str | None) -> None:
+        self._recount()
         self._change("system", text=system)
+
+    def _recount(self) -> None:
+        """The conversation is another now, of which no answer has told yet what it takes."""
+        self.context = (0, 0)
+        if self.turns:
+            with contextlib.suppress(LocalR1Error):
+                self.context = self.conversation.context()
 
     def keep(self) -> None:
         """Before the conversation is left: has its cache kept beside its record."""
@@ -172,6 +188,7 @@ class Talk:
 
     def _ended(self, end: TurnEnd, turn: Said) -> None:
         self.ends.append(end)
+        self.context = end.context_tokens, end.context_limit_tokens
         turn.reason = end.reason
         turn.tokens += end.generated_tokens
         if self.recorder:

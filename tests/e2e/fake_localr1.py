@@ -50,6 +50,9 @@ class Conversation:
             raise CorruptError("what was kept of its cache is damaged")
         return 10 * int(path.read_text()), 30
 
+    def context(self):
+        return 10 * self.turns, 4096
+
     def configure(self, sampling, options) -> None:
         pass
 

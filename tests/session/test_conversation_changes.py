@@ -73,6 +73,18 @@ def test_undo_takes_back_the_last_turn(model: Scripted, tokenizer: Tokenizer) ->
         list(conversation.go_on())
 
 
+def test_the_context_is_what_the_next_prompt_holds_besides_its_question(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer)
+    say(model, tokenizer, "Let me see.</think>Four.")
+    list(conversation.ask("2 + 2?"))
+    tokens, limit = conversation.context()
+    say(model, tokenizer, "Five.")
+    end = list(conversation.ask("3"))[-1]
+    assert isinstance(end, TurnEnd) and (tokens, limit) == (end.prompt_tokens - 1, end.context_limit_tokens)
+    conversation.undo()
+    assert conversation.context() == (tokens, limit) and contents(conversation) == ["2 + 2?", "Four."]
+
+
 def test_a_system_prompt_can_change_between_turns(model: Scripted, tokenizer: Tokenizer) -> None:
     conversation = converse(model, tokenizer, system="Be brief.")
     conversation.resume([("a", "b")])

@@ -82,6 +82,7 @@ class FakeConversation:
                 yield turn_end(reason="interrupted", generated_tokens=piece)
                 return
             yield event
+        self.history.append((text, ""))
         yield turn_end()
 
     def stop(self) -> None:
@@ -107,6 +108,9 @@ class FakeConversation:
 
     def recall(self, path):
         return 10 * int(path.read_text()), 30
+
+    def context(self) -> tuple[int, int]:
+        return 10 * len(self.history), 4096
 
     def configure(self, sampling, options) -> None:
         self.configured.append((sampling, options))

@@ -114,11 +114,39 @@ def test_an_answer_that_is_complete_is_not_added_to(repl, way):
 def test_the_figures_are_those_of_this_conversation(repl, line):
     do(repl, "hello")
     do(repl, "/stats")
-    assert "turns     1\n" in err(repl.environment) and "context 41/4,096" in repl.bar()
+    assert "turns     1\n" in err(repl.environment)
     do(repl, line if line == "/clear" else f"/load {repl.talk.recorder.id}")
     with pytest.raises(UsageError, match="no figures"):
         do(repl, "/stats")
-    assert "context" not in repl.bar()
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("/undo", "context 10/4,096"),
+        ("/edit", "context 10/4,096"),
+        ("/retry", "context 41/4,096"),
+        ("/system Be brief.", "context 20/4,096"),
+        ("/model other", "context 20/4,096"),
+        ("/load", "context 20/4,096"),
+        ("/clear", None),
+    ],
+)
+def test_the_bar_tells_what_the_conversation_takes_once_it_is_changed(repl, line, shown):
+    repl.host.open_model = lambda name, settings: (name, FakeConversation())
+    do(repl, "hello")
+    do(repl, "again")
+    assert "context 41/4,096" in repl.bar()
+    do(repl, f"/load {repl.talk.recorder.id}" if line == "/load" else line)
+    assert shown in repl.bar() if shown else "context" not in repl.bar()
+
+
+def test_stats_tell_what_the_conversation_takes_after_a_turn_was_taken_back(repl):
+    do(repl, "hello")
+    do(repl, "again")
+    do(repl, "/undo")
+    do(repl, "/stats")
+    assert "context   10 of 4,096 tokens\n" in err(repl.environment)
 
 
 def test_set_changes_what_the_conversation_uses(repl):
