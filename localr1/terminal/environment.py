@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TextIO, cast
@@ -25,6 +26,7 @@ Style = Literal["dim", "bold", "red", "yellow"]
 _SGR: Mapping[Style, str] = {"dim": "\x1b[2m", "bold": "\x1b[1m", "red": "\x1b[31m", "yellow": "\x1b[33m"}
 _RESET = "\x1b[0m"
 _UNBROKEN = 1000
+_MOMENT_S = 0.05
 _WIDTH = 80
 _ROWS = 24
 
@@ -136,6 +138,12 @@ class Environment:
                 shown = self._wrapped(f"{label} {_one_line(text)}").removeprefix(label)
                 self.stderr.write(f"{self.style(label, style, self.stderr)}{shown}\n")
         self.stderr.flush()
+
+    def give_way(self) -> None:
+        """What went into a pipe may come back to the terminal by its reader, as with `| cat`: that gets a moment, so
+        that it comes before what is said next on stderr. Whether it has come cannot be known."""
+        if self.stderr.isatty() and not self.stdout.isatty():
+            time.sleep(_MOMENT_S)
 
     def _wrapped(self, text: str) -> str:
         """Broken between words where stderr is a terminal; a word is never broken, so that it can be copied."""

@@ -143,7 +143,7 @@ class _Part:
     """Text of one kind on one stream: no blank lines before it, a line end after it."""
 
     def __init__(self, environment: Environment, stream: TextIO, dim: bool) -> None:
-        self._stream = stream
+        self._environment, self._stream = environment, stream
         self._dim = dim and environment.styled(stream)
         # A file gets the answer's own characters; a log of thoughts on stderr is for reading, wherever it goes.
         self._visible = VisibleStream() if dim or stream.isatty() else None
@@ -167,3 +167,5 @@ class _Part:
         self._stream.write(held + line_end + ("\n" if blank_line else ""))
         self._stream.flush()
         self._last = ""
+        if self._stream is self._environment.stdout:
+            self._environment.give_way()

@@ -232,6 +232,18 @@ def test_one_question_without_styles(start, variables):
     assert "\x1b[2m" not in terminal.raw and "\x1b[3" not in terminal.raw
 
 
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell with pipes")
+def test_the_figures_come_after_an_answer_that_comes_by_a_pipe(tmp_path):
+    reader = "import os, time\nwhile read := os.read(0, 999): time.sleep(0.01); os.write(1, read)"
+    shell = ["sh", "-c", '"$1" "$2" chat "hello you" | "$1" -c "$3"', "shell", sys.executable, FAKE, reader]
+    terminal = Terminal(shell, {"LOCALR1_HOME": str(tmp_path)})
+    try:
+        assert terminal.leave() == 0
+        assert "You said 'hello you', turn 1.\n1 token" in terminal.text()
+    finally:
+        terminal.close()
+
+
 def test_a_dumb_terminal_holds_a_conversation(start):
     terminal = start("chat", TERM="dumb")
     terminal.wait_for("❯")
