@@ -4,6 +4,7 @@ Does not know what the commands do; nothing heavy is imported before a command r
 Invariant: a person sees a traceback only after asking for it with --debug.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -19,7 +20,7 @@ from localr1.cli.help import MOST_COLUMNS, HelpCommand, HelpGroup
 from localr1.cli.parse import Invocation, command
 from localr1.cli.start import share_one_heap
 from localr1.cli.usage import usage_error
-from localr1.errors import ExitStatus, LocalR1Error
+from localr1.errors import DiskError, ExitStatus, LocalR1Error
 from localr1.options import (
     BenchOptions,
     ChatOptions,
@@ -44,12 +45,12 @@ def main(arguments: Sequence[str] | None = None, environment: Environment | None
     """Runs one command line and leaves the process with its status."""
     share_one_heap()
     invocation = Invocation(environment or Environment.current())
+    status: int = ExitStatus.ERROR
     try:
         status = _run(invocation, sys.argv[1:] if arguments is None else arguments)
         invocation.environment.stdout.flush()
-    except BrokenPipeError:
+    except OSError:  # the reader has left, or has no room, which was told
         _discard_stdout()
-        status = ExitStatus.ERROR
     if is_anything_left_behind():
         invocation.environment.stderr.flush()
         os._exit(status)
@@ -60,11 +61,13 @@ def _run(invocation: Invocation, arguments: Sequence[str]) -> int:
     environment = invocation.environment
     program = typer.main.get_command(build(environment.width))
     assert isinstance(program, TyperGroup)
+    status: object = ExitStatus.OK
     try:
         if (asked := _asked_help(program, arguments)) is not None:
             environment.stdout.write(asked.command.get_help(asked) + "\n")
-            return ExitStatus.OK
-        status = program(args=list(arguments), prog_name="localr1", obj=invocation, standalone_mode=False)
+        else:
+            status = program(args=list(arguments), prog_name="localr1", obj=invocation, standalone_mode=False)
+        environment.stdout.flush()
     except (SystemExit, KeyboardInterrupt) as leave:
         # Typer hands back the status of a KeyboardInterrupt inside a command.
         status = leave.code if isinstance(leave, SystemExit) else ExitStatus.INTERRUPTED
@@ -98,6 +101,8 @@ def _expected(error: Exception, program: TyperGroup, arguments: Sequence[str]) -
         return error
     if isinstance(error, typer.TyperException):
         return usage_error(error, program.commands, arguments)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(f"no room on the disk for {error.filename or 'what is written'}", "free some space on it")
     return LocalR1Error(
         f"unexpected {type(error).__name__}: {error}",
         "this is a mistake in localr1; put --debug before the command to see where it happened, and please report it",
@@ -105,7 +110,7 @@ def _expected(error: Exception, program: TyperGroup, arguments: Sequence[str]) -
 
 
 def _discard_stdout() -> None:
-    """The reader has left: what is still buffered goes nowhere, so that Python's own flush at exit is quiet too."""
+    """What is still buffered can go nowhere, so that Python's own flush at exit is quiet too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +170,22 @@ def test_a_reader_that_leaves_early_is_no_error():
     process.stdout.close()
     assert "Traceback" not in (stderr := process.stderr.read()) and "BrokenPipe" not in stderr
     assert process.wait() == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that has no room")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "path"]])
+def test_a_full_disk_is_said_to_be_full(arguments, unbuffered):
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "localr1", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    assert result.returncode == DiskError.status
+    assert result.stderr == "error: no room on the disk for what is written\nhint: free some space on it\n"
 
 
 @pytest.mark.parametrize("columns", ["100", "40"])
