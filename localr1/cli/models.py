@@ -40,7 +40,8 @@ def run(environment: Environment) -> ExitStatus:
         if name not in names_here and entry.repo_id is not None
     ]
     _show(console, [("Here", "", rows or [("(none yet)", "", "")]), ("To download", "RAM", others)])
-    environment.status("Next: localr1 download NAME, or any org/repo of these architectures", "dim")
+    if environment.stdout.isatty():
+        environment.status("Next: localr1 download NAME, or any org/repo of these architectures", "dim")
     return ExitStatus.OK
 
 

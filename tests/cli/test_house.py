@@ -145,3 +145,8 @@ def test_models_shows_revision_use_and_what_is_partial(home, localr1_command):
     (half,) = [line for line in lines if "org/half" in line]
     assert all(word in whole for word in ("aaaaaaaaaaaa", "not used yet", "complete"))
     assert all(word in half for word in ("3.0 kB", "bbbbbbbbbbbb", "partial", "localr1 rm org/half"))
+
+
+@pytest.mark.parametrize(("tty", "told"), [("oe", True), ("e", False)])
+def test_models_says_what_is_next_where_the_list_is_seen(home, localr1_command, tty, told):
+    assert ("Next: localr1 download" in localr1_command("models", tty=tty).err) == told
