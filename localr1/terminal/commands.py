@@ -57,6 +57,8 @@ def find_command(name: str) -> Command:
 
 def arguments_of(repl: Repl, name: str) -> Iterable[str]:
     """What may follow a command, for completion."""
+    if name == "help":
+        return COMMANDS
     if name in ("model", "plan", "bench"):
         return repl.host.models()
     if name == "set":
@@ -71,9 +73,11 @@ def arguments_of(repl: Repl, name: str) -> Iterable[str]:
 
 
 def _help(repl: Repl, text: str) -> None:
-    rows = [(f"/{name} {command.takes}".strip(), command.help) for name, command in COMMANDS.items()]
+    asked = find_command(text.removeprefix("/").lower()) if text else None
+    rows = [(f"/{name} {each.takes}".strip(), each.help) for name, each in COMMANDS.items() if asked in (None, each)]
+    rows += [] if asked else KEYS
     width = max(len(name) for name, _ in rows)
-    for name, meaning in rows + KEYS:
+    for name, meaning in rows:
         if repl.environment.width > width + _SHORTEST_MEANING:
             repl.environment.status(f"  {name:<{width}} {meaning}")
         else:
@@ -246,7 +250,7 @@ def _exit(repl: Repl, text: str) -> bool:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "help": Command("Show the commands and keys.", _help),
+    "help": Command("Show the commands and keys, or one of them.", _help, "[COMMAND]"),
     "model": Command("Go on with another model.", _model, "[NAME]"),
     "models": Command("List the models that are here.", _models),
     "system": Command("Show or set the system prompt.", _system, "[TEXT|none]"),

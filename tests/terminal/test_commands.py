@@ -32,6 +32,14 @@ def test_help_names_every_command(repl):
     assert all(f"/{name}" in err(repl.environment) for name in COMMANDS)
 
 
+@pytest.mark.parametrize("line", ["/help retry", "/help /RETRY"])
+def test_help_of_one_command_is_its_line(repl, line):
+    do(repl, line)
+    assert err(repl.environment) == "  /retry Answer the last message again.\n"
+    with pytest.raises(UsageError, match="unknown command /retri"):
+        do(repl, "/help retri")
+
+
 @pytest.mark.parametrize("line", ["/", "/?"])
 def test_the_words_of_other_programs_ask_for_help(repl, line):
     assert not do(repl, line)
@@ -296,7 +304,8 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_there_is(repl):
 def test_completion_knows_what_may_follow(repl):
     assert list(arguments_of(repl, "model")) == ["nano", "other"]
     assert "temperature" in arguments_of(repl, "set")
-    assert list(arguments_of(repl, "help")) == []
+    assert "retry" in arguments_of(repl, "help")
+    assert list(arguments_of(repl, "exit")) == []
 
 
 def test_quoted_lines_are_one_message(tmp_path):
