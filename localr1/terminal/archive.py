@@ -49,6 +49,8 @@ def _file_and_question(text: str) -> tuple[str, str]:
 def copy(repl: Repl, text: str) -> None:
     """The last answer, or a piece of its code, to the clipboard."""
     answer = repl.talk.last.answer.strip()
+    if not answer:
+        raise UsageError("the last answer holds nothing yet", "/continue goes on with it, /retry answers again")
     if text:
         blocks = code_blocks(answer)
         if not text.isdecimal() or not 1 <= int(text) <= len(blocks):

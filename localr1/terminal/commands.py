@@ -219,7 +219,7 @@ def _stats(repl: Repl, text: str) -> None:
     last, (taken, limit) = ends[-1], repl.talk.context
     rows = [
         ("model", repl.host.model),
-        ("turns", str(len(ends))),
+        ("turns", str(len(repl.talk.turns))),
         ("answered", f"{count_text(tokens, 'token')} in {seconds_text(decode_s)}"),
         ("thoughts", count_text(sum(end.reasoning_tokens for end in ends), "token")),
         ("speed", rate_text(max(tokens - len(ends), 0) / decode_s) if decode_s else "-"),

@@ -149,11 +149,19 @@ def test_the_bar_tells_what_the_conversation_takes_once_it_is_changed(repl, line
     assert shown in repl.bar() if shown else "context" not in repl.bar()
 
 
+def test_an_answer_that_holds_nothing_yet_is_not_copied(repl):
+    repl.talk.conversation.answers["long"] = [ReasoningText("hm")]
+    do(repl, "long")
+    with pytest.raises(UsageError, match="holds nothing yet"):
+        do(repl, "/copy")
+
+
 def test_stats_tell_what_the_conversation_takes_after_a_turn_was_taken_back(repl):
     do(repl, "hello")
     do(repl, "again")
     do(repl, "/undo")
     do(repl, "/stats")
+    assert "turns     1\n" in err(repl.environment)
     assert "context   10 of 4,096 tokens\n" in err(repl.environment)
 
 
