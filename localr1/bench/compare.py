@@ -1,8 +1,9 @@
 """Settings of one option, measured in turn in one run: `--compare KEY=A,B`.
 
 Owns the parsing of such a request and the A/B. Every round runs all settings, in the order A B, then B A, and so on;
-the ratio is taken round by round, so a machine whose speed drifts does not matter. Invariant: a verdict other than "no
-difference" is given only where every round agrees on the side.
+the ratio is taken round by round, so a machine whose speed drifts does not matter. All are loaded at once; of a GPU's
+memory each has an equal part, where the settings do not say otherwise. Invariant: a verdict other than "no difference"
+is given only where every round agrees on the side.
 """
 
 import dataclasses
@@ -21,7 +22,10 @@ from localr1.decode.speculate import Speculation
 from localr1.errors import UsageError
 from localr1.events import LoadProgress, Progress
 from localr1.options import BenchOptions, EngineOptions
+from localr1.quantities import bytes_text
 from localr1.session import Engine
+from localr1.session.gpu import GpuModel
+from localr1.session.shares import shared_out
 
 EXAMPLE = "for example --compare speculate=off,auto"
 
@@ -94,9 +98,12 @@ class Side:
 
 
 def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> Progress[Section]:
-    """Measure all settings `options.repeats` times after a warm-up."""
+    """Measure all settings `options.repeats` times after a warm-up; the subject's own engine makes way for them."""
+    if isinstance(subject.engine.model, GpuModel):
+        subject.engine.model.make_way()
+    settings, part_bytes = shared_out(comparison.options)
     sides = []
-    for wanted in comparison.options:
+    for wanted in settings:
         engine = yield from subject.variant(wanted)
         sides.append(Side(engine, [], [], []))
     context = _context(subject, options)
@@ -113,7 +120,7 @@ def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> 
         order = list(range(len(sides)))
         for number in order if repeat % 2 else order[::-1]:
             _round(subject, options, sides[number], caches[number], asked, keep=repeat > 0)
-    return _section(comparison, sides, context, options)
+    return _section(comparison, sides, context, options, part_bytes)
 
 
 def _context(subject: Subject, options: BenchOptions) -> int:
@@ -149,7 +156,9 @@ def _round(
         side.answers.append(answers)
 
 
-def _section(comparison: Comparison, sides: list[Side], context: int, options: BenchOptions) -> Section:
+def _section(
+    comparison: Comparison, sides: list[Side], context: int, options: BenchOptions, part_bytes: int
+) -> Section:
     first = sides[0]
     names = (f"prefill {options.prompt_tokens}", f"decode {options.decode_tokens}", "answers")
     base = comparison.words[0]
@@ -168,6 +177,9 @@ def _section(comparison: Comparison, sides: list[Side], context: int, options: B
         notes += [] if side is first else [f"{word} and {base}: {words}"]
     notes.append(f"prefill and decode at a context of {context:,} tokens, without guessing; answers with it")
     notes.append(f"ratios over {base} round by round; a verdict only where every round agrees")
+    if part_bytes:
+        part = f"{bytes_text(part_bytes)} of GPU memory, an equal part"
+        notes.append(f"each may use {part}, since all are loaded at once")
     columns = [comparison.key]
     for name in names:
         columns += [name, f"{name.split()[0]} / {base}"]

@@ -36,13 +36,13 @@ def bench(subject: Subject, options: BenchOptions) -> Progress[Report]:
     """What the options ask for: comparisons, claims or fidelity where they are named, else the speed."""
     sections: list[Section] = []
     others = OtherPrograms()
-    for text in options.compare:
-        section = yield from compare(subject, options, parse_comparison(text, subject.engine.options))
-        sections.append(section)
     if options.claims:
         sections += yield from claims(subject, options)
     if options.fidelity:
         section = yield from fidelity(subject, options)
+        sections.append(section)
+    for text in options.compare:  # last, since the engine makes way for them on a GPU
+        section = yield from compare(subject, options, parse_comparison(text, subject.engine.options))
         sections.append(section)
     if not sections:
         speed = SpeedBench(subject, options)

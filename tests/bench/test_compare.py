@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from localr1.bench import measure, subject
 from localr1.bench.compare import judge, paired_ratio, parse_comparison
@@ -11,6 +12,8 @@ from localr1.bench.report import Figure
 from localr1.errors import UsageError
 from localr1.events import result_of
 from localr1.options import BenchOptions, EngineOptions
+from localr1.session import gpu
+from localr1.session.shares import shared_out
 
 BASE = EngineOptions(threads=1)
 
@@ -65,3 +68,44 @@ def test_a_side_wins_only_where_every_round_agrees():
     assert judge(Figure((0.97, 1.0, 1.02), "x")) == "no difference"
     assert judge(Figure((0.7, 1.0, 1.3), "x")) == "too noisy to tell"
     assert judge(Figure((1.1, 1.2), "x")) == "too few rounds to tell"
+
+
+@pytest.fixture
+def a_gpu(tmp_path, monkeypatch):
+    """A computer whose "GPU" is the CPU, with 4 GiB free, whatever is loaded."""
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    usable = {None: torch.device("cpu"), "0": None}
+    monkeypatch.setattr(gpu, "usable_device", lambda options: usable.get(options.vram, torch.device("cpu")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 << 30, 8 << 30))
+
+
+def test_sides_share_the_gpu_and_the_loaded_engine_makes_way(a_gpu, monkeypatch):
+    given, plan_for = [], gpu.plan_for
+
+    def planned(*arguments):
+        plan = plan_for(*arguments)
+        given.append(plan.budget.vram_bytes)
+        return plan
+
+    monkeypatch.setattr(gpu, "plan_for", planned)
+    nano = result_of(subject.open_model("nano", replace(BASE, ram="8GiB", context=256, speculate="off")))
+    options = BenchOptions(prompt_tokens=16, decode_tokens=4, repeats=1, depths="0", compare=("threads=1,2",))
+    notes = result_of(measure.bench(nano, options)).section("compare threads").notes
+    free_bytes = (4 << 30) - gpu.RESERVED_VRAM_BYTES
+    assert given == [free_bytes, free_bytes // 2, free_bytes // 2]
+    assert nano.engine.placed.bank.slots.count == gpu.LEAST_SLOTS
+    assert notes[-1] == "each may use 1.9 GB of GPU memory, an equal part, since all are loaded at once"
+
+
+def test_what_a_setting_names_of_gpu_memory_is_its_own(a_gpu):
+    def parts(*named):
+        settings, part_bytes = shared_out([EngineOptions(vram=one) for one in named])
+        return [one.vram for one in settings], part_bytes
+
+    free_bytes = (4 << 30) - gpu.RESERVED_VRAM_BYTES
+    assert parts("0", None) == (["0", None], 0), "there is nobody to share with"
+    assert parts("1GiB", "2GiB") == (["1GiB", "2GiB"], 0)
+    left = (free_bytes - (1 << 30)) // 2
+    assert parts("1GiB", None, "0", None) == (["1GiB", f"{left}B", "0", f"{left}B"], left)
+    with pytest.raises(UsageError, match=r"name 4\.3 GB of GPU memory, 3\.8 GB may be used"):
+        parts("2GiB", "2GiB")
