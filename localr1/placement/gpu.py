@@ -24,6 +24,21 @@ from localr1.model.linear import (
 from localr1.weights.store import Store
 
 
+def in_ram(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Copies in RAM of tensors on one device, for which the host waits once.
+
+    From a GPU they come into page-locked memory, which saves a copy on the way; torch keeps it for the next ones as
+    soon as nobody holds these. Meant for little: memory that was page-locked is never given back.
+    """
+    if not tensors[0].is_cuda:
+        return tensors
+    copies = tuple(
+        torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True) for one in tensors
+    )
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return copies
+
+
 class GpuOps:
     """`Ops` of a device with its kernels."""
 

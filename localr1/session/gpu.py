@@ -25,7 +25,7 @@ from localr1.model.linear import Cache
 from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.forecast import choose
-from localr1.placement.gpu import GpuOps, GpuWeights
+from localr1.placement.gpu import GpuOps, GpuWeights, in_ram
 from localr1.placement.graphs import Tape
 from localr1.placement.plan import DoesNotFitError, Expert, Hotness, PlacementPlan
 from localr1.placement.policy import Policy, Slots
@@ -218,7 +218,9 @@ class GpuModel:
         return self.with_room(lambda: self._forward(token_T, cache))
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        return self.with_room(lambda: self.decoder.logits(hidden_TD))
+        if len(hidden_TD) > FEW:
+            return self.with_room(lambda: self.decoder.logits(hidden_TD))
+        return self.with_room(lambda: in_ram(self.decoder.head.product(hidden_TD)))[0]
 
     def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         hidden_TD = self.forward(token_T, cache)
@@ -227,8 +229,8 @@ class GpuModel:
     def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
         """The logits stay on the device."""
         hidden_TD = self.forward(token_T, cache)
-        best_T, logit_T = self.with_room(lambda: first_highest(self.decoder.head.product(hidden_TD)))
-        return hidden_TD, best_T.cpu(), logit_T.cpu()
+        best_T, logit_T = self.with_room(lambda: in_ram(*first_highest(self.decoder.head.product(hidden_TD))))
+        return hidden_TD, best_T, logit_T
 
     def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
         if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):

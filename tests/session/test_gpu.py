@@ -7,6 +7,7 @@ real ones are in `test_cuda.py`.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -205,6 +206,71 @@ def test_the_likeliest_token_is_the_first_of_the_highest() -> None:
     assert best_T.tolist() == [1, 0, 2] and logit_T.tolist() == [2.0, -1.0, 5.0]
     broken_T, _ = gpu.first_highest(torch.tensor([[0.0, float("nan"), 1.0]]))
     assert 0 <= int(broken_T) < 3
+
+
+class OnGpu(torch.Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+class PageLocked(torch.Tensor):
+    """Notes what is copied to it."""
+
+    done: ClassVar[list[str]] = []
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        self.done.append("copy" if non_blocking else "copy and wait")
+        return self.as_subclass(torch.Tensor).copy_(source.as_subclass(torch.Tensor))
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to bring results from a "GPU": copies to page-locked memory, and waits."""
+    empty = torch.empty
+    PageLocked.done = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            PageLocked.done.append("wait")
+
+    def locked(*shape: object, pin_memory: bool = False, **options: object) -> torch.Tensor:
+        return empty(*shape, **options).as_subclass(PageLocked) if pin_memory else empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", locked)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
+    return PageLocked.done
+
+
+def with_far_logits(model: gpu.GpuModel) -> None:
+    head = model.decoder.head
+    model.decoder.head = replace(head, product=lambda x_TD: head.product(x_TD).as_subclass(OnGpu))
+
+
+def test_the_logits_of_few_tokens_come_through_page_locked_memory(config, store, wanted, copies) -> None:
+    model = on_device(config, store, 5)
+    with_far_logits(model)
+    assert tiny.difference(run(model, config), wanted) < 2e-3
+    assert copies == ["copy", "wait"] * 9, "of nine forwards, of the last token each, nothing else waits"
+    del copies[:]
+    with torch.inference_mode():
+        _, token_T, logit_T = model.likeliest(torch.tensor(TOKENS[:2]), cache_for(config))
+    assert copies == ["copy", "copy", "wait"] and len(token_T) == len(logit_T) == 2
+
+
+def test_a_device_that_fails_behind_the_hosts_back_is_a_localr1_error(config, store, copies, monkeypatch) -> None:
+    """Kernels fail when they run, which is heard where the host waits."""
+    model = on_device(config, store, 5)
+    with_far_logits(model)
+
+    def fail(device: object = None) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", fail)
+    with pytest.raises(LocalR1Error, match="the GPU failed"):
+        model.likeliest(torch.tensor(TOKENS[:1]), cache_for(config))
+    with pytest.raises(LocalR1Error, match="the GPU failed"):
+        model.step(torch.tensor(TOKENS[:1]), cache_for(config))
 
 
 def test_too_many_slots_at_load_become_fewer(config, store, monkeypatch) -> None:
