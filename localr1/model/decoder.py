@@ -77,12 +77,19 @@ class Head:
         return normed_TD, self.product(normed_TD).to(RAM, torch.float32)
 
     def likeliest(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(normed_TD, token_T, logit_T): each row's likeliest token (the first, where several are) and its logit."""
+        """(normed_TD, token_T, logit_T): each row's likeliest token (the first, where several are) and its logit, found
+        on the device, which hands over no others."""
         if self.fused is not None and len(x_TD) <= self.fused.rows:
             return self.fused.likeliest(x_TD)
-        normed_TD, logits_TV = self.logits(x_TD)
-        logit_T, token_T = logits_TV.max(dim=-1)
-        return normed_TD, token_T, logit_T
+        normed_TD = self.norm(x_TD)
+        return normed_TD, *first_highest(self.product(normed_TD))
+
+
+def first_highest(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """The first highest number of each row, and its value; which of several a GPU's own `max` gives is left open."""
+    logit_T, last = logits_TV.amax(dim=-1), logits_TV.shape[-1] - 1
+    index_V = torch.arange(last + 1, device=logits_TV.device)
+    return torch.where(logits_TV == logit_T[:, None], index_V, last).amin(dim=-1), logit_T
 
 
 class Decoder:

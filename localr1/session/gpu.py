@@ -20,7 +20,7 @@ from localr1.kernels import gpu as kernels
 from localr1.kernels.gpu.plain import PlainKernels
 from localr1.model import registry
 from localr1.model.config import MlaConfig, ModelConfig
-from localr1.model.decoder import Decoder
+from localr1.model.decoder import Decoder, first_highest
 from localr1.model.linear import Cache
 from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
@@ -272,13 +272,6 @@ class GpuModel:
         if self._replayer is not None:
             self._replayer.forget()
         self._left = make_room(self.bank)
-
-
-def first_highest(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
-    """The first highest number of each row, and its value; which of several a GPU's own `max` gives is left open."""
-    logit_T, last = logits_TV.amax(dim=-1), logits_TV.shape[-1] - 1
-    index_V = torch.arange(last + 1, device=logits_TV.device)
-    return torch.where(logits_TV == logit_T[:, None], index_V, last).amin(dim=-1), logit_T
 
 
 def built_with_room(bank: SplitBank | None, build: Callable[[], T]) -> tuple[T, str]:

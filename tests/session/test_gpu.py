@@ -17,7 +17,7 @@ from localr1.decode.generate import forward, logits, step
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.events import AnswerText, Notice, ReasoningText
 from localr1.model import registry
-from localr1.model.decoder import Decoder
+from localr1.model.decoder import Decoder, Head, first_highest
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement import gpu as placement_gpu
 from localr1.placement.bank import CpuBank
@@ -202,9 +202,9 @@ def test_an_engine_makes_way_and_stays_usable(config, store, wanted) -> None:
 
 
 def test_the_likeliest_token_is_the_first_of_the_highest() -> None:
-    best_T, logit_T = gpu.first_highest(torch.tensor([[0.0, 2.0, 2.0], [-1.0, -3.0, -1.0], [0.0, 1.0, 5.0]]))
+    best_T, logit_T = first_highest(torch.tensor([[0.0, 2.0, 2.0], [-1.0, -3.0, -1.0], [0.0, 1.0, 5.0]]))
     assert best_T.tolist() == [1, 0, 2] and logit_T.tolist() == [2.0, -1.0, 5.0]
-    broken_T, _ = gpu.first_highest(torch.tensor([[0.0, float("nan"), 1.0]]))
+    broken_T, _ = first_highest(torch.tensor([[0.0, float("nan"), 1.0]]))
     assert 0 <= int(broken_T) < 3
 
 
@@ -271,6 +271,14 @@ def test_a_device_that_fails_behind_the_hosts_back_is_a_localr1_error(config, st
         model.likeliest(torch.tensor(TOKENS[:1]), cache_for(config))
     with pytest.raises(LocalR1Error, match="the GPU failed"):
         model.step(torch.tensor(TOKENS[:1]), cache_for(config))
+
+
+def test_a_guess_is_found_where_its_logits_are(copies, monkeypatch) -> None:
+    """As `MtpLayer.guesses` asks for it: one number comes back, not a vocabulary."""
+    monkeypatch.setattr(OnGpu, "to", None)
+    logits_TV = torch.tensor([[0.0, 3.0, 3.0]])
+    _, token_T, _ = Head(lambda x_TD: x_TD, lambda x_TD: logits_TV.as_subclass(OnGpu)).likeliest(torch.ones(1, 4))
+    assert int(token_T) == 1 and copies == []
 
 
 def test_too_many_slots_at_load_become_fewer(config, store, monkeypatch) -> None:
