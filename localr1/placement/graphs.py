@@ -2,25 +2,45 @@
 
 Owns the recording. Whatever a step launches between two host calls becomes one graph; a host call goes through `cut`,
 which ends a graph, keeps the call for the replay, and starts the next graph. While a step is recorded nothing runs, on
-either side. All graphs share one pool of memory, so a tape must be replayed whole and in order. While something is
-recorded torch gives none of its spare memory back to the driver, so it does before.
+either side. All graphs of all tapes share one pool of memory, so a tape must be replayed whole and in order, and what a
+replay gives be copied before another tape is replayed. While something is recorded torch gives none of its spare memory
+back to the driver, so it does before.
 """
 
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
 
-class Tape:
-    """One recorded step; `stream` is for recording alone. Torch has few streams and gives them out again in turn: one
-    for each tape would sooner or later be one on which experts are copied, which ends a recording."""
+class Recorder:
+    """Makes tapes; `stream` is for recording alone. Torch has few streams and gives them out again in turn: one for
+    each tape would sooner or later be one on which experts are copied, which ends a recording."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = stream
+        self._latest: weakref.ref[Tape] | None = None
+
+    def __call__(self) -> "Tape":
+        """A tape to be recorded, in the pool of the one before. That one must be there, and whole: torch takes no pool
+        again of which all graphs are gone."""
+        before = self._latest() if self._latest is not None else None
+        tape = Tape(self._stream, before if before is not None and before.whole else None)
+        self._latest = weakref.ref(tape)
+        return tape
+
+
+class Tape:
+    """One recorded step, in the pool of the one `beside` it or in a new one."""
+
+    def __init__(self, stream: torch.cuda.Stream, beside: "Tape | None") -> None:
+        self.pool: Any = torch.cuda.graph_pool_handle() if beside is None else beside.pool
+        self.whole = False
+        """Whether it was recorded to its end."""
         self._stream = stream
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls: list[Callable[[], None]] = []
@@ -39,6 +59,7 @@ class Tape:
                 raise
             self._end()
         torch.cuda.current_stream().wait_stream(self._stream)
+        self.whole = True
         return result
 
     def _abandon(self) -> None:
@@ -50,7 +71,7 @@ class Tape:
             unmark = getattr(torch._C, "_cuda_endAllocateToPool", None)
             if unmark is not None:
                 with suppress(RuntimeError):
-                    unmark(self._stream.device_index, self._pool)
+                    unmark(self._stream.device_index, self.pool)
 
     def cut(self, host: Callable[[], None]) -> None:
         """In a replay, call `host` here, when all before it was launched."""
@@ -64,7 +85,7 @@ class Tape:
 
     def _begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        self._graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
 
     def _end(self) -> None:
         graph, self._graph = self._graph, None

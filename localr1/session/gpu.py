@@ -26,7 +26,7 @@ from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.forecast import choose
 from localr1.placement.gpu import GpuOps, GpuWeights, in_ram
-from localr1.placement.graphs import Tape
+from localr1.placement.graphs import Recorder
 from localr1.placement.plan import DoesNotFitError, Expert, Hotness, PlacementPlan
 from localr1.placement.policy import Policy, Slots
 from localr1.placement.probe import ROUGH_GPU
@@ -195,7 +195,7 @@ class GpuModel:
         self._replayer = None
         latent = isinstance(decoder.config.attention, MlaConfig)
         if record is None and placed.device.type == "cuda" and placed.weights.ops.kernels.replayable(latent):
-            record = partial(Tape, torch.cuda.Stream(placed.device, priority=-1))  # type: ignore[no-untyped-call]
+            record = Recorder(torch.cuda.Stream(placed.device, priority=-1))  # type: ignore[no-untyped-call]
         if record is not None:
             self._replayer = Replayer(decoder, placed.device, placed.bank, record)
 
