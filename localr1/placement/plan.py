@@ -39,6 +39,16 @@ CUDA_BYTES = 512 << 20
 """GPU memory that the driver's context, its libraries and their workspaces take."""
 STREAMED_EXPERTS = 16
 """Experts for which prefill keeps buffers to stream them through."""
+RECORDED_ROWS = 8
+"""Steps of at most so many tokens are recorded, one recording for each number of tokens (`placement.split.FEW`)."""
+CONTEXT_SPLITS = 64
+"""Parts of the context that the attention kernels keep a result of at a time (`kernels.gpu.fused.FusedKernels`)."""
+PIECE_BYTES, SMALL_PIECES_BYTES = 20 << 20, 4 << 20
+"""From the driver torch gets memory for tensors of up to 10 MiB in pieces of 20 MiB, in pieces of 2 MiB for those of up
+to 1 MiB, and for larger ones as much as they are (its CUDACachingAllocator)."""
+RECORDED_LAYER_BYTES = 512 << 10
+"""What the driver is taken to keep of a layer in a recording: 8 KiB for each of some 60 kernels and copies. PyTorch's
+documentation of CUDAGraph trees knows 64 KiB each of drivers before 550 and no number of later ones. Not measured."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def plan_gpu(
 ) -> PlacementPlan | None:
     """The placement with a GPU, of at most `most` experts; None when all else does not fit into its memory."""
     needs = _needs(shape, budget)
-    left_bytes = budget.vram_bytes - needs.total - CUDA_BYTES - stream_bytes(shape)
+    left_bytes = budget.vram_bytes - needs.total - gpu_workspace_bytes(shape)
     if left_bytes < 0 or budget.vram_bytes <= 0 or budget.ram_bytes < PROGRAM_BYTES:
         return None
     slots = min(left_bytes // shape.expert_bytes, shape.expert_count) if shape.expert_bytes else 0
@@ -142,7 +152,7 @@ def plan_gpu(
     if most is not None and most < slots:
         notes = (f"{slots - most:,} more experts would fit, but the CPU is fast enough to take its part",)
         slots = most
-    return _plan("gpu", shape, budget, hotness, slots, needs.workspace + CUDA_BYTES + stream_bytes(shape), notes)
+    return _plan("gpu", shape, budget, hotness, slots, needs.workspace + gpu_workspace_bytes(shape), notes)
 
 
 def plan_cpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) -> PlacementPlan:
@@ -152,7 +162,7 @@ def plan_cpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) 
         raise _misfit(shape, budget, needs)
     notes = []
     if budget.vram_bytes > 0:
-        needed = needs.total + CUDA_BYTES + stream_bytes(shape)
+        needed = needs.total + gpu_workspace_bytes(shape)
         what = "the model" if not shape.experts else "what every token needs"
         given = bytes_text(budget.vram_bytes)
         notes.append(f"CPU only: {what} takes {bytes_text(needed)} of GPU memory, {given} given")
@@ -215,13 +225,38 @@ def _needs(shape: ModelShape, budget: Budget) -> _Needs:
 
 def activation_bytes(shape: ModelShape) -> int:
     """Buffers of one prefill chunk: hidden states, queries and the widest feed-forward, and attention's own 128 MiB."""
-    width = 8 * shape.hidden + 2 * shape.heads * shape.score_width
-    return 4 * (CHUNK_TOKENS * width + 2 * shape.vocab) + (128 << 20)
+    return 4 * (CHUNK_TOKENS * _row_width(shape) + 2 * shape.vocab) + (128 << 20)
+
+
+def _row_width(shape: ModelShape) -> int:
+    """Numbers that a token's row takes at a time, in a layer."""
+    return 8 * shape.hidden + 2 * shape.heads * shape.score_width
+
+
+def gpu_workspace_bytes(shape: ModelShape) -> int:
+    """GPU memory beside the buffers of a prefill chunk."""
+    return CUDA_BYTES + stream_bytes(shape) + recording_bytes(shape)
 
 
 def stream_bytes(shape: ModelShape) -> int:
     """GPU buffers through which prefill streams experts that are not resident."""
     return min(STREAMED_EXPERTS, shape.expert_count) * shape.expert_bytes
+
+
+def recording_bytes(shape: ModelShape) -> int:
+    """GPU memory of recorded steps: a bound by how it is allocated, not a measurement.
+
+    Recordings share a pool, from which nothing else is served while one of them is there (`placement.graphs`), and one
+    is made for each number of tokens that a step has had. A layer gives its tensors back to the pool before the next
+    one asks, and a step before another is recorded; so the pool holds a layer's tensors of one step. Nearly all of them
+    are what attention finds in the parts of the context, float32, with queries and sums of the same width. But where
+    they are more than a piece of the allocator's, a smaller step's memory is of no use to a larger one.
+    """
+    value_width = shape.cache_values - shape.cache_float_values if shape.latent else shape.score_width // 2
+    row_bytes = 4 * ((CONTEXT_SPLITS + 4) * shape.heads * value_width + _row_width(shape))
+    steps = [rows * row_bytes for rows in range(1, RECORDED_ROWS + 1)]
+    pool_bytes = PIECE_BYTES + SMALL_PIECES_BYTES + sum(size for size in steps if size > PIECE_BYTES)
+    return pool_bytes + RECORDED_ROWS * shape.layers * RECORDED_LAYER_BYTES
 
 
 def ranked(shape: ModelShape, hotness: Hotness | None) -> tuple[list[Expert], NDArray[np.float64]]:

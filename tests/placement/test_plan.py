@@ -8,8 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localr1.model.registry import expected_tensors, parse_config
-from localr1.placement.plan import Budget, DoesNotFitError, PlacementPlan, plan, ranked
+from localr1.placement.plan import (
+    CONTEXT_SPLITS,
+    CUDA_BYTES,
+    RECORDED_LAYER_BYTES,
+    RECORDED_ROWS,
+    Budget,
+    DoesNotFitError,
+    PlacementPlan,
+    activation_bytes,
+    plan,
+    ranked,
+    recording_bytes,
+    stream_bytes,
+)
 from localr1.placement.shape import ModelShape, shape_of
+from localr1.placement.split import FEW
 from tests.model import published
 
 GB = 10**9
@@ -22,6 +36,7 @@ def shape(raw: dict, mtp: bool = False) -> ModelShape:
 
 V2_LITE = shape(published.V2_LITE)
 GLM = shape(published.GLM_4_7_FLASH, mtp=True)
+R1 = shape(published.R1)
 DENSE = shape(published.R1_0528_QWEN3_8B)
 SHAPES = {"v2-lite": V2_LITE, "glm-4.7-flash": GLM, "r1-0528-qwen3-8b": DENSE}
 
@@ -126,6 +141,29 @@ def test_a_context_with_which_a_dense_model_would_fit_the_gpu_is_named() -> None
     context = int(said.split("--context ")[1].split()[0])
     assert context % 1024 == 0 and plan(DENSE, budget(12, context=context)).device == "gpu"
     assert plan(DENSE, budget(12, context=context + 2048)).device == "cpu"
+
+
+def pool_bytes(wanted: list[int]) -> int:
+    """What torch's allocator takes from the driver when one after another of these is allocated and given back."""
+    pieces: list[int] = []
+    for size in wanted:
+        if not any(piece >= size for piece in pieces):
+            pieces.append(20 << 20 if size < 10 << 20 else -(-size // (2 << 20)) * (2 << 20))
+    return sum(pieces)
+
+
+def test_recorded_steps_have_room() -> None:
+    """What a step's attention allocates, in every size of step, is in the plan's workspace."""
+    fused = pytest.importorskip("localr1.kernels.gpu.fused", reason="Triton is not installed")
+    assert fused.FusedKernels().splits == CONTEXT_SPLITS and FEW == RECORDED_ROWS
+    for model, heads, width in ((V2_LITE, 16, 512), (GLM, 20, 512), (R1, 128, 512), (DENSE, 32, 128)):
+        steps = [rows * heads * width * 4 * CONTEXT_SPLITS for rows in range(1, FEW + 1)]
+        pools_bytes = pool_bytes(steps)
+        driver_bytes = FEW * model.layers * RECORDED_LAYER_BYTES
+        assert pools_bytes < recording_bytes(model) - driver_bytes < 1.1 * pools_bytes + (40 << 20)
+    chosen = plan(V2_LITE, budget(16))
+    other_bytes = activation_bytes(V2_LITE) + CUDA_BYTES + stream_bytes(V2_LITE)
+    assert chosen.workspace_bytes == other_bytes + recording_bytes(V2_LITE)
 
 
 def test_an_eight_bit_cache_leaves_more_slots() -> None:
