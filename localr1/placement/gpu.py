@@ -21,6 +21,7 @@ from localr1.model.linear import (
     Linear,
     Position,
 )
+from localr1.weights.quantize import Int8Rows
 from localr1.weights.store import Store
 
 
@@ -66,10 +67,12 @@ class GpuOps:
 
 
 class GpuWeights:
-    """Parts whose int8 rows lie on the device."""
+    """Parts whose int8 rows lie on the device, once, however many parts they are of: a tied model's head is its
+    embedding, and an MTP layer's head the model's."""
 
     def __init__(self, store: Store, ops: GpuOps) -> None:
         self._store = store
+        self._rows: dict[str, Int8Rows] = {}
         self.ops = ops
 
     def tensor(self, name: str) -> Tensor:
@@ -78,8 +81,7 @@ class GpuWeights:
         return self._store.tensor(name).to(self.ops.device, dtype)
 
     def linear(self, prefix: str) -> Linear:
-        rows, kernel = self._store.int8_rows(prefix), self.ops.kernels.linear
-        weight, scb = rows.weight.to(self.ops.device), rows.scb.to(self.ops.device)
+        (weight, scb), kernel = self._int8_rows(prefix), self.ops.kernels.linear
         if prefix + ".bias" not in self._store:
             return lambda x_TD: kernel(x_TD, weight, scb)
         bias = self.tensor(prefix + ".bias")
@@ -110,11 +112,17 @@ class GpuWeights:
         return None
 
     def embedding(self, prefix: str) -> Embedding:
-        rows, device = self._store.int8_rows(prefix), self.ops.device
-        weight, scale = rows.weight.to(device), rows.scb.to(device) / 127.0
+        (weight, scb), device = self._int8_rows(prefix), self.ops.device
+        scale = scb / 127.0
 
         def apply(token_T: Tensor) -> Tensor:
             token_T = token_T.to(device)
             return weight[token_T].to(torch.float32) * scale[token_T][:, None]
 
         return apply
+
+    def _int8_rows(self, prefix: str) -> Int8Rows:
+        if prefix not in self._rows:
+            rows, device = self._store.int8_rows(prefix), self.ops.device
+            self._rows[prefix] = Int8Rows(rows.weight.to(device), rows.scb.to(device))
+        return self._rows[prefix]

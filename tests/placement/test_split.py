@@ -5,6 +5,7 @@ experts run as they do on a GPU. What only a GPU has (streams, recorded steps) i
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from localr1.placement.policy import Move, Recency, Slots
 from localr1.placement.slots import ColdExperts, ExpertSlots
 from localr1.placement.split import FEW, GpuBank, SplitBank
 from localr1.session import engine
+from localr1.weights.quantize import Int8Rows
 from localr1.weights.store import Store
 from tests import tiny
 from tests.placement.test_cpu import stored
@@ -255,3 +257,26 @@ def test_gpu_weights_give_the_stores_numbers(tmp_path: Path, model_type: str) ->
     ours = tiny.run_steps(registry.build(config, GpuWeights(store, ops), bank), tokens, [9, 1, 2])
     theirs = tiny.run_steps(registry.build(config, StoreWeights(store), bank), tokens, [9, 1, 2])
     assert tiny.difference(ours, theirs) < 2e-3
+
+
+@pytest.mark.parametrize(("model", "head"), [("nano", "lm_head"), ("llama", "model.embed_tokens")])
+def test_rows_of_several_parts_are_copied_to_the_device_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, head: str
+) -> None:
+    """As a plan counts them: an MTP layer's head is the model's, a tied model's head its embedding."""
+    store = Store(NANO) if model == "nano" else stored(model, tmp_path, tie_word_embeddings=True)[1]
+    config = registry.read_config(NANO) if model == "nano" else tiny.make(model, tie_word_embeddings=True).config
+    copied: Counter[str] = Counter()
+    rows_of = store.int8_rows
+
+    def counted(prefix: str) -> Int8Rows:
+        copied[prefix] += 1
+        return rows_of(prefix)
+
+    monkeypatch.setattr(store, "int8_rows", counted)
+    weights, moe = GpuWeights(store, GpuOps(CPU)), config.moe
+    cold = CpuBank(store, registry.expert_layers(config, mtp=True), moe.num_experts) if moe else None
+    decoder = registry.build(config, weights, cold)
+    if config.num_mtp_layers:
+        registry.build_mtp(config, weights, cold, decoder)
+    assert head in copied and set(copied.values()) == {1}
