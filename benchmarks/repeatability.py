@@ -42,9 +42,11 @@ def spread(figure: Figure) -> float:
 
 
 def figures(report: Report) -> dict[str, Figure]:
-    """The speeds of a run and their shares of the floor, by a name a person can read."""
-    found = {}
+    """The speeds of a run and their shares of the floor, of which a GPU has none, by a name a person can read."""
+    found, made = {}, {section.key for section in report.sections}
     for key, at in FIGURES:
+        if key not in made:
+            continue
         section = report.section(key)
         for row in section.rows:
             cell = row.cells[at - 1]

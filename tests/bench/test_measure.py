@@ -178,6 +178,15 @@ def test_a_share_above_the_floor_is_told_to_be_the_fault_of_the_ceiling(nano):
     assert noted == [False, True]
 
 
+def test_the_floor_of_a_processor_is_not_told_of_a_model_on_a_gpu(nano):
+    on_gpu = replace(nano.engine, placed=Placed(cast(GpuWeights, None), None, torch.device("cpu")))
+    bench = SpeedBench(replace(nano, engine=on_gpu), replace(OPTIONS, depths="0"))
+    bench.samples[0] = Samples([1e-3], [1e-2], read_bytes_per_s=[1e9], operations_per_s=[1e9])
+    bench.parts[0] = {REST: 1e-3}
+    assert [section.key for section in bench.sections()] == ["speed", "parts"]
+    assert "how near it is to what the GPU could do is not told" in bench.sections()[0].notes
+
+
 def test_operations_are_two_a_weight_and_row():
     raw = tiny.DEFAULTS["llama"] | {"model_type": "llama", "rope_theta": 1e4}
     config = parse_config(raw)
