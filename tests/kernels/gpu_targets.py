@@ -73,16 +73,19 @@ class Recorder:
 
 
 def launches(capability: int) -> list[Launch]:
-    """Every kernel as V2-Lite launches it on such a card, GLM-4.7-Flash's attention, and a dense model's."""
+    """Every kernel as V2-Lite launches it on such a card, of routed and of shared experts, GLM-4.7-Flash's attention,
+    and a dense model's."""
     seen: list[Launch] = []
     kernels = fused.FusedKernels(tensor_cores=capability >= 80)
     with mock.patch.multiple(few, **recorders(few, ("linear", "gate_up", "down"), seen)):
         for rows in (1, 4):
             kernels.linear(meta(rows, 2048), meta(3072, 2048, dtype=torch.int8), meta(3072))
         kernels.routed_ffn(*routed(1))
+        kernels.routed_ffn(*routed(1, ff=2816, experts=1, top_k=1))
     with mock.patch.multiple(many, **recorders(many, ("gate_up", "down"), seen, "many.")):
         if kernels.tensor_cores:
             kernels.routed_ffn(*routed(512))
+            kernels.routed_ffn(*routed(512, ff=2816, experts=1, top_k=1))
     with mock.patch.multiple(attention, **recorders(attention, ("mla", "gqa", "join"), seen)):
         for heads in (16, 20):
             cache = meta(4096, 576, dtype=torch.bfloat16)
