@@ -95,14 +95,18 @@ def prompts(subject: Subject, most_tokens: int) -> list[list[int]]:
 
 
 def answer(engine: Engine, asked: Sequence[Sequence[int]], most_tokens: int, stop: bool = True) -> Answers:
-    """Answer every prompt greedily, each in a conversation of its own; `stop` False goes on past the answer's end."""
-    answers = Answers()
+    """Answer every prompt greedily, each in a conversation of its own; `stop` False goes on past the answer's end.
+
+    One cache serves them all, as it does a conversation's answers: on a GPU steps are recorded for a cache.
+    """
+    answers, cache = Answers(), engine.new_cache()
     stop_ids = engine.config.eos_token_ids if stop else ()
     for prompt in asked:
+        cache.truncate(0)
         speculation = _Watched(engine.new_speculation(), answers)
         for item in generate(
             engine.model,
-            engine.new_cache(),
+            cache,
             prompt,
             Sampler(Sampling(temperature=0.0)),
             stop_ids=stop_ids,

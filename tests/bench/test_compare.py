@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from localr1.bench import measure, subject
+from localr1.bench.answers import answer, prompts
 from localr1.bench.compare import judge, paired_ratio, parse_comparison
 from localr1.bench.plot import curves
 from localr1.bench.report import Figure
 from localr1.errors import UsageError
 from localr1.events import result_of
 from localr1.options import BenchOptions, EngineOptions
-from localr1.session import gpu
+from localr1.session import Engine, gpu
 from localr1.session.shares import shared_out
 
 BASE = EngineOptions(threads=1)
@@ -59,6 +60,16 @@ def test_guessing_ahead_changes_no_token(tmp_path, monkeypatch):
     assert [row.label for row in report.section("compare threads").rows] == ["1", "2"]
     assert [len(curve.points) for curve in curves(report)] == [2] * 6
     assert len(report.sections) == 3
+
+
+def test_answers_share_a_cache_and_are_what_they_are_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    nano = result_of(subject.open_model("nano", BASE))
+    asked = prompts(nano, 12)
+    alone = [token for prompt in asked for token in answer(nano.engine, [prompt], 12).tokens]
+    caches, new_cache = [], Engine.new_cache
+    monkeypatch.setattr(Engine, "new_cache", lambda engine: caches.append(new_cache(engine)) or caches[-1])
+    assert answer(nano.engine, asked, 12).tokens == alone and len(caches) == 1
 
 
 def test_a_side_wins_only_where_every_round_agrees():
