@@ -250,7 +250,8 @@ def recording_bytes(shape: ModelShape) -> int:
     is made for each number of tokens that a step has had. A layer gives its tensors back to the pool before the next
     one asks, and a step before another is recorded; so the pool holds a layer's tensors of one step. Nearly all of them
     are what attention finds in the parts of the context, float32, with queries and sums of the same width. But where
-    they are more than a piece of the allocator's, a smaller step's memory is of no use to a larger one.
+    they are more than a piece of the allocator's, a smaller step's memory is of no use to a larger one. cuBLAS's
+    workspace, which the first recording takes into the pool, is in CUDA_BYTES.
     """
     value_width = shape.cache_values - shape.cache_float_values if shape.latent else shape.score_width // 2
     row_bytes = 4 * ((CONTEXT_SPLITS + 4) * shape.heads * value_width + _row_width(shape))

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,11 @@ from localr1.decode.generate import forward, logits, step
 from localr1.model import registry
 from localr1.model.decoder import Decoder
 from localr1.placement.bank import CpuBank
+from localr1.placement.gpu import in_ram
 from localr1.placement.linear import StoreWeights
+from localr1.placement.plan import RECORDED_LAYER_BYTES, recording_bytes
+from localr1.placement.shape import shape_of
+from localr1.placement.split import FEW
 from localr1.session import engine, gpu
 from localr1.weights.store import Store
 from tests import tiny
@@ -66,6 +70,48 @@ def test_a_tiny_model_gives_the_cpus_logits(tmp_path: Path, slots: int) -> None:
     theirs = torch.stack(list(run(on_cpu(model.config, store), "cpu", tokens)))
     assert tiny.difference(ours, theirs) < 3e-2
     assert on_gpu.replays and not on_gpu.notice
+
+
+def in_turn(model: registry.Model, device: str, tokens: list[int], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+    """Logits after a prefill, and after steps of these sizes."""
+    cache = RowCache(model.config.cache_layers, model.config.cache_width, len(tokens), torch.bfloat16, 0, device)
+    yield logits(model, forward(model, cache, tokens[:12]))
+    for size in sizes:
+        yield logits(model, forward(model, cache, tokens[cache.length : cache.length + size]))
+
+
+@pytest.mark.parametrize("slots", [6, 16])
+def test_recordings_of_several_sizes_share_their_memory_and_stay_right(tmp_path: Path, slots: int) -> None:
+    """Each overwrites what another computed; those recorded first are replayed last, too."""
+    model, store = stored("deepseek_v3", tmp_path)
+    sizes = (1, 3, 2, 8) * 6
+    tokens = tiny.tokens(12 + sum(sizes)).tolist()
+    on_gpu = placed(model.config, store, slots)
+    ours = torch.stack(list(in_turn(on_gpu, "cuda", tokens, sizes)))
+    theirs = torch.stack(list(in_turn(on_cpu(model.config, store), "cpu", tokens, sizes)))
+    assert tiny.difference(ours, theirs) < 3e-2
+    assert on_gpu.replays and not on_gpu.notice
+
+
+def test_recorded_steps_take_no_more_memory_than_a_plan_counts() -> None:
+    """Beside cuBLAS's workspace, which is in the pool and counted with its library."""
+    store, config = Store(NANO), registry.read_config(NANO)
+    sizes = [size for size in range(1, FEW + 1) for _ in range(4)]
+    on_gpu = placed(config, store, 40)
+    list(in_turn(on_gpu, "cuda", [7] * (12 + sum(sizes)), sizes))
+    assert on_gpu._replayer is not None and not on_gpu.notice
+    (pool,) = {step.recording.pool for step in on_gpu._replayer._steps.values()}
+    segments = torch.cuda.memory_snapshot()
+    pool_bytes = sum(one["total_size"] for one in segments if tuple(one["segment_pool_id"]) == tuple(pool))
+    shape = shape_of(config, registry.expected_tensors(config), mtp=False)
+    driver_bytes = FEW * shape.layers * RECORDED_LAYER_BYTES
+    assert 0 < pool_bytes < recording_bytes(shape) - driver_bytes + (64 << 20)
+
+
+def test_results_come_through_page_locked_memory() -> None:
+    there = torch.arange(6.0, device="cuda").view(2, 3)
+    here, first = in_ram(there, there[:, 0])
+    assert here.is_pinned() and here.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]] and first.tolist() == [0.0, 3.0]
 
 
 @pytest.mark.parametrize("slots", [8, 40])
