@@ -27,7 +27,7 @@ class Recording(Protocol):
     """What records a step (see `placement.graphs.Tape`)."""
 
     def record(self, run: Callable[[], Tensor]) -> Tensor:
-        """Record what `run` does; its result is rewritten by every replay."""
+        """Record what `run` does; its result is rewritten by every replay, and may be by another recording's."""
         ...
 
     def cut(self, host: Callable[[], None]) -> None:
