@@ -38,7 +38,8 @@ PROGRAM_BYTES = 600 << 20
 CUDA_BYTES = 512 << 20
 """GPU memory that the driver's context, its libraries and their workspaces take."""
 STREAMED_EXPERTS = 16
-"""Experts for which prefill keeps buffers to stream them through."""
+"""GPU memory of so many experts is left for prefill: two pass through buffers (`placement.lanes`), the rest is for what
+their products widen and for what the allocator cannot use. A reserve; what is taken was not measured."""
 RECORDED_ROWS = 8
 """Steps of at most so many tokens are recorded, one recording for each number of tokens (`placement.split.FEW`)."""
 CONTEXT_SPLITS = 64

@@ -244,8 +244,6 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         raise UnsupportedError(f"{name} has no MTP layer", "use --speculate auto, which guesses from the context")
     if options.kv == "int8":
         latent_width(config)
-        if parts.placed is not None:
-            raise UnsupportedError("--kv int8 works on the CPU alone", "use --kv bf16, or --vram 0")
 
     def build() -> tuple[Model, MtpLayer | None]:
         decoder = registry.build(config, parts.weights, parts.bank)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
-from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
+from localr1.errors import LocalR1Error, OutOfMemoryError, UnsupportedError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.kernels.gpu.plain import PlainKernels
 from localr1.model import registry
@@ -99,7 +99,8 @@ def place_on_gpu(
 ) -> tuple[Placed | None, tuple[str, ...]]:
     """The model's parts on the GPU, as planned, and what the user should hear; None where it runs on the CPU.
 
-    Raises UsageError when GPU memory is asked for and there is none to use, OutOfMemoryError when it does not suffice.
+    Raises UsageError when GPU memory is asked for and there is none to use, OutOfMemoryError when it does not suffice,
+    UnsupportedError for a cache that is made for the CPU.
     """
     if options.ram is not None:
         parse_size(options.ram, "--ram")  # refused also where it decides nothing
@@ -117,6 +118,8 @@ def place_on_gpu(
         return None, (f"this runs on the CPU and may fail: {error.message}; {error.hint}",)
     if plan.device == "cpu":
         return None, plan.notes
+    if options.kv == "int8":
+        raise UnsupportedError("--kv int8 works on the CPU alone", "use --kv bf16, or --vram 0")
     placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, history=history))
     return placed, placed.notes
 

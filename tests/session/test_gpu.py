@@ -14,7 +14,7 @@ import torch
 
 from localr1.decode.cache import RowCache
 from localr1.decode.generate import forward, logits, step
-from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
+from localr1.errors import LocalR1Error, OutOfMemoryError, UnsupportedError, UsageError
 from localr1.events import AnswerText, Notice, ReasoningText
 from localr1.model import registry
 from localr1.model.decoder import Decoder, Head, first_highest
@@ -391,6 +391,15 @@ def test_what_is_chosen_on_a_gpu_goes_into_the_history(a_gpu: None, monkeypatch:
 def test_a_model_without_room_on_the_gpu_runs_on_the_cpu_and_says_so(a_gpu: None) -> None:
     opened, said = answer(EngineOptions(vram="100MiB", ram="8GiB", context=256, speculate="off"))
     assert opened.placed is None and said and "CPU only" in opened.notes[0] and "104.9 MB given" in opened.notes[0]
+
+
+def test_int8_cache_rows_are_refused_before_anything_is_copied(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[object] = []
+    monkeypatch.setattr(gpu, "place", lambda *a, **k: copied.append(a))
+    with pytest.raises(UnsupportedError, match="on the CPU alone"):
+        engine._open("nano", NANO, EngineOptions(vram="2GiB", ram="8GiB", context=256, kv="int8"))
+    assert not copied
+    assert engine._open("nano", NANO, EngineOptions(vram="0", context=256, kv="int8")).placed is None
 
 
 def test_vram_without_a_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
