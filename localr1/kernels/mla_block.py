@@ -59,7 +59,7 @@ WIDENED = 4096
 """Numbers of `kv_b` that are widened at a time where they are not multiplied as they lie."""
 
 ABSORBED_ROWS = 8
-"""Rows of `kv_b` that are multiplied at a time, for all tokens."""
+"""Rows of `kv_b` that are multiplied at a time, for all tokens, while as many more are asked for."""
 
 
 @compiled()
@@ -87,22 +87,30 @@ def put_together(apart_C, x_C):  # type: ignore[no-untyped-def]
             x_C[c + 2 * i], x_C[c + 2 * i + 1] = apart_C[c + i], apart_C[c + LANES + i]
 
 
+@compiled(inline=True)
+def ahead_of(row, rows, others, C):  # type: ignore[no-untyped-def]
+    """Bytes from one of a head's `rows` rows to what is read ABSORBED_ROWS rows later: at the end it is the next
+    head's, behind `others` rows of another kind."""
+    further = ABSORBED_ROWS + (others if row + ABSORBED_ROWS >= rows else 0)
+    return 2 * C * further
+
+
 @compiled()
-def absorb_as_they_lie(weights, N, C, q_TQ, first_q, query_QW, h, H):  # type: ignore[no-untyped-def]
-    """Queries times N bfloat16 weight rows of whole chunks, at an address."""
+def absorb_as_they_lie(weights, N, V, C, q_TQ, first_q, query_QW, h, H):  # type: ignore[no-untyped-def]
+    """Queries times N bfloat16 weight rows of whole chunks, at an address, between V others and V others."""
     T = q_TQ.shape[0]
     latent_TC = np.zeros((T, C), np.float32)
     for n in range(0, N, ABSORBED_ROWS):
-        rows = min(ABSORBED_ROWS, N - n)
+        rows, ahead = min(ABSORBED_ROWS, N - n), ahead_of(n, N, V, C)
         for t in range(T):
             query, c = address_of(q_TQ) + 4 * (t * q_TQ.shape[1] + first_q + n), 0
             while c < C:
                 at, latent = weights + 2 * (n * C + c), address_of(latent_TC) + 4 * (t * C + c)
                 if C - c >= PANEL * CHUNK:
-                    into_latent_panel(at, 2 * C, rows, query, latent)
+                    into_latent_panel(at, 2 * C, rows, query, latent, ahead)
                     c += PANEL * CHUNK
                 else:
-                    into_latent_one(at, 2 * C, rows, query, latent)
+                    into_latent_one(at, 2 * C, rows, query, latent, ahead)
                     c += CHUNK
     for t in range(T):
         put_together(latent_TC[t], query_QW[t * H + h, :C])
@@ -110,22 +118,22 @@ def absorb_as_they_lie(weights, N, C, q_TQ, first_q, query_QW, h, H):  # type: i
 
 
 @compiled()
-def raise_as_they_lie(weights, V, latent_TC, out_TO, first):  # type: ignore[no-untyped-def]
-    """V bfloat16 weight rows of whole chunks, at an address, times latents."""
+def raise_as_they_lie(weights, V, N, latent_TC, out_TO, first):  # type: ignore[no-untyped-def]
+    """V bfloat16 weight rows of whole chunks, at an address between N others and N others, times latents."""
     T, C = latent_TC.shape
     apart_TC = np.empty((T, C), np.float32)
     for t in range(T):
         take_apart(latent_TC[t], apart_TC[t])
     v = 0
     while v < V:
-        at, rows = weights + 2 * v * C, RAISED if V - v >= RAISED else 1
+        at, rows, ahead = weights + 2 * v * C, RAISED if V - v >= RAISED else 1, ahead_of(v, V, N, C)
         for t in range(T):
             latent = address_of(apart_TC) + 4 * t * C
             out = address_of(out_TO) + 4 * (t * out_TO.shape[1] + first + v)
             if rows == RAISED:
-                out_of_latent_some(at, 2 * C, C // CHUNK, latent, out)
+                out_of_latent_some(at, 2 * C, C // CHUNK, latent, out, ahead)
             else:
-                out_of_latent_one(at, 2 * C, C // CHUNK, latent, out)
+                out_of_latent_one(at, 2 * C, C // CHUNK, latent, out, ahead)
         v += rows
     used(apart_TC)
 
@@ -149,7 +157,7 @@ def absorb_head(h, plan, q_TQ, rotation, query_QW):  # type: ignore[no-untyped-d
             query_QW[t * H + h, C:],
         )
     if halves == 1 and C % CHUNK == 0:
-        absorb_as_they_lie(address_of(key_up), N, C, q_TQ, h * (N + R), query_QW, h, H)
+        absorb_as_they_lie(address_of(key_up), N, plan[VALUE], C, q_TQ, h * (N + R), query_QW, h, H)
         return
     block = max(1, WIDENED // C)
     weights = np.empty(block * C, np.float32)
@@ -191,7 +199,7 @@ def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
     for t in range(T):
         merge(0, t * H + h, highest_NGP, total_NGP, sum_NGQV, latent_TC[t])
     if halves == 1 and C % CHUNK == 0:
-        raise_as_they_lie(address_of(value_up), V, latent_TC, out_TO, h * V)
+        raise_as_they_lie(address_of(value_up), V, N, latent_TC, out_TO, h * V)
         return
     block = max(1, WIDENED // C)
     weights = np.empty(block * C, np.float32)

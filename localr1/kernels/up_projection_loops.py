@@ -31,12 +31,11 @@ def load_apart(e: Emitter, address: Any) -> tuple[Any, Any]:
 
 
 def make_into_latent(chunks: int) -> Any:
-    """`into_latent(weights, row_bytes, rows, queries, latent)`: latent += query . weights for `rows` weight rows and
-    `chunks` chunks of the latent, which lies apart. Meanwhile as many rows more are asked for."""
+    """`into_latent(weights, row_bytes, rows, queries, latent, ahead)`: latent += query . weights for `rows` weight rows
+    and `chunks` chunks of the latent, which lies apart. Meanwhile what lies `ahead` bytes further is asked for."""
 
-    def emit(e: Emitter, weights: Any, row_bytes: Any, rows: Any, queries: Any, latent: Any) -> None:
+    def emit(e: Emitter, weights: Any, row_bytes: Any, rows: Any, queries: Any, latent: Any, ahead: Any) -> None:
         totals = [e.variables(FLOATS, 2) for _ in range(chunks)]
-        ahead = e.b.mul(rows, row_bytes)
         with cgutils.for_range_slice(e.b, I64(0), rows, I64(1)) as (n, _):
             row, query = e.at(weights, e.b.mul(n, row_bytes)), e.load(F32, e.at(queries, e.b.mul(n, I64(4))), 4)
             x = e.broadcast(query, LANES)
@@ -50,17 +49,16 @@ def make_into_latent(chunks: int) -> Any:
                 cell = e.at(latent, (2 * c + half) * LANES * 4)
                 e.store(e.b.fadd(e.load(FLOATS, cell, 4), e.b.load(total)), cell, 4)
 
-    return returning_nothing(emit, 5, f"into_latent_{chunks}")
+    return returning_nothing(emit, 6, f"into_latent_{chunks}")
 
 
 def make_out_of_latent(taken: int) -> Any:
-    """`out_of_latent(weights, row_bytes, chunks, latent, out)`: the `taken` weight rows times a latent of whole chunks
-    that lies apart. Meanwhile as many rows more are asked for."""
+    """`out_of_latent(weights, row_bytes, chunks, latent, out, ahead)`: the `taken` weight rows times a latent of whole
+    chunks that lies apart. Meanwhile what lies `ahead` bytes further is asked for."""
 
-    def emit(e: Emitter, weights: Any, row_bytes: Any, chunks: Any, latent: Any, out: Any) -> None:
+    def emit(e: Emitter, weights: Any, row_bytes: Any, chunks: Any, latent: Any, out: Any, ahead: Any) -> None:
         totals = [e.variables(FLOATS, 2) for _ in range(taken)]
         row_at = [e.at(weights, e.b.mul(row_bytes, I64(r))) for r in range(taken)]
-        ahead = e.b.mul(row_bytes, I64(taken))
         with cgutils.for_range_slice(e.b, I64(0), chunks, I64(1)) as (c, _):
             offset = e.b.mul(c, I64(CHUNK * 2))
             cell = e.at(latent, e.b.mul(c, I64(CHUNK * 4)))
@@ -74,7 +72,7 @@ def make_out_of_latent(taken: int) -> Any:
             total = e.b.fadd(*(e.b.load(half) for half in both))
             e.store(e.sum_lanes(total), e.at(out, 4 * r), 4)
 
-    return returning_nothing(emit, 5, f"out_of_latent_{taken}")
+    return returning_nothing(emit, 6, f"out_of_latent_{taken}")
 
 
 into_latent_panel, into_latent_one = make_into_latent(PANEL), make_into_latent(1)
