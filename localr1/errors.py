@@ -4,6 +4,8 @@ Owns the error type, its few kinds and their exit statuses. Every error carries 
 the values in it, and a hint that says what to do next. They are caught in one place, `localr1.cli.app.main`.
 """
 
+import difflib
+from collections.abc import Collection
 from enum import IntEnum
 
 
@@ -87,3 +89,15 @@ class OutOfMemoryError(LocalR1Error):
     """Not enough RAM or GPU memory."""
 
     status = ExitStatus.MEMORY
+
+
+_MOST_MEANT = 3
+
+
+def meant(name: str, names: Collection[str], otherwise: str, before: str = "") -> str:
+    """The hint for a name that there is not: which of the `names` was meant, written with what comes `before` names, or
+    `otherwise`. Those are meant that begin so, if they are few, or else the one most like it."""
+    near = [each for each in names if each.startswith(name)]
+    if not 0 < len(near) <= _MOST_MEANT:
+        near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {' or '.join(before + each for each in near)}?" if near else otherwise

@@ -5,7 +5,6 @@ over the defaults; a name or value that is not known is refused, by name, before
 """
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 
 import platformdirs
 
-from localr1.errors import DiskError, ExitStatus, UsageError
+from localr1.errors import DiskError, ExitStatus, UsageError, meant
 from localr1.options import ConfigOptions, ConversationOptions, EngineOptions, SamplingOptions, TerminalOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.settings import read_value
@@ -88,11 +87,9 @@ def read_config(path: Path, leave_out: str = "") -> dict[str, Any]:
 def _record_of(name: str, path: Path | None = None) -> type:
     if name in SETTINGS:
         return SETTINGS[name]
-    near = difflib.get_close_matches(name, SETTINGS, n=1)
     where = f"{path}: " if path else ""
     raise UsageError(
-        f"{where}there is no setting {name}",
-        f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(SETTINGS))}",
+        f"{where}there is no setting {name}", meant(name, SETTINGS, f"there are: {', '.join(sorted(SETTINGS))}")
     )
 
 

@@ -4,12 +4,11 @@ Owns those words for what does not fit the declared commands, options and argume
 `terminal.settings` to say. Invariant: whatever Typer refuses becomes a UsageError with the next thing to do.
 """
 
-import difflib
 from collections.abc import Collection, Sequence
 
 import typer
 
-from localr1.errors import UsageError
+from localr1.errors import UsageError, meant
 
 
 def usage_error(refusal: typer.TyperException, commands: Collection[str], words: Sequence[str]) -> UsageError:
@@ -18,16 +17,13 @@ def usage_error(refusal: typer.TyperException, commands: Collection[str], words:
     asked = f"localr1 {name}" if name in commands else "localr1"
     match refusal:  # Typer names only some of the kinds in public
         case typer.TyperException(option_name=option, possibilities=near):  # type: ignore[misc]
-            return UsageError(f"unknown option {option}", _meant(near or (), f"{asked} --help lists the options"))
+            return UsageError(
+                f"unknown option {option}", f"did you mean {near[0]}?" if near else f"{asked} --help lists the options"
+            )
         case typer.BadParameter(param=parameter, message="") if parameter is not None:
             told = (parameter.help or "").rstrip(".")
             return UsageError(f"{asked} needs {parameter.metavar}", f"give {told[:1].lower()}{told[1:]}")
     if name and name not in commands:
-        near = difflib.get_close_matches(name, commands, n=1)
-        return UsageError(f"unknown command {name}", _meant(near, "localr1 --help lists the commands"))
+        return UsageError(f"unknown command {name}", meant(name, commands, "localr1 --help lists the commands"))
     told = refusal.format_message().rstrip(".").replace("(s)", "s")
     return UsageError(told[:1].lower() + told[1:], f"{asked} --help says what it takes")
-
-
-def _meant(near: Sequence[str], otherwise: str) -> str:
-    return f"did you mean {near[0]}?" if near else otherwise

@@ -5,12 +5,11 @@ Invariant: a command returns whether to leave; what it cannot do it says with a 
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from localr1.chat.history import Recorder, listing
-from localr1.errors import UnsupportedError, UsageError
+from localr1.errors import UnsupportedError, UsageError, meant
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
 from localr1.quantities import count_text, rate_text, seconds_text
 from localr1.terminal import archive
@@ -49,9 +48,8 @@ def find_command(name: str) -> Command:
     name = _OTHER_NAMES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
     raise UsageError(
-        f"unknown command /{name}", f"did you mean /{near[0]}?" if near else "/help lists the commands that there are"
+        f"unknown command /{name}", meant(name, COMMANDS, "/help lists the commands that there are", before="/")
     )
 
 
@@ -126,8 +124,7 @@ def _set(repl: Repl, text: str) -> None:
         return
     name = name.replace("-", "_").lower()
     if name not in _SETTABLE:
-        near = difflib.get_close_matches(name, _SETTABLE, n=1)
-        raise UsageError(f"there is no setting {name}", f"did you mean {near[0]}?" if near else "/set lists them")
+        raise UsageError(f"there is no setting {name}", meant(name, _SETTABLE, "/set lists them"))
     record = _SETTABLE[name]
     if not value.strip():
         raise UsageError(f"/set {name} needs a value", f"for example /set {name} default")

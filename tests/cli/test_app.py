@@ -44,6 +44,9 @@ def test_version(localr1_command):
     ("line", "message", "hint"),
     [
         ("cht hello", "unknown command cht", "did you mean chat?"),
+        ("dow", "unknown command dow", "did you mean download?"),
+        ("do", "unknown command do", "did you mean download or doctor?"),
+        ("xyz", "unknown command xyz", "localr1 --help lists the commands"),
         ("nonsense", "unknown command nonsense", "localr1 --help lists the commands"),
         ("--vrsion", "unknown option --vrsion", "did you mean --version?"),
         ("chat --topp 1", "unknown option --topp", "did you mean --top-p?"),

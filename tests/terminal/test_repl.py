@@ -86,8 +86,10 @@ def test_commands_are_not_asked():
 
 def test_an_unknown_command_names_the_nearest_and_goes_on():
     conversation = FakeConversation()
-    shown = converse(f"/claer{ENTER}hi{ENTER}{CTRL_D}", conversation)
+    shown = converse(f"/claer{ENTER}/th{ENTER}/s{ENTER}hi{ENTER}{CTRL_D}", conversation)
     assert "error: unknown command /claer\nhint: did you mean /clear?\n" in err(shown)
+    assert "error: unknown command /th\nhint: did you mean /think or /thoughts?\n" in err(shown)
+    assert "error: unknown command /s\nhint: /help lists the commands that there are\n" in err(shown)
     assert conversation.asked == ["hi"]
 
 
