@@ -240,7 +240,7 @@ def gpu_workspace_bytes(shape: ModelShape) -> int:
 
 
 def stream_bytes(shape: ModelShape) -> int:
-    """GPU buffers through which prefill streams experts that are not resident."""
+    """GPU memory that is left for prefill's streaming of experts that are not resident."""
     return min(STREAMED_EXPERTS, shape.expert_count) * shape.expert_bytes
 
 
