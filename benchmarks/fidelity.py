@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from localr1.bench.fidelity import Speaker, divergence
+from localr1.bench.fidelity import Speaker, divergence, in_windows
 from localr1.bench.machine import machine
 from localr1.bench.text import text_tokens
 from localr1.chat.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def main() -> None:
     with temporary_store(arguments.checkpoint) as store:
         exact, rounded = open_both(arguments.checkpoint, store)
         speakers = (speaker(exact, torch.float32, arguments.window), speaker(rounded, torch.bfloat16, arguments.window))
-        results = asdict(divergence(*speakers, tokens, arguments.window))
+        results = asdict(divergence(*speakers, in_windows(tokens, arguments.window)))
         results["weight_bytes"] = store.nbytes
         results["times_smaller_than_float32"] = 4 * store.parameters / store.nbytes
     for name, value in results.items():

@@ -49,7 +49,9 @@ class EngineOptions:
         None, "GPU memory to use, such as 8GiB; 0 for none (default: most of what is free).", metavar=SIZE
     )
     ram: str | None = option(None, "RAM to count on, such as 24GiB (default: most of what is free).", metavar=SIZE)
-    kv: Literal["bf16", "int8"] = option("bf16", "Cache rows; int8 takes little over half, of latent attention only.")
+    kv: Literal["auto", "bf16", "int8"] = option(
+        "auto", "Cache rows: bf16, or int8 of latent attention on the CPU (default: int8 where it can be)."
+    )
     dtype: Literal["int8", "float32"] = option("int8", "int8 (the 8-bit store) or float32 (slow; the reference).")
     speculate: Literal["auto", "mtp", "lookup", "off"] = option(
         "auto", "Guess tokens ahead to decode faster; the answer stays the same."

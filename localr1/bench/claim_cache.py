@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from localr1.bench.expanded import cache_width, expanded_twin, unfused_twin
-from localr1.bench.fidelity import Speaker, compared_tokens, divergence
+from localr1.bench.fidelity import Speaker, compared_tokens, divergence, in_windows
 from localr1.bench.floor import expanded_values
 from localr1.bench.report import Figure, Row, Section
 from localr1.bench.speed import parse_depths
@@ -102,7 +102,8 @@ def _against_sixteen_bits(subject: Subject, options: BenchOptions, depths: Seque
         rows.append(speed_row(f"decode at {depth:,}, int8 rows", speeds, baseline))
     yield LoadProgress("comparing what rows of 8 and 16 bits say")
     sixteen = Speaker(plain.model, plain.new_cache)
-    found = divergence(sixteen, Speaker(eight.model, eight.new_cache), compared_tokens(subject, options))
+    windows = in_windows(compared_tokens(subject, options))
+    found = divergence(sixteen, Speaker(eight.model, eight.new_cache), windows)
     agreement = Figure((100 * found.top1_agreement,), "%", "more")
     return [
         *rows,

@@ -12,7 +12,15 @@ from localr1.bench.answers import Answers, answer, prompts
 from localr1.bench.claim_cache import claim_cache
 from localr1.bench.claim_experts import claim_experts
 from localr1.bench.compare import judge, paired_ratio
-from localr1.bench.fidelity import Divergence, Speaker, compared_tokens, dequantized, divergence, float_source
+from localr1.bench.fidelity import (
+    Divergence,
+    Speaker,
+    compared_tokens,
+    dequantized,
+    divergence,
+    float_source,
+    in_windows,
+)
 from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
 from localr1.bench.turns import COLUMNS, byte_figure, decode_speed, speed_row, take_turns, times
@@ -44,8 +52,8 @@ def _on_processors(subject: Subject) -> Progress[tuple[Subject, bool]]:
 
 
 def claim_bits(subject: Subject, options: BenchOptions) -> Progress[Section]:
-    """Bytes, speed and fidelity of the int8 rows."""
-    engine = subject.engine
+    """Bytes, speed and fidelity of the int8 rows of weights; the cache's have 16 bits on both sides."""
+    engine = yield from subject.variant(replace(subject.engine.options, kv="bf16"))
     ours, theirs = float(engine.weight_bytes), 4.0 * engine.parameters
     rows = [
         Row("weights", (byte_figure(ours), byte_figure(theirs), times(theirs / ours), "the same parameters in float32"))
@@ -65,12 +73,13 @@ def claim_bits(subject: Subject, options: BenchOptions) -> Progress[Section]:
     speeds = yield from take_turns("decoding with 8 and 32 bits", sides, options.repeats)
     rows.append(speed_row("decode", speeds, "torch's float32 products of the same numbers"))
     text, plain = compared_tokens(subject, options), Speaker(engine.model, engine.new_cache)
-    kernels = divergence(Speaker(same, engine.new_cache), plain, text)
+    windows = in_windows(text)
+    kernels = divergence(Speaker(same, engine.new_cache), plain, windows)
     rows += _fidelity_rows(kernels, "the same int8 numbers as float32: what the kernels add")
     try:
         exact = yield from float_source(subject)
         subject.use_threads(engine)
-        rows += _fidelity_rows(divergence(Speaker(exact.model, exact.new_cache), plain, text), "the float32 source")
+        rows += _fidelity_rows(divergence(Speaker(exact.model, exact.new_cache), plain, windows), "the float32 source")
     except NotFoundError as error:
         notes.append(f"against the unquantized model: not measured here, source not at hand ({error.message})")
     return _bits(rows, [*notes, f"fidelity on {len(text):,} tokens of Python's documentation"])

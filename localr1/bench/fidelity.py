@@ -5,7 +5,7 @@ the cache each side would use. Guessing ahead is judged by its tokens, which mus
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from localr1.bench.answers import answer, prompts
-from localr1.bench.compare import parse_comparison
 from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject
 from localr1.decode.cache import RowCache
@@ -82,11 +81,16 @@ class Speaker:
         return torch.log_softmax(self.model.logits(hidden_TD), dim=-1)
 
 
-def divergence(reference: Speaker, other: Speaker, tokens: list[int], window: int = WINDOW_TOKENS) -> Divergence:
+def in_windows(tokens: Sequence[int], size: int = WINDOW_TOKENS) -> list[Sequence[int]]:
+    """A long text in parts."""
+    return [tokens[first : first + size] for first in range(0, len(tokens), size)]
+
+
+def divergence(reference: Speaker, other: Speaker, windows: Sequence[Sequence[int]]) -> Divergence:
     """Of `other` from `reference`; each window's first token only sets the scene for the perplexities."""
     kl, same, margin, reference_loss, loss = [], [], [], [], []
-    for first in range(0, len(tokens), window):
-        part = torch.tensor(tokens[first : first + window])
+    for window in windows:
+        part = torch.tensor(window)
         p, q = reference.log_probs(part), other.log_probs(part)
         kl.append((p.exp() * (p - q)).sum(-1))
         same.append(p.argmax(-1) == q.argmax(-1))
@@ -97,7 +101,7 @@ def divergence(reference: Speaker, other: Speaker, tokens: list[int], window: in
     divergences, agrees, margins = torch.cat(kl), torch.cat(same).float(), torch.cat(margin)
     sure = margins > NEAR_TIE
     return Divergence(
-        tokens=len(tokens),
+        tokens=len(divergences),
         mean_kl=max(float(divergences.mean()), 0.0),
         max_kl=float(divergences.max()),
         top1_agreement=float(agrees.mean()),
@@ -156,14 +160,16 @@ def compared_tokens(subject: Subject, options: BenchOptions) -> list[int]:
 
 def fidelity(subject: Subject, options: BenchOptions) -> Progress[Section]:
     """int8 against float32 where the source is at hand, and each setting against the plain path."""
-    found = _Fidelity(subject, compared_tokens(subject, options))
+    plain = yield from subject.variant(replace(subject.engine.options, kv="bf16"))
+    tokens = compared_tokens(subject, options)
+    found = _Fidelity(subject, plain, tokens)
     yield from found.against_source()
     found.against_dequantized()
     for label, changed in _variants(subject.engine.options):
         yield from found.variant(label, changed)
     yield from found.guessing(min(4 * options.decode_tokens, subject.engine.context_limit // 2))
     notes = (
-        f"{len(found.tokens):,} tokens of text, in windows of {WINDOW_TOKENS}",
+        f"{len(tokens):,} tokens of text, in windows of {WINDOW_TOKENS}",
         f"where it is sure: where the reference's two likeliest tokens differ by more than {NEAR_TIE} nats",
         *found.notes,
     )
@@ -174,15 +180,15 @@ def fidelity(subject: Subject, options: BenchOptions) -> Progress[Section]:
 class _Fidelity:
     """The rows and notes as they come."""
 
-    def __init__(self, subject: Subject, tokens: list[int]) -> None:
+    def __init__(self, subject: Subject, plain: Engine, tokens: list[int]) -> None:
         self.subject = subject
-        self.tokens = tokens
-        self.plain = Speaker(subject.engine.model, subject.engine.new_cache)
+        self.windows = in_windows(tokens)
+        self.plain = Speaker(plain.model, plain.new_cache)
         self.rows: list[Row] = []
         self.notes: list[str] = []
 
     def against_source(self) -> Progress[None]:
-        """The whole 8-bit path against the unquantized checkpoint."""
+        """The whole 8-bit path, as it is shipped, against the unquantized checkpoint."""
         label = "int8 against the float32 source"
         yield LoadProgress("comparing with float32")
         try:
@@ -190,20 +196,20 @@ class _Fidelity:
         except NotFoundError as error:
             self._not_here(label, f"source not at hand ({error.message})")
             return
-        self.subject.use_threads(self.subject.engine)
-        self.rows.append(
-            Row(label, (*divergence(Speaker(exact.model, exact.new_cache), self.plain, self.tokens).cells(), ""))
-        )
+        shipped = self.subject.engine
+        self.subject.use_threads(shipped)
+        speakers = Speaker(exact.model, exact.new_cache), Speaker(shipped.model, shipped.new_cache)
+        self.rows.append(Row(label, (*divergence(*speakers, self.windows).cells(), "")))
 
     def against_dequantized(self) -> None:
         """The kernels alone: the same numbers as float32 matrices."""
         label = "int8 kernels, same weights"
         try:
-            reference = Speaker(dequantized(self.subject), self.subject.engine.new_cache)
+            reference = Speaker(dequantized(self.subject), self.plain.new_cache)
         except NotFoundError as error:
             self._not_here(label, error.message)
             return
-        self._same_path(label, divergence(reference, self.plain, self.tokens), KERNEL_KL)
+        self._same_path(label, divergence(reference, self.plain, self.windows), KERNEL_KL)
 
     def variant(self, label: str, changed: EngineOptions) -> Progress[None]:
         """Another cache type or placement against the plain path."""
@@ -213,7 +219,7 @@ class _Fidelity:
         except LocalR1Error as error:
             self._not_here(label, error.message)
             return
-        self._same_path(label, divergence(self.plain, Speaker(engine.model, engine.new_cache), self.tokens), CACHE_KL)
+        self._same_path(label, divergence(self.plain, Speaker(engine.model, engine.new_cache), self.windows), CACHE_KL)
 
     def guessing(self, most: int) -> Progress[None]:
         """Answers with guessing ahead must be the same tokens."""
@@ -242,7 +248,6 @@ def _base(subject: Subject) -> EngineOptions:
 
 def _variants(options: EngineOptions) -> Iterator[tuple[str, EngineOptions]]:
     """The settings that may change numbers: the cache's type, and the place of the weights where there is a GPU."""
-    if "kv" in EngineOptions.__dataclass_fields__:
-        yield "int8 cache", parse_comparison("kv=bf16,int8", options).options[1]
+    yield "int8 cache", replace(options, kv="int8")
     if torch.cuda.is_available():
-        yield "CPU alone", replace(options, vram="0")
+        yield "CPU alone", replace(options, kv="bf16", vram="0")

@@ -146,7 +146,7 @@ def _gpu_parts(
 ) -> list[tuple[str, Share]]:
     """Seconds of a token's parts, for one or for many shares of choices that are resident or on disk."""
     shape, gpu_rate = chosen.shape, GPU_SHARE * gpu.read_bytes_per_s
-    cache_bytes = shape.cache_bytes(PROMPT_TOKENS, chosen.budget.kv)
+    cache_bytes = shape.cache_bytes(PROMPT_TOKENS, chosen.kv)
     first_bytes = shape.active_bytes - shape.routed_bytes - shape.shared_bytes + cache_bytes
     gpu_lane = (shape.shared_bytes + hot * shape.routed_bytes) / gpu_rate
     disk_bytes = on_disk * shape.routed_bytes

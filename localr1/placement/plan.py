@@ -14,13 +14,12 @@ with 200 MB of GPU memory: 200 - 100 - 60 leaves 40, so the 4 hottest of the 8 e
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localr1.errors import OutOfMemoryError
-from localr1.placement.shape import KvType, ModelShape
+from localr1.placement.shape import Device, KvOption, KvType, ModelShape, kv_type
 from localr1.quantities import bytes_text, percent_text
 
 Expert = tuple[int, int]
@@ -59,7 +58,7 @@ class Budget:
     vram_bytes: int
     ram_bytes: int
     context_tokens: int
-    kv: KvType = "bf16"
+    kv: KvOption = "auto"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class PlacementPlan:
 
     shape: ModelShape
     budget: Budget
-    device: Literal["gpu", "cpu"]
+    device: Device
     """Where all but the experts is computed."""
     resident: tuple[Expert, ...]
     dense_bytes: int
@@ -90,6 +89,11 @@ class PlacementPlan:
     def slots(self) -> int:
         """Experts that have room in GPU memory."""
         return len(self.resident)
+
+    @property
+    def kv(self) -> KvType:
+        """The cache's rows."""
+        return kv_type(self.budget.kv, self.shape.latent, self.device)
 
     @property
     def disk_experts(self) -> int:
@@ -144,7 +148,7 @@ def plan_gpu(
     shape: ModelShape, budget: Budget, hotness: Hotness | None = None, most: int | None = None
 ) -> PlacementPlan | None:
     """The placement with a GPU, of at most `most` experts; None when all else does not fit into its memory."""
-    needs = _needs(shape, budget)
+    needs = _needs(shape, budget, "gpu")
     left_bytes = budget.vram_bytes - needs.total - gpu_workspace_bytes(shape)
     if left_bytes < 0 or budget.vram_bytes <= 0 or budget.ram_bytes < PROGRAM_BYTES:
         return None
@@ -158,23 +162,23 @@ def plan_gpu(
 
 def plan_cpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) -> PlacementPlan:
     """The placement on the CPU alone. Raises DoesNotFitError."""
-    needs = _needs(shape, budget)
+    needs = _needs(shape, budget, "cpu")
     if needs.total + PROGRAM_BYTES > budget.ram_bytes:
         raise _misfit(shape, budget, needs)
     notes = []
     if budget.vram_bytes > 0:
-        needed = needs.total + gpu_workspace_bytes(shape)
+        needed = _needs(shape, budget, "gpu").total + gpu_workspace_bytes(shape)
         what = "the model" if not shape.experts else "what every token needs"
         given = bytes_text(budget.vram_bytes)
         notes.append(f"CPU only: {what} takes {bytes_text(needed)} of GPU memory, {given} given")
-        fitting = budget.context_tokens + (budget.vram_bytes - needed) // shape.cache_bytes(1, budget.kv)
+        fitting = budget.context_tokens + (budget.vram_bytes - needed) // _token_bytes(shape, budget, "gpu")
         if fitting >= USEFUL_CONTEXT_TOKENS:
             notes.append(f"with --context {fitting // 1024 * 1024} it would fit on the GPU")
     return _plan("cpu", shape, budget, hotness, 0, needs.workspace, tuple(notes))
 
 
 def _plan(
-    device: Literal["gpu", "cpu"],
+    device: Device,
     shape: ModelShape,
     budget: Budget,
     hotness: Hotness | None,
@@ -182,7 +186,7 @@ def _plan(
     workspace_bytes: int,
     notes: tuple[str, ...] = (),
 ) -> PlacementPlan:
-    needs = _needs(shape, budget)
+    needs = _needs(shape, budget, device)
     in_ram = needs.total + PROGRAM_BYTES if device == "cpu" else PROGRAM_BYTES
     room = (budget.ram_bytes - in_ram) // shape.expert_bytes if shape.expert_bytes else 0
     ram_experts = min(room, shape.expert_count - slots)
@@ -219,8 +223,13 @@ class _Needs:
         return self.dense + self.cache + self.workspace
 
 
-def _needs(shape: ModelShape, budget: Budget) -> _Needs:
-    cache_bytes = shape.cache_bytes(budget.context_tokens, budget.kv)
+def _token_bytes(shape: ModelShape, budget: Budget, device: Device) -> int:
+    """Of the cache."""
+    return shape.cache_bytes(1, kv_type(budget.kv, shape.latent, device))
+
+
+def _needs(shape: ModelShape, budget: Budget, device: Device) -> _Needs:
+    cache_bytes = budget.context_tokens * _token_bytes(shape, budget, device)
     return _Needs(shape.always_bytes + shape.embedding_bytes, cache_bytes, activation_bytes(shape))
 
 
@@ -284,7 +293,7 @@ def ranked(shape: ModelShape, hotness: Hotness | None) -> tuple[list[Expert], ND
 
 
 def _misfit(shape: ModelShape, budget: Budget, needs: _Needs) -> DoesNotFitError:
-    token_bytes = shape.cache_bytes(1, budget.kv)
+    token_bytes = _token_bytes(shape, budget, "cpu")
     left_bytes = budget.ram_bytes - PROGRAM_BYTES - needs.dense - needs.workspace
     longest = max(0, left_bytes) // token_bytes if token_bytes else 0
     needed_bytes = needs.total + PROGRAM_BYTES

@@ -13,8 +13,10 @@ from typing import Literal, Protocol
 
 from localr1.model.config import UP_PROJECTIONS, MlaConfig, ModelConfig
 
+Device = Literal["gpu", "cpu"]
 KvType = Literal["bf16", "int8", "float32"]
-KV_TYPES: tuple[KvType, ...] = ("bf16", "int8", "float32")
+"""How a cache keeps its rows."""
+KvOption = KvType | Literal["auto"]
 EXPERT = re.compile(r"\.mlp\.experts\.\d+\.")
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 FLOAT_BYTES, HALF_BYTES = 4, 2
@@ -28,6 +30,13 @@ class Spec(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def storage(self) -> Literal["int8", "float"]: ...
+
+
+def kv_type(asked: KvOption, latent: bool, device: Device) -> KvType:
+    """The rows of a cache. By default latents are int8 on the CPU, where a product of bytes is half the work."""
+    if asked != "auto":
+        return asked
+    return "int8" if latent and device == "cpu" else "bf16"
 
 
 @dataclass(frozen=True)

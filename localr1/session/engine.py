@@ -31,8 +31,9 @@ from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank, FloatBank
 from localr1.placement.hints import Foretold
 from localr1.placement.linear import FloatWeights, StoreWeights
+from localr1.placement.shape import KvType, kv_type
 from localr1.session.gpu import GpuModel, Placed, built_with_room, place_on_gpu
-from localr1.session.outlook import DEFAULT_CONTEXT_TOKENS
+from localr1.session.outlook import DEFAULT_CONTEXT_TOKENS, asked_kv
 from localr1.session.routing import Routing, open_routing
 from localr1.weights.checkpoint import Checkpoint, read_json
 from localr1.weights.store import Store
@@ -70,12 +71,18 @@ class Engine:
     """What guessing costs and gains on this machine; conversations share it, so that only the first tries things."""
 
     @property
+    def kv(self) -> KvType:
+        """How its caches keep their rows."""
+        latent = isinstance(self.config.attention, MlaConfig)
+        return kv_type(asked_kv(self.options), latent, "cpu" if self.placed is None else "gpu")
+
+    @property
     def notice(self) -> str:
         """What the user should know of how it runs by now; empty when all is as it should be."""
         return self.model.notice if isinstance(self.model, GpuModel) else ""
 
     def new_cache(self) -> RowCache:
-        """A cache for one conversation: rows as `--kv` says, or float32 ones under `--dtype float32`."""
+        """A cache for one conversation."""
         return self._cache(self.config.cache_layers, 0)
 
     def new_speculation(self) -> Speculation:
@@ -100,10 +107,10 @@ class Engine:
         return lambda tokens, hidden_D: listener(Foretold(tokens, hidden_D))
 
     def _cache(self, layers: int, first_layer: int) -> RowCache:
-        dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16
+        dtype = torch.float32 if self.kv == "float32" else torch.bfloat16
         width, capacity = self.config.cache_width, self.context_limit
         if self.placed is None:
-            latent = latent_width(self.config) if self.options.kv == "int8" else None
+            latent = latent_width(self.config) if self.kv == "int8" else None
             return RowCache(layers, width, capacity, dtype, first_layer, latent=latent)
         device = self.placed.device
         return self._with_room(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))

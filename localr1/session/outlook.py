@@ -25,7 +25,7 @@ from localr1.placement.forecast import Forecast, choose, pace, reasons
 from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, diagnose, glance, survey, to_record
 from localr1.placement.plan import Budget, DoesNotFitError, Hotness, table
 from localr1.placement.probe import ROUGH_GPU, System
-from localr1.placement.shape import KvType, ModelShape, shape_of
+from localr1.placement.shape import KvOption, ModelShape, shape_of
 from localr1.quantities import bytes_text, parse_size
 from localr1.session.routing import open_routing
 from localr1.weights.store import Store
@@ -112,6 +112,11 @@ def _hotness(folder: Path, config: ModelConfig, shape: ModelShape) -> Hotness | 
     return routing.history.hotness(shape.expert_layers)
 
 
+def asked_kv(options: EngineOptions) -> KvOption:
+    """The cache's rows: the reference's are as exact as the rest of it."""
+    return "float32" if options.dtype == "float32" else options.kv
+
+
 def budget_of(options: EngineOptions, facts: Facts, shape: ModelShape, *, what_if: bool = False) -> Budget:
     """What may be used: what was asked for, else what is free but a reserve for other programs.
 
@@ -119,7 +124,7 @@ def budget_of(options: EngineOptions, facts: Facts, shape: ModelShape, *, what_i
     what the model cannot do.
     """
     context = options.context or min(shape.max_position, DEFAULT_CONTEXT_TOKENS)
-    kv: KvType = "float32" if options.dtype == "float32" else options.kv
+    kv = asked_kv(options)
     if kv == "int8" and not shape.latent:
         what = "--kv int8 is made for latent attention, which this model does not have"
         raise UnsupportedError(what, "use --kv bf16")

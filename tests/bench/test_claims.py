@@ -7,7 +7,7 @@ import torch
 from localr1.bench import measure, subject
 from localr1.bench.claim_experts import hit_rates, record_routes
 from localr1.bench.expanded import ExpandedAttention, cache_width, expanded_twin, head_size
-from localr1.bench.fidelity import Speaker, divergence
+from localr1.bench.fidelity import Speaker, divergence, in_windows
 from localr1.bench.report import Report
 from localr1.bench.synthetic import Shape
 from localr1.decode.cache import RowCache
@@ -175,8 +175,8 @@ def test_divergence_of_a_known_change(nano):
         def logits(self, hidden_TD):
             return engine.model.logits(hidden_TD).roll(1, dims=-1)
 
-    plain, tokens = Speaker(engine.model, engine.new_cache), nano.tokens(50)
-    same = divergence(plain, plain, tokens, window=20)
+    plain, windows = Speaker(engine.model, engine.new_cache), in_windows(nano.tokens(50), 20)
+    same = divergence(plain, plain, windows)
     assert same.mean_kl == 0 and same.top1_agreement == 1 and same.perplexity == same.reference_perplexity
-    other = divergence(plain, Speaker(Shifted(), engine.new_cache), tokens, window=20)
+    other = divergence(plain, Speaker(Shifted(), engine.new_cache), windows)
     assert other.mean_kl > 1 and other.top1_agreement == 0 and other.tokens == 50

@@ -62,9 +62,8 @@ def test_bytes_are_the_stores_and_the_caches(nano, report):
     model = report.section("model")
     assert [model.rows[at].label for at in (1, 4)] == ["weights", "cache a token"]
     assert model.figure("weights", "").median == nano.engine.weight_bytes < 12_000_000
-    assert (
-        model.figure("cache a token", "").median == 2 * nano.engine.config.cache_width * nano.engine.config.num_layers
-    )
+    mla, layers = nano.engine.config.attention, nano.engine.config.num_layers
+    assert model.figure("cache a token", "").median == layers * (mla.kv_lora_rank + 2 * mla.qk_rope_head_dim + 4)
     assert model.figure("peak memory", "").median > nano.engine.weight_bytes
 
 

@@ -54,7 +54,7 @@ def test_plan_of_a_model_that_is_not_here(computer, localr1_command) -> None:
     outcome = localr1_command("plan", "v2-lite")
     assert outcome.status == 0
     shown = words(outcome.out)
-    assert shown.startswith("v2-lite: up to 17.6 GB in RAM; about ")
+    assert shown.startswith("v2-lite: up to 17.2 GB in RAM; about ")
     assert "all 1,664 experts 14.4 GB RAM" in shown
     assert "localr1 download v2-lite" in outcome.err
     record = json.loads(localr1_command("plan", "v2-lite", "--json").out)

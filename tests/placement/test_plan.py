@@ -168,3 +168,13 @@ def test_recorded_steps_have_room() -> None:
 
 def test_an_eight_bit_cache_leaves_more_slots() -> None:
     assert plan(V2_LITE, budget(8, kv="int8")).slots > plan(V2_LITE, budget(8)).slots
+
+
+def test_by_default_a_latent_cache_has_eight_bits_on_the_cpu_and_all_others_sixteen() -> None:
+    for model, vram, kv in ((V2_LITE, 0, "int8"), (V2_LITE, 8, "bf16"), (DENSE, 0, "bf16"), (DENSE, 16, "bf16")):
+        chosen = plan(model, budget(vram, kv="auto"))
+        assert chosen.device == ("gpu" if vram else "cpu") and chosen.kv == kv
+        assert chosen.cache_bytes == model.cache_bytes(8192, kv)
+    little = plan(V2_LITE, budget(1, kv="auto"))
+    assert little.device == "cpu" and little.kv == "int8"
+    assert plan(V2_LITE, budget(kv="bf16")).kv == "bf16"

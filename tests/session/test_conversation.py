@@ -71,6 +71,7 @@ def model(tokenizer: Tokenizer) -> Scripted:
 def engine(model: Any, tokenizer: Tokenizer, context: int = 512, template: str = templates.R1_UPDATED) -> Engine:
     class Config(model.config):
         eos_token_ids = (model.eos,)
+        attention = None
 
     return Engine(
         name="scripted",

@@ -50,7 +50,7 @@ def said(conversation: Conversation) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"speculate": "off"}, {"speculate": "lookup"}, {"speculate": "mtp", "draft_tokens": 2}, {"kv": "int8"}],
+    [{}, {"speculate": "off"}, {"speculate": "lookup"}, {"speculate": "mtp", "draft_tokens": 2}, {"kv": "bf16"}],
     ids=str,
 )
 def test_a_conversation_goes_on_with_its_cache_as_if_it_had_never_been_left(
@@ -81,7 +81,7 @@ def test_another_setting_or_a_damaged_file_is_refused_and_all_is_read_again(engi
     ask(first, QUESTIONS[0])
     assert first.keep(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 or os.name == "nt"
-    other = converse(engine, kv="int8")
+    other = converse(engine, kv="bf16")
     other.resume(said(first))
     with pytest.raises(UnsupportedError, match="another model or other settings"):
         other.recall(path)
