@@ -11,9 +11,9 @@ A random bfloat16 llama is served by a loopback hub in a process of its own. Eac
 So the stages alone hash and make durable just what the whole does. Rounds are interleaved, each beginning with another
 stage, with nothing left to be written to the disk, and with free memory taken up by cached file pages, as it is on a
 computer that was used for a while. Of a virtual machine, whose idle memory the host may have taken back, that is more
-than a nicety: pages that nobody had used for seconds were 16 times as slow to write as others. `--limit` slows the hub to so many MB/s, as a network would;
-without it the hub is as fast as this computer lets it be, and competes with the client for the processor: its
-processor time is told too.
+than a nicety: pages that nobody had used for seconds were 16 times as slow to write as others. `--limit` slows the hub
+to so many MB/s, as a network would; without it the hub is as fast as this computer lets it be, and competes with the
+client for the processor: its processor time is told too.
 """
 
 import argparse
