@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
-from localr1.errors import LocalR1Error, OutOfMemoryError, UnsupportedError, UsageError
+from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.kernels.gpu.plain import PlainKernels
 from localr1.model import registry
@@ -24,7 +24,6 @@ from localr1.model.decoder import Decoder, first_highest
 from localr1.model.linear import Cache
 from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
-from localr1.placement.forecast import choose
 from localr1.placement.gpu import GpuOps, GpuWeights, in_ram
 from localr1.placement.graphs import Recorder
 from localr1.placement.plan import DoesNotFitError, Expert, Hotness, PlacementPlan
@@ -36,7 +35,7 @@ from localr1.placement.shape import shape_of
 from localr1.placement.slots import ColdExperts, ExpertSlots
 from localr1.placement.split import FEW, Observe, SplitBank
 from localr1.quantities import parse_size
-from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS, budget_of, glance_at_computer
+from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS, budget_of, glance_at_computer, planned
 from localr1.session.replay import Recording, Replayer
 from localr1.weights.store import Store
 
@@ -76,7 +75,7 @@ def plan_for(
 ) -> PlacementPlan:
     """What `localr1 plan` says, but that no more GPU memory is given than is free beside the reserve.
 
-    Raises DoesNotFitError.
+    Raises as `outlook.planned`.
     """
     torch.cuda.empty_cache()  # what an engine before this one held
     hardware = glance_at_computer(options)
@@ -86,7 +85,7 @@ def plan_for(
     wanted = parse_size(options.vram, "--vram") if options.vram is not None else free_bytes
     budget = replace(budget, vram_bytes=max(0, min(wanted, free_bytes - RESERVED_VRAM_BYTES)))
     rates = hardware.rates if hardware.rates.gpu is not None else replace(hardware.rates, gpu=ROUGH_GPU)
-    return choose(shape, budget, hotness, rates).plan
+    return planned(shape, budget, hotness, rates).plan
 
 
 def place_on_gpu(
@@ -118,8 +117,6 @@ def place_on_gpu(
         return None, (f"this runs on the CPU and may fail: {error.message}; {error.hint}",)
     if plan.device == "cpu":
         return None, plan.notes
-    if options.kv == "int8":
-        raise UnsupportedError("--kv int8 works on the CPU alone", "use --kv bf16, or --vram 0")
     placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, history=history))
     return placed, placed.notes
 

@@ -22,7 +22,7 @@ from localr1.model import registry
 from localr1.model.config import ModelConfig
 from localr1.options import EngineOptions
 from localr1.placement.forecast import Forecast, choose, pace, reasons
-from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, diagnose, glance, survey, to_record
+from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, Rates, diagnose, glance, survey, to_record
 from localr1.placement.plan import Budget, DoesNotFitError, Hotness, table
 from localr1.placement.probe import ROUGH_GPU, System
 from localr1.placement.shape import KvOption, ModelShape, shape_of
@@ -171,10 +171,18 @@ def assume_gpu(options: EngineOptions, hardware: Hardware) -> tuple[Hardware, tu
     return replace(hardware, rates=replace(hardware.rates, gpu=ROUGH_GPU)), (note,)
 
 
+def planned(shape: ModelShape, budget: Budget, hotness: Hotness | None, rates: Rates) -> Forecast:
+    """The plan and its speeds. Raises DoesNotFitError, UnsupportedError for a cache that is made for the CPU."""
+    foretold = choose(shape, budget, hotness, rates)
+    if foretold.plan.device == "gpu" and foretold.plan.kv == "int8":
+        raise UnsupportedError("--kv int8 works on the CPU alone", "use --kv bf16, or --vram 0")
+    return foretold
+
+
 def foresee(subject: Subject, budget: Budget, hardware: Hardware) -> Forecast:
-    """The plan and its speeds. Raises DoesNotFitError, naming a setting or the nearest model that would fit."""
+    """As `planned`; where nothing fits, the error names a setting or the nearest model that would."""
     try:
-        return choose(subject.shape, budget, subject.hotness, hardware.rates)
+        return planned(subject.shape, budget, subject.hotness, hardware.rates)
     except DoesNotFitError as error:
         other = _nearest_fitting(subject, budget, hardware)
         hint = f"{error.hint}; {other} would fit" if other else error.hint

@@ -100,6 +100,7 @@ def test_plan_refuses_with_the_numbers_and_what_would_do(computer, localr1_comma
         (("v2-lite", "--ram", "24"), 2, "did you mean --ram 24GiB?"),
         (("v2-lite", "--context", "999999"), 8, "163,840"),
         (("r1-distill-qwen-7b", "--kv", "int8"), 8, "latent attention"),
+        (("v2-lite", "--vram", "8GiB", "--kv", "int8"), 8, "CPU alone"),
     ],
 )
 def test_what_makes_no_sense_is_refused(computer, localr1_command, arguments, status, said) -> None:
