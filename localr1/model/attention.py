@@ -1,8 +1,11 @@
 """Causal attention over a cache: the plain computation, and the grouped-query layer of the dense families.
 
 Owns what a query may see: with `start` committed tokens, new token t sees rows 0 to start + t. Few rows go through the
-device's kernels, more through blocked matrix products whose memory is bounded by `BLOCK_SCORES`, whatever the context.
+device's kernels, more through blocked matrix products whose memory is bounded by `BLOCK_SCORES` and `STRETCH_ROWS`,
+whatever the context.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,29 +18,58 @@ from localr1.model.rope import Rotation, rotate
 BLOCK_SCORES = 1 << 22
 """Attention scores held at once, in float32 values (16 MiB)."""
 
+STRETCH_ROWS = 4096
+"""Cache rows of which keys and values are held at once."""
+
+Rows = Callable[[slice], tuple[Tensor, Tensor]]
+"""Float32 keys [G, S, k] and values [G, S, v] of a stretch of the cache."""
+
 KERNEL_ROWS = 8
 """Steps of at most this many tokens use the kernels, which read the cache once a token."""
 
 
-def causal_attention(q_GTk: Tensor, k_GSk: Tensor, v_GSv: Tensor, start: int, scale: float, shared: int = 1) -> Tensor:
+def causal_attention(q_GTk: Tensor, rows: Rows, start: int, scale: float, shared: int = 1) -> Tensor:
     """softmax(scale q k^T) v with the causal mask, [G, T', v].
 
     Each of the T' query rows is one of `shared` heads that read the same keys, token by token: row r belongs to token
-    r // shared. Works through blocks of tokens, each against only the keys that its last token sees.
+    r // shared. Works through stretches of the cache, and of each through blocks of the tokens that see some of it;
+    what the softmax of several stretches needs is kept a row (Milakov and Gimelshein, 2018).
     """
     tokens = q_GTk.shape[1] // shared
-    heads = q_GTk.shape[0] * shared
-    block = max(1, BLOCK_SCORES // (heads * k_GSk.shape[1]))
-    out_GTv = q_GTk.new_empty(*q_GTk.shape[:2], v_GSv.shape[2])
-    for first in range(0, tokens, block):
-        last = min(first + block, tokens)
-        seen = start + last
-        rows = slice(first * shared, last * shared)
-        score_GTS = torch.bmm(q_GTk[:, rows], k_GSk[:, :seen].transpose(1, 2)).mul_(scale)
-        future_TT = torch.ones(last - first, last - first, dtype=torch.bool, device=q_GTk.device).triu(1)
-        score_GTS[:, :, start + first :].masked_fill_(future_TT.repeat_interleave(shared, 0), float("-inf"))
-        out_GTv[:, rows] = torch.bmm(score_GTS.softmax(dim=-1), v_GSv[:, :seen])
-    return out_GTv
+    cached, heads = start + tokens, q_GTk.shape[0] * shared
+    block = max(1, BLOCK_SCORES // (heads * min(cached, STRETCH_ROWS)))
+    top_GT1 = q_GTk.new_full((*q_GTk.shape[:2], 1), float("-inf"))
+    total_GT1, out_GTv = torch.zeros_like(top_GT1), torch.zeros(0)
+    for begin in range(0, cached, STRETCH_ROWS):
+        k_GSk, v_GSv = rows(slice(begin, min(begin + STRETCH_ROWS, cached)))
+        if begin == 0:
+            out_GTv = q_GTk.new_zeros(*q_GTk.shape[:2], v_GSv.shape[2])
+        for first in range(max(0, begin - start) // block * block, tokens, block):
+            last = min(first + block, tokens)
+            these, seen = slice(first * shared, last * shared), min(start + last - begin, k_GSk.shape[1])
+            keys, values = k_GSk[:, :seen], v_GSv[:, :seen]
+            score_GTS = masked_scores(q_GTk[:, these], keys, scale, start + first - begin, shared)
+            if cached <= STRETCH_ROWS:
+                out_GTv[:, these] = torch.bmm(score_GTS.softmax(dim=-1), values)
+                continue
+            before_GT1 = top_GT1[:, these]
+            now_GT1 = torch.maximum(before_GT1, score_GTS.amax(-1, keepdim=True))
+            shrink_GT1, share_GTS = (before_GT1 - now_GT1).exp_(), score_GTS.sub_(now_GT1).exp_()
+            top_GT1[:, these] = now_GT1
+            total_GT1[:, these] = total_GT1[:, these] * shrink_GT1 + share_GTS.sum(-1, keepdim=True)
+            out_GTv[:, these] = torch.baddbmm(out_GTv[:, these] * shrink_GT1, share_GTS, values)
+    return out_GTv if cached <= STRETCH_ROWS else out_GTv.div_(total_GT1)
+
+
+def masked_scores(q_GTk: Tensor, k_GSk: Tensor, scale: float, own: int, shared: int) -> Tensor:
+    """scale q k^T, [G, T', S], without what lies behind a token; the first token's own row is `own`, the next one's
+    the next."""
+    score_GTS = torch.bmm(q_GTk, k_GSk.transpose(1, 2)).mul_(scale)
+    tokens, seen = q_GTk.shape[1] // shared, k_GSk.shape[1]
+    from_row = min(max(0, own), seen)
+    future_TS = torch.ones(tokens, seen - from_row, dtype=torch.bool, device=q_GTk.device).triu(own - from_row + 1)
+    score_GTS[:, :, from_row:].masked_fill_(future_TS.repeat_interleave(shared, 0), float("-inf"))
+    return score_GTS
 
 
 class GroupedQueryAttention:
@@ -76,9 +108,14 @@ class GroupedQueryAttention:
 
     def _blocked(self, q_THd: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         groups, per_group = self.gqa.num_kv_heads, self.gqa.num_heads // self.gqa.num_kv_heads
-        k_GSd, v_GSd = cache_SW.float().view(len(cache_SW), 2, groups, -1).permute(1, 2, 0, 3)
+
+        def rows(stretch: slice) -> tuple[Tensor, Tensor]:
+            rows_SW = cache_SW[stretch].float()
+            k_GSd, v_GSd = rows_SW.view(len(rows_SW), 2, groups, -1).permute(1, 2, 0, 3)
+            return k_GSd, v_GSd
+
         q_GTd = q_THd.view(len(q_THd), groups, per_group, -1).transpose(0, 1).flatten(1, 2)
-        out_GTd = causal_attention(q_GTd, k_GSd, v_GSd, int(start), self.scale, shared=per_group)
+        out_GTd = causal_attention(q_GTd, rows, int(start), self.scale, shared=per_group)
         return out_GTd.view(groups, len(q_THd), per_group, -1).transpose(0, 1).flatten(1, 2)
 
 

@@ -10,11 +10,12 @@ cache row is [kv_a_layernorm(c) | rotated k_pe].
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from localr1.model.attention import causal_attention
+from localr1.model.attention import STRETCH_ROWS, causal_attention
 from localr1.model.config import MlaConfig, ModelConfig, YarnScaling
 from localr1.model.decoder import Norm
 from localr1.model.latent_rows import unpack_latents
@@ -109,9 +110,14 @@ class LatentAttention:
 
     def _absorbed(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """The same by matrix products."""
-        heads, rank, rows_SW = self.mla.num_heads, self.mla.kv_lora_rank, self._floats(cache_SW)
+        heads, rank = self.mla.num_heads, self.mla.kv_lora_rank
+
+        def rows(stretch: slice) -> tuple[Tensor, Tensor]:
+            rows_1SW = self._floats(cache_SW[stretch])[None]
+            return rows_1SW, rows_1SW[..., :rank]
+
         q_1TW = torch.cat((self._into_latent(q_nope_THN), q_pe_THR), dim=-1).flatten(0, 1)[None]
-        out_1TC = causal_attention(q_1TW, rows_SW[None], rows_SW[None, :, :rank], int(start), self.scale, shared=heads)
+        out_1TC = causal_attention(q_1TW, rows, int(start), self.scale, shared=heads)
         return self._out_of_latent(out_1TC.view(-1, heads, rank))
 
     def _into_latent(self, q_nope_THN: Tensor) -> Tensor:
@@ -122,19 +128,22 @@ class LatentAttention:
 
     def _expanded(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""
-        mla, rows_SW = self.mla, self._floats(cache_SW)
-        latent_SC, k_pe_SR = rows_SW[:, : mla.kv_lora_rank], rows_SW[:, mla.kv_lora_rank :]
-        q_HTk = torch.cat((q_nope_THN, q_pe_THR), dim=-1).transpose(0, 1)
+        mla, q_HTk = self.mla, torch.cat((q_nope_THN, q_pe_THR), dim=-1).transpose(0, 1)
         width = mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim
-        heads = max(1, EXPANDED_VALUES // (len(latent_SC) * width))
+        heads = max(1, EXPANDED_VALUES // (min(len(cache_SW), STRETCH_ROWS) * width))
         parts: list[Tensor] = []
         for first in range(0, mla.num_heads, heads):
             block = slice(first, first + heads)
-            k_nope_HSN = self.ops.product(latent_SC, self.key_up_HNC[block].transpose(1, 2))
-            v_HSV = self.ops.product(latent_SC, self.value_up_HVC[block].transpose(1, 2))
-            k_HSk = torch.cat((k_nope_HSN, k_pe_SR.expand(len(k_nope_HSN), -1, -1)), dim=-1)
-            parts.append(causal_attention(q_HTk[block], k_HSk, v_HSV, int(start), self.scale))
+            rows = partial(self._expanded_rows, cache_SW, block)
+            parts.append(causal_attention(q_HTk[block], rows, int(start), self.scale))
         return torch.cat(parts).transpose(0, 1)
+
+    def _expanded_rows(self, cache_SW: Tensor, heads: slice, stretch: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values of some heads, formed from a stretch of the cache."""
+        latent_SC, k_pe_SR = self._floats(cache_SW[stretch]).tensor_split([self.mla.kv_lora_rank], dim=1)
+        k_nope_HSN = self.ops.product(latent_SC, self.key_up_HNC[heads].transpose(1, 2))
+        v_HSV = self.ops.product(latent_SC, self.value_up_HVC[heads].transpose(1, 2))
+        return torch.cat((k_nope_HSN, k_pe_SR.expand(len(k_nope_HSN), -1, -1)), dim=-1), v_HSV
 
 
 def softmax_scale(config: ModelConfig, mla: MlaConfig) -> float:

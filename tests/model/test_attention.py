@@ -25,8 +25,10 @@ def test_absorbed_and_expanded_both_equal_transformers(absorbed, steps, monkeypa
 
 @pytest.mark.parametrize("case", [MLA, GQA])
 @pytest.mark.parametrize("scores", [1, 900])
-def test_block_sizes_do_not_change_the_numbers(case, scores, monkeypatch):
+@pytest.mark.parametrize("stretch", [1, 7, 4096])
+def test_block_sizes_do_not_change_the_numbers(case, scores, stretch, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK_SCORES", scores)
+    monkeypatch.setattr(attention, "STRETCH_ROWS", stretch)
     monkeypatch.setattr(mla, "EXPANDED_VALUES", scores)
     tiny, token_T, theirs_TV = parity.model(case)
     for steps in ([24], [13, 9, 2]):
@@ -88,3 +90,20 @@ def test_the_way_is_chosen_by_its_cost(rows, cached, rate, way, monkeypatch):
     layer.mla = mla.MlaConfig(16, None, 512, 128, 64, 128, bias=False)
     monkeypatch.setattr(type(layer.ops), "latent_rate", lambda self, cache_SW: rate)
     assert layer._cheapest(rows, torch.empty(cached, 576, dtype=torch.bfloat16)) == getattr(layer, f"_{way}")
+
+
+@pytest.mark.parametrize("case", [MLA, GQA])
+def test_no_more_of_the_cache_is_widened_at_a_time_than_a_stretch(case, monkeypatch):
+    """So a prefill deep in a context needs no more memory than one near its beginning."""
+    tiny, token_T, theirs_TV = parity.model(case)
+    monkeypatch.setattr(attention, "STRETCH_ROWS", 5)
+    widened, whole = [], torch.Tensor.float
+
+    def float_(tensor, *arguments):
+        widened.append(len(tensor) if tensor.dtype == torch.bfloat16 and tensor.dim() == 2 else 0)
+        return whole(tensor, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "float", float_)
+    ours_TV = run_steps(build_float(tiny), token_T, [12, 12], dtype=torch.bfloat16)
+    assert max(widened) == 5
+    assert difference(ours_TV, theirs_TV) < 0.03
