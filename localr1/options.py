@@ -50,7 +50,7 @@ class EngineOptions:
     )
     ram: str | None = option(None, "RAM to count on, such as 24GiB (default: most of what is free).", metavar=SIZE)
     kv: Literal["auto", "bf16", "int8"] = option(
-        "auto", "Cache rows: bf16, or int8 of latent attention on the CPU (default: int8 where it can be)."
+        "auto", "Cache rows of 16 or 8 bits a number; auto: int8 for latent attention on the CPU, else bf16."
     )
     dtype: Literal["int8", "float32"] = option("int8", "int8 (the 8-bit store) or float32 (slow; the reference).")
     speculate: Literal["auto", "mtp", "lookup", "off"] = option(

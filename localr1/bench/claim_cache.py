@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from localr1.bench.expanded import cache_width, expanded_twin, unfused_twin
-from localr1.bench.fidelity import Speaker, compared_tokens, divergence, in_windows
+from localr1.bench.fidelity import Speaker, compared_tokens, divergence, in_windows, with_sixteen_bit_rows
 from localr1.bench.floor import expanded_values
 from localr1.bench.report import Figure, Row, Section
 from localr1.bench.speed import parse_depths
@@ -38,7 +38,7 @@ def claim_cache(subject: Subject, options: BenchOptions) -> Progress[Section]:
         row = _bytes_row("bytes a token", ours, ours * mla.num_heads / mla.num_kv_heads, "keys and values of all heads")
         note = "grouped-query attention: there is no latent to compare"
         return Section("claim cache", title, COLUMNS, (row,), (note,))
-    engine = yield from subject.variant(replace(subject.engine.options, kv="bf16"))
+    engine = yield from with_sixteen_bit_rows(subject)
     subject = replace(subject, engine=engine)
     depths, notes = _depths(subject, options, mla)
     rows = yield from _against_expanded(subject, options, mla, depths)

@@ -20,6 +20,7 @@ from localr1.bench.fidelity import (
     divergence,
     float_source,
     in_windows,
+    with_sixteen_bit_rows,
 )
 from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
@@ -53,7 +54,7 @@ def _on_processors(subject: Subject) -> Progress[tuple[Subject, bool]]:
 
 def claim_bits(subject: Subject, options: BenchOptions) -> Progress[Section]:
     """Bytes, speed and fidelity of the int8 rows of weights; the cache's have 16 bits on both sides."""
-    engine = yield from subject.variant(replace(subject.engine.options, kv="bf16"))
+    engine = yield from with_sixteen_bit_rows(subject)
     ours, theirs = float(engine.weight_bytes), 4.0 * engine.parameters
     rows = [
         Row("weights", (byte_figure(ours), byte_figure(theirs), times(theirs / ours), "the same parameters in float32"))

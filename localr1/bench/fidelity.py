@@ -7,6 +7,7 @@ the cache each side would use. Guessing ahead is judged by its tokens, which mus
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, cast
 
 import psutil
@@ -150,7 +151,14 @@ def float_source(subject: Subject) -> Progress[Engine]:
         raise NotFoundError("random weights have no float source", "")
     if needed > 0.7 * free:
         raise NotFoundError(f"float32 needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", "")
-    return (yield from subject.variant(replace(subject.engine.options, dtype="float32", speculate="off")))
+    return (yield from subject.variant(replace(subject.engine.options, dtype="float32", kv="auto", speculate="off")))
+
+
+def with_sixteen_bit_rows(subject: Subject) -> Progress[Engine]:
+    """The model with cache rows of 16 bits, so that nothing but what is judged differs."""
+    if subject.engine.kv == "bf16":
+        return subject.engine
+    return (yield from subject.variant(replace(subject.engine.options, kv="bf16")))
 
 
 def compared_tokens(subject: Subject, options: BenchOptions) -> list[int]:
@@ -160,7 +168,7 @@ def compared_tokens(subject: Subject, options: BenchOptions) -> list[int]:
 
 def fidelity(subject: Subject, options: BenchOptions) -> Progress[Section]:
     """int8 against float32 where the source is at hand, and each setting against the plain path."""
-    plain = yield from subject.variant(replace(subject.engine.options, kv="bf16"))
+    plain = yield from with_sixteen_bit_rows(subject)
     tokens = compared_tokens(subject, options)
     found = _Fidelity(subject, plain, tokens)
     yield from found.against_source()
@@ -204,8 +212,10 @@ class _Fidelity:
     def against_dequantized(self) -> None:
         """The kernels alone: the same numbers as float32 matrices."""
         label = "int8 kernels, same weights"
+        config, limit = self.subject.engine.config, self.subject.engine.context_limit
+        on_cpu = partial(RowCache, config.cache_layers, config.cache_width, limit, torch.bfloat16)
         try:
-            reference = Speaker(dequantized(self.subject), self.plain.new_cache)
+            reference = Speaker(dequantized(self.subject), on_cpu)
         except NotFoundError as error:
             self._not_here(label, error.message)
             return

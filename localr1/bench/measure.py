@@ -18,6 +18,7 @@ from localr1.errors import UsageError
 from localr1.events import Progress
 from localr1.options import BenchOptions, EngineOptions
 from localr1.placement.load import BUSY_SHARE, OtherPrograms
+from localr1.session import Engine
 
 NOT_RECORDED = ("json", "plot", "markdown", "csv", "words")
 """Options that say where results go, not what they are of."""
@@ -54,15 +55,15 @@ def bench(subject: Subject, options: BenchOptions) -> Progress[Report]:
         subject.shape is not None,
         machine(),
         (overview(subject, options.claims or options.fidelity, others.share()), *sections),
-        settings(options, subject.engine.options),
+        settings(options, subject.engine),
     )
 
 
-def settings(options: BenchOptions, engine: EngineOptions) -> dict[str, object]:
-    """The options that the figures depend on; threads as they are in force."""
+def settings(options: BenchOptions, engine: Engine) -> dict[str, object]:
+    """The options that the figures depend on; threads and cache rows as they are in force."""
     chosen = {name: value for name, value in asdict(options).items() if name not in NOT_RECORDED}
     chosen["compare"] = list(options.compare)
-    return {**chosen, **asdict(engine), "threads": torch.get_num_threads()}
+    return {**chosen, **asdict(engine.options), "kv": engine.kv, "threads": torch.get_num_threads()}
 
 
 def overview(subject: Subject, baselines: bool, others: float) -> Section:

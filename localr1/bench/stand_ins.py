@@ -82,7 +82,7 @@ def _measure(raw: dict[str, Any], options: EngineOptions) -> Progress[LayerTime]
     config = parse_config(raw)
     shape = shape_of(config, expected_tensors(config), mtp=False)
     stand_in, context = Shape("stand-in", config, config.num_layers, skew=0.0), PROMPT_TOKENS + STEPS
-    options = replace(options, dtype="int8", speculate="off", vram="0", ram=None)
+    options = replace(options, dtype="int8", kv="auto", speculate="off", vram="0", ram=None)
     store = yield from make_store(stand_in, options, context)
     engine = yield from open_shape(stand_in, store, options, context)
     tokens = [token % VOCAB for token in range(7, PROMPT_TOKENS + 7)]

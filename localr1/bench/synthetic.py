@@ -91,7 +91,7 @@ def first_layers(config: ModelConfig, count: int) -> ModelConfig:
 
 
 def needed_bytes(config: ModelConfig, context: int) -> int:
-    """RAM that a synthetic model takes: weights, float32 copies of the float ones, a bfloat16 cache, the program."""
+    """RAM that a synthetic model takes: weights, float32 copies of the float ones, a cache in 16 bits, the program."""
     weights = sum(_spec_bytes(name, spec) for name, spec in expected_tensors(config).items())
     return weights + 2 * config.cache_width * config.cache_layers * context + OVERHEAD_BYTES
 

@@ -96,6 +96,7 @@ def _record(subject: "Subject", foretold: "Forecast", notes: tuple[str, ...]) ->
         "ram_bytes": chosen.ram_bytes,
         "disk_bytes": chosen.disk_bytes,
         "dense_bytes": chosen.dense_bytes,
+        "kv": chosen.kv,
         "cache_bytes": chosen.cache_bytes,
         "workspace_bytes": chosen.workspace_bytes,
         "expert_bytes": chosen.shape.expert_bytes,

@@ -5,7 +5,7 @@ device's kernels, more through blocked matrix products whose memory is bounded b
 whatever the context.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from localr1.model.rope import Rotation, rotate
 BLOCK_SCORES = 1 << 22
 """Attention scores held at once, in float32 values (16 MiB)."""
 
-STRETCH_ROWS = 4096
-"""Cache rows of which keys and values are held at once."""
+STRETCH_ROWS, GPU_STRETCH_ROWS = 4096, 8192
+"""Cache rows of which keys and values are held at once. A GPU is given more, since every stretch is launched anew; what
+is best there was not measured."""
 
 Rows = Callable[[slice], tuple[Tensor, Tensor]]
 """Float32 keys [G, S, k] and values [G, S, v] of a stretch of the cache."""
@@ -28,48 +29,62 @@ KERNEL_ROWS = 8
 """Steps of at most this many tokens use the kernels, which read the cache once a token."""
 
 
+def stretch_rows(cached: int, device: torch.device) -> int:
+    """Rows of a cache that are taken at a time."""
+    return min(cached, STRETCH_ROWS if device.type == "cpu" else GPU_STRETCH_ROWS)
+
+
 def causal_attention(q_GTk: Tensor, rows: Rows, start: int, scale: float, shared: int = 1) -> Tensor:
     """softmax(scale q k^T) v with the causal mask, [G, T', v].
 
     Each of the T' query rows is one of `shared` heads that read the same keys, token by token: row r belongs to token
-    r // shared. Works through stretches of the cache, and of each through blocks of the tokens that see some of it;
-    what the softmax of several stretches needs is kept a row (Milakov and Gimelshein, 2018).
+    r // shared. Works through stretches of the cache, and of each through blocks of the tokens that see some of it.
     """
     tokens = q_GTk.shape[1] // shared
-    cached, heads = start + tokens, q_GTk.shape[0] * shared
-    block = max(1, BLOCK_SCORES // (heads * min(cached, STRETCH_ROWS)))
+    cached = start + tokens
+    stretch = stretch_rows(cached, q_GTk.device)
+    block = max(1, BLOCK_SCORES // (q_GTk.shape[0] * shared * stretch))
+    k_GSk, v_GSv = rows(slice(0, stretch))
+    if stretch == cached:
+        parts = [
+            torch.bmm(score_GTS.softmax(dim=-1), v_GSv[:, : score_GTS.shape[2]])
+            for _, score_GTS in score_blocks(q_GTk, k_GSk, start, scale, shared, block)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    out_GTv = q_GTk.new_zeros(*q_GTk.shape[:2], v_GSv.shape[2])
     top_GT1 = q_GTk.new_full((*q_GTk.shape[:2], 1), float("-inf"))
-    total_GT1, out_GTv = torch.zeros_like(top_GT1), torch.zeros(0)
-    for begin in range(0, cached, STRETCH_ROWS):
-        k_GSk, v_GSv = rows(slice(begin, min(begin + STRETCH_ROWS, cached)))
-        if begin == 0:
-            out_GTv = q_GTk.new_zeros(*q_GTk.shape[:2], v_GSv.shape[2])
-        for first in range(max(0, begin - start) // block * block, tokens, block):
-            last = min(first + block, tokens)
-            these, seen = slice(first * shared, last * shared), min(start + last - begin, k_GSk.shape[1])
-            keys, values = k_GSk[:, :seen], v_GSv[:, :seen]
-            score_GTS = masked_scores(q_GTk[:, these], keys, scale, start + first - begin, shared)
-            if cached <= STRETCH_ROWS:
-                out_GTv[:, these] = torch.bmm(score_GTS.softmax(dim=-1), values)
-                continue
+    total_GT1 = torch.zeros_like(top_GT1)
+    for begin in range(0, cached, stretch):
+        if begin:
+            del k_GSk, v_GSv  # not held beside the next ones
+            k_GSk, v_GSv = rows(slice(begin, min(begin + stretch, cached)))
+        for these, score_GTS in score_blocks(q_GTk, k_GSk, start - begin, scale, shared, block):
             before_GT1 = top_GT1[:, these]
             now_GT1 = torch.maximum(before_GT1, score_GTS.amax(-1, keepdim=True))
             shrink_GT1, share_GTS = (before_GT1 - now_GT1).exp_(), score_GTS.sub_(now_GT1).exp_()
             top_GT1[:, these] = now_GT1
             total_GT1[:, these] = total_GT1[:, these] * shrink_GT1 + share_GTS.sum(-1, keepdim=True)
-            out_GTv[:, these] = torch.baddbmm(out_GTv[:, these] * shrink_GT1, share_GTS, values)
-    return out_GTv if cached <= STRETCH_ROWS else out_GTv.div_(total_GT1)
+            out_GTv[:, these].mul_(shrink_GT1).baddbmm_(share_GTS, v_GSv[:, : score_GTS.shape[2]])
+    return out_GTv.div_(total_GT1)
 
 
-def masked_scores(q_GTk: Tensor, k_GSk: Tensor, scale: float, own: int, shared: int) -> Tensor:
-    """scale q k^T, [G, T', S], without what lies behind a token; the first token's own row is `own`, the next one's
-    the next."""
-    score_GTS = torch.bmm(q_GTk, k_GSk.transpose(1, 2)).mul_(scale)
-    tokens, seen = q_GTk.shape[1] // shared, k_GSk.shape[1]
-    from_row = min(max(0, own), seen)
-    future_TS = torch.ones(tokens, seen - from_row, dtype=torch.bool, device=q_GTk.device).triu(own - from_row + 1)
-    score_GTS[:, :, from_row:].masked_fill_(future_TS.repeat_interleave(shared, 0), float("-inf"))
-    return score_GTS
+def score_blocks(
+    q_GTk: Tensor, k_GSk: Tensor, own: int, scale: float, shared: int, block: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """scale q k^T [G, T', S'] of blocks of tokens that see any of the keys, and which query rows they are; without the
+    keys behind a token, and at most up to the last one's. The first token's own key is `own`, the next one's the next;
+    that may be before these keys, or behind them.
+    """
+    tokens = q_GTk.shape[1] // shared
+    for first in range(max(0, -own) // block * block, tokens, block):
+        last = min(first + block, tokens)
+        these, seen = slice(first * shared, last * shared), min(own + last, k_GSk.shape[1])
+        score_GTS = torch.bmm(q_GTk[:, these], k_GSk[:, :seen].transpose(1, 2)).mul_(scale)
+        unhidden = min(max(0, own + first), seen)
+        future_TS = torch.ones(last - first, seen - unhidden, dtype=torch.bool, device=q_GTk.device)
+        future_TS = future_TS.triu(own + first - unhidden + 1).repeat_interleave(shared, 0)
+        score_GTS[:, :, unhidden:].masked_fill_(future_TS, float("-inf"))
+        yield these, score_GTS
 
 
 class GroupedQueryAttention:

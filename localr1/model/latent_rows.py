@@ -2,8 +2,8 @@
 
 Owns the layout [latent C int8, one more byte where C is odd | rotary key R bfloat16 | scale float32], which the
 compiled kernels read and write too (`kernels.cache_rows`). The latent is normed, so its numbers are of one size and one
-scale serves the row; rotary keys are not, and are few. SnapMLA (arXiv 2602.10718), after measuring DeepSeek's models,
-keeps the same: 8 bits and a scale a token for latents, 16 bits for rotary keys.
+scale serves the row; rotary keys are not, and are few. SnapMLA (arXiv 2602.10718) divides rows the same way, with
+latents in FP8 and a scale a token, and rotary keys in 16 bits.
 """
 
 import torch

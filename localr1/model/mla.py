@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from localr1.model.attention import STRETCH_ROWS, causal_attention
+from localr1.model.attention import causal_attention, stretch_rows
 from localr1.model.config import MlaConfig, ModelConfig, YarnScaling
 from localr1.model.decoder import Norm
 from localr1.model.latent_rows import unpack_latents
@@ -26,8 +26,8 @@ LATENT_NORM_EPS = 1e-6
 """Of `q_a_layernorm` and `kv_a_layernorm`, whatever `rms_norm_eps` says: the reference builds them with its default."""
 
 EXPANDED_VALUES = 1 << 21
-"""Expanded keys and values held at once, in float32 values (8 MiB), or those of one head. 16 MiB were not faster, and
-64 MiB slower."""
+"""Expanded keys and values held at once, in float32 values (8 MiB), or those of one head in a stretch of the cache. 16
+MiB were not faster, and 64 MiB slower."""
 
 ABSORBED_VALUES = 1 << 21
 """Queries taken into the latent at once, in float32 values (8 MiB)."""
@@ -130,7 +130,7 @@ class LatentAttention:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""
         mla, q_HTk = self.mla, torch.cat((q_nope_THN, q_pe_THR), dim=-1).transpose(0, 1)
         width = mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim
-        heads = max(1, EXPANDED_VALUES // (min(len(cache_SW), STRETCH_ROWS) * width))
+        heads = max(1, EXPANDED_VALUES // (stretch_rows(len(cache_SW), cache_SW.device) * width))
         parts: list[Tensor] = []
         for first in range(0, mla.num_heads, heads):
             block = slice(first, first + heads)

@@ -172,7 +172,7 @@ def plan_cpu(shape: ModelShape, budget: Budget, hotness: Hotness | None = None) 
         given = bytes_text(budget.vram_bytes)
         notes.append(f"CPU only: {what} takes {bytes_text(needed)} of GPU memory, {given} given")
         fitting = budget.context_tokens + (budget.vram_bytes - needed) // _token_bytes(shape, budget, "gpu")
-        if fitting >= USEFUL_CONTEXT_TOKENS:
+        if fitting >= USEFUL_CONTEXT_TOKENS and budget.kv != "int8":
             notes.append(f"with --context {fitting // 1024 * 1024} it would fit on the GPU")
     return _plan("cpu", shape, budget, hotness, 0, needs.workspace, tuple(notes))
 

@@ -249,7 +249,7 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
     context_limit = _context_limit(name, config, options)
     if options.speculate == "mtp" and not parts.mtp:
         raise UnsupportedError(f"{name} has no MTP layer", "use --speculate auto, which guesses from the context")
-    if options.kv == "int8":
+    if asked_kv(options) == "int8":
         latent_width(config)
 
     def build() -> tuple[Model, MtpLayer | None]:

@@ -35,7 +35,7 @@ from localr1.placement.shape import shape_of
 from localr1.placement.slots import ColdExperts, ExpertSlots
 from localr1.placement.split import FEW, Observe, SplitBank
 from localr1.quantities import parse_size
-from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS, budget_of, glance_at_computer, planned
+from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS, budget_of, checked_forecast, glance_at_computer
 from localr1.session.replay import Recording, Replayer
 from localr1.weights.store import Store
 
@@ -75,7 +75,7 @@ def plan_for(
 ) -> PlacementPlan:
     """What `localr1 plan` says, but that no more GPU memory is given than is free beside the reserve.
 
-    Raises as `outlook.planned`.
+    Raises as `outlook.checked_forecast`.
     """
     torch.cuda.empty_cache()  # what an engine before this one held
     hardware = glance_at_computer(options)
@@ -85,7 +85,7 @@ def plan_for(
     wanted = parse_size(options.vram, "--vram") if options.vram is not None else free_bytes
     budget = replace(budget, vram_bytes=max(0, min(wanted, free_bytes - RESERVED_VRAM_BYTES)))
     rates = hardware.rates if hardware.rates.gpu is not None else replace(hardware.rates, gpu=ROUGH_GPU)
-    return planned(shape, budget, hotness, rates).plan
+    return checked_forecast(shape, budget, hotness, rates).plan
 
 
 def place_on_gpu(

@@ -113,8 +113,13 @@ def _hotness(folder: Path, config: ModelConfig, shape: ModelShape) -> Hotness | 
 
 
 def asked_kv(options: EngineOptions) -> KvOption:
-    """The cache's rows: the reference's are as exact as the rest of it."""
-    return "float32" if options.dtype == "float32" else options.kv
+    """The cache's rows: the reference's are as exact as the rest of it. Raises UsageError where others are wanted."""
+    if options.dtype != "float32":
+        return options.kv
+    if options.kv != "auto":
+        what = f"--dtype float32 keeps its cache in float32, so --kv {options.kv} cannot be"
+        raise UsageError(what, "leave one of them out, or use --kv auto")
+    return "float32"
 
 
 def budget_of(options: EngineOptions, facts: Facts, shape: ModelShape, *, what_if: bool = False) -> Budget:
@@ -171,7 +176,7 @@ def assume_gpu(options: EngineOptions, hardware: Hardware) -> tuple[Hardware, tu
     return replace(hardware, rates=replace(hardware.rates, gpu=ROUGH_GPU)), (note,)
 
 
-def planned(shape: ModelShape, budget: Budget, hotness: Hotness | None, rates: Rates) -> Forecast:
+def checked_forecast(shape: ModelShape, budget: Budget, hotness: Hotness | None, rates: Rates) -> Forecast:
     """The plan and its speeds. Raises DoesNotFitError, UnsupportedError for a cache that is made for the CPU."""
     foretold = choose(shape, budget, hotness, rates)
     if foretold.plan.device == "gpu" and foretold.plan.kv == "int8":
@@ -180,9 +185,9 @@ def planned(shape: ModelShape, budget: Budget, hotness: Hotness | None, rates: R
 
 
 def foresee(subject: Subject, budget: Budget, hardware: Hardware) -> Forecast:
-    """As `planned`; where nothing fits, the error names a setting or the nearest model that would."""
+    """As `checked_forecast`; where nothing fits, the error names a setting or the nearest model that would."""
     try:
-        return planned(subject.shape, budget, subject.hotness, hardware.rates)
+        return checked_forecast(subject.shape, budget, subject.hotness, hardware.rates)
     except DoesNotFitError as error:
         other = _nearest_fitting(subject, budget, hardware)
         hint = f"{error.hint}; {other} would fit" if other else error.hint

@@ -104,7 +104,7 @@ def load(path: Path, held: Held) -> None:
     file = MappedFile(path)
     try:
         if bytes(file.tensor(MADE_WITH).tolist()) != _record(held):
-            raise UnsupportedError("what was kept of its cache was made with another model or other settings")
+            raise UnsupportedError("what was kept of its cache was made with another model, version or other settings")
         _check(file)
         tokens = file.tensor(TOKENS).tolist()[: held.cache.capacity]
         rows_LSW = _stacked(file, "rows", len(tokens))

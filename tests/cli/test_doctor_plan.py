@@ -101,6 +101,7 @@ def test_plan_refuses_with_the_numbers_and_what_would_do(computer, localr1_comma
         (("v2-lite", "--context", "999999"), 8, "163,840"),
         (("r1-distill-qwen-7b", "--kv", "int8"), 8, "latent attention"),
         (("v2-lite", "--vram", "8GiB", "--kv", "int8"), 8, "CPU alone"),
+        (("v2-lite", "--dtype", "float32", "--kv", "int8"), 2, "keeps its cache in float32"),
     ],
 )
 def test_what_makes_no_sense_is_refused(computer, localr1_command, arguments, status, said) -> None:

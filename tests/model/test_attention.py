@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from localr1.decode.cache import RowCache
 from localr1.model import attention, mla
 from tests.model import parity
 from tests.model.parity import Case
@@ -11,6 +12,7 @@ from tests.tiny import FloatCache, build_float, difference, run_steps, tokens
 
 MLA = Case("deepseek_v3", {"rope_parameters": MSCALE, "v_head_dim": 12})
 GQA = Case("llama", {"head_dim": 12})
+MLA_LATENT = 16
 STEPS = [[24], [13, 9, 2], [1], [3, 2, 4]]
 
 
@@ -24,7 +26,7 @@ def test_absorbed_and_expanded_both_equal_transformers(absorbed, steps, monkeypa
 
 
 @pytest.mark.parametrize("case", [MLA, GQA])
-@pytest.mark.parametrize("scores", [1, 900])
+@pytest.mark.parametrize("scores", [1, 100, 900])
 @pytest.mark.parametrize("stretch", [1, 7, 4096])
 def test_block_sizes_do_not_change_the_numbers(case, scores, stretch, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK_SCORES", scores)
@@ -92,18 +94,55 @@ def test_the_way_is_chosen_by_its_cost(rows, cached, rate, way, monkeypatch):
     assert layer._cheapest(rows, torch.empty(cached, 576, dtype=torch.bfloat16)) == getattr(layer, f"_{way}")
 
 
-@pytest.mark.parametrize("case", [MLA, GQA])
-def test_no_more_of_the_cache_is_widened_at_a_time_than_a_stretch(case, monkeypatch):
+@pytest.mark.parametrize("stretch", [1, 3, 8, 64])
+@pytest.mark.parametrize("scores", [1, 40, 1 << 22])
+@pytest.mark.parametrize("rising", [True, False])
+def test_a_softmax_over_stretches_is_the_whole_one(rising, scores, stretch, monkeypatch):
+    """Scores of up to 100, rising or falling along the cache, of which exponentials alone would overflow."""
+    monkeypatch.setattr(attention, "BLOCK_SCORES", scores)
+    monkeypatch.setattr(attention, "STRETCH_ROWS", stretch)
+    G, T, shared, start, width = 2, 6, 3, 7, 4
+    generator, taken = torch.Generator().manual_seed(0), []
+    q_GTk = torch.ones(G, T * shared, 1) + torch.rand(G, T * shared, 1, generator=generator)
+    height_S = torch.linspace(-100, 100, start + T)
+    k_GSk = (height_S if rising else height_S.flip(0)).expand(G, -1)[..., None] / 2
+    v_GSv = torch.randn(G, start + T, width, generator=generator)
+
+    def rows(part):
+        taken.append(part.stop - part.start)
+        return k_GSk[:, part], v_GSv[:, part]
+
+    out_GTv = attention.causal_attention(q_GTk, rows, start, 1.0, shared)
+    score_GTS = (q_GTk.double() @ k_GSk.double().transpose(1, 2)).view(G, T, shared, -1)
+    behind_TS = torch.arange(start + T) > start + torch.arange(T)[:, None]
+    share_GTS = score_GTS.masked_fill(behind_TS[:, None], float("-inf")).softmax(-1).flatten(1, 2)
+    torch.testing.assert_close(out_GTv.double(), share_GTS @ v_GSv.double(), atol=1e-5, rtol=1e-4)
+    assert max(taken) == min(stretch, start + T) and sum(taken) == start + T
+
+
+@pytest.mark.parametrize("latent", [None, MLA_LATENT])
+def test_latents_are_widened_a_stretch_at_a_time(latent, monkeypatch):
     """So a prefill deep in a context needs no more memory than one near its beginning."""
-    tiny, token_T, theirs_TV = parity.model(case)
+    tiny, token_T, _ = parity.model(MLA)
+    widened, floats, model = [], mla.LatentAttention._floats, build_float(tiny)
+
+    def noted(layer, rows_SW):
+        widened.append(len(rows_SW))
+        return floats(layer, rows_SW)
+
+    def logits():
+        cache, parts = (
+            RowCache(tiny.config.cache_layers, tiny.config.cache_width, 24, torch.bfloat16, latent=latent),
+            [],
+        )
+        with torch.inference_mode():
+            for part_T in token_T.split(12):
+                parts.append(model.logits(model.forward(part_T, cache)))
+                cache.commit(part_T.tolist())
+        return torch.cat(parts)
+
+    whole_TV = logits()
     monkeypatch.setattr(attention, "STRETCH_ROWS", 5)
-    widened, whole = [], torch.Tensor.float
-
-    def float_(tensor, *arguments):
-        widened.append(len(tensor) if tensor.dtype == torch.bfloat16 and tensor.dim() == 2 else 0)
-        return whole(tensor, *arguments)
-
-    monkeypatch.setattr(torch.Tensor, "float", float_)
-    ours_TV = run_steps(build_float(tiny), token_T, [12, 12], dtype=torch.bfloat16)
+    monkeypatch.setattr(mla.LatentAttention, "_floats", noted)
+    assert difference(logits(), whole_TV) < 2e-2  # a last-bit difference may flip a rounded row's
     assert max(widened) == 5
-    assert difference(ours_TV, theirs_TV) < 0.03

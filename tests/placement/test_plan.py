@@ -22,7 +22,7 @@ from localr1.placement.plan import (
     recording_bytes,
     stream_bytes,
 )
-from localr1.placement.shape import ModelShape, shape_of
+from localr1.placement.shape import ModelShape, kv_type, shape_of
 from localr1.placement.split import FEW
 from tests.model import published
 
@@ -76,7 +76,8 @@ def test_within_budget_and_every_weight_in_one_place(name: str, vram: int, ram: 
     try:
         chosen = plan(model, Budget(vram, ram, context))
     except DoesNotFitError as error:
-        assert error.hint and model.always_bytes + model.cache_bytes(context, "bf16") > ram - 2 * GB
+        cache_bytes = model.cache_bytes(context, kv_type("auto", model.latent, "cpu"))
+        assert error.hint and model.always_bytes + cache_bytes > ram - 2 * GB
         return
     assert chosen.gpu_bytes <= vram and chosen.ram_bytes <= ram
     assert chosen.slots + chosen.ram_experts + chosen.disk_experts == model.expert_count

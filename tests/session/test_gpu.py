@@ -365,8 +365,9 @@ def answer(options: EngineOptions) -> tuple[engine.Engine, str]:
 
 @pytest.mark.parametrize("speculate", ["off", "mtp"])
 def test_a_conversation_is_the_same_on_either_device(a_gpu: None, speculate: str) -> None:
-    on_cpu, wanted = answer(EngineOptions(vram="0", ram="8GiB", context=256, speculate=speculate))
+    on_cpu, wanted = answer(EngineOptions(vram="0", ram="8GiB", context=256, speculate=speculate, kv="bf16"))
     on_gpu, said = answer(EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate=speculate))
+    assert on_gpu.kv == "bf16"
     assert said == wanted != ""
     assert on_cpu.placed is None and isinstance(on_gpu.model, gpu.GpuModel)
     assert on_gpu.placed is not None and on_gpu.placed.bank is not None and on_gpu.placed.bank.slots.holds_all
@@ -391,6 +392,7 @@ def test_what_is_chosen_on_a_gpu_goes_into_the_history(a_gpu: None, monkeypatch:
 def test_a_model_without_room_on_the_gpu_runs_on_the_cpu_and_says_so(a_gpu: None) -> None:
     opened, said = answer(EngineOptions(vram="100MiB", ram="8GiB", context=256, speculate="off"))
     assert opened.placed is None and said and "CPU only" in opened.notes[0] and "104.9 MB given" in opened.notes[0]
+    assert opened.kv == "int8"
 
 
 def test_int8_cache_rows_are_refused_before_anything_is_copied(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

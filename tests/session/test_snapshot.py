@@ -83,7 +83,7 @@ def test_another_setting_or_a_damaged_file_is_refused_and_all_is_read_again(engi
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 or os.name == "nt"
     other = converse(engine, kv="bf16")
     other.resume(said(first))
-    with pytest.raises(UnsupportedError, match="another model or other settings"):
+    with pytest.raises(UnsupportedError, match="another model, version or other settings"):
         other.recall(path)
     assert ask(other, QUESTIONS[1])[1].cached_tokens == 0
 
