@@ -36,6 +36,7 @@ from localr1.kernels.jit import (
     used,
 )
 from localr1.kernels.latent_attention import NEGATIVE_INFINITY, attend_fixed
+from localr1.kernels.packing import FEW
 from localr1.kernels.team import fetch_and_add
 
 PASS_QUERIES = 256
@@ -112,9 +113,9 @@ def merge(g, q, highest_NGP, total_NGP, sum_NGQV, out_V):  # type: ignore[no-unt
 
 
 @compiled(inline=True)
-def runs_of(visible, width, P, threads):  # type: ignore[no-untyped-def]
-    """Into how many runs `visible` cache rows are cut."""
-    block = block_rows(width)
+def runs_of(visible, width, tokens, heads, threads):  # type: ignore[no-untyped-def]
+    """Into how many runs `visible` cache rows are cut; for few tokens as for one, which gets what it would alone."""
+    block, P = block_rows(width), padded_queries(heads if tokens <= FEW else tokens * heads)
     return 1 if visible * width * P < SMALL_WORK else min(threads, (visible + block - 1) // block)
 
 
@@ -153,8 +154,9 @@ def attend(words_SW, halves, query_GQk, geometry, place, out_GQV, threads):  # t
     """The queries of each group, token-major, over cache rows 0 .. start + tokens - 1; writes out[g, q]."""
     G, queries, _ = query_GQk.shape
     start, heads, _ = place
-    P, visible = padded_queries(queries), start + queries // heads
-    runs = runs_of(visible, geometry[3], P, threads)
+    P, tokens = padded_queries(queries), queries // heads
+    visible = start + tokens
+    runs = runs_of(visible, geometry[3], tokens, heads, threads)
     rows, columns = padded_values(queries, out_GQV.shape[2])
     highest_NGP, total_NGP = np.empty((runs, G, P), np.float32), np.empty((runs, G, P), np.float32)
     sum_NGQV = np.empty((runs, G, rows, columns), np.float32)

@@ -107,7 +107,9 @@ def told(frame, hidden, rotary):  # type: ignore[no-untyped-def]
 def carve_partial(at, frame, G, queries, value_size, W):  # type: ignore[no-untyped-def]
     """Room for each run's highest scores, sums and weighted values; the address behind it."""
     P, (rows, columns) = padded_queries(queries), padded_values(queries, value_size)
-    runs = runs_of(frame[START] + frame[TOKENS], W, P, frame[THREADS]) if frame[ARENA] else frame[THREADS]
+    runs, tokens = frame[THREADS], frame[TOKENS]
+    if frame[ARENA]:
+        runs = runs_of(frame[START] + tokens, W, tokens, queries // tokens, runs)
     total_at = after(at, runs * G * P, 4)
     sum_at = after(total_at, runs * G * P, 4)
     sums = block_at(sum_at, runs, G, rows, columns)

@@ -37,6 +37,7 @@ from localr1.kernels.jit import (
     bits_of_float,
     compiled,
     copy_numbers,
+    float_from_bits,
     floats_at,
     int8_at,
     nearest,
@@ -56,6 +57,8 @@ INT32_LIMIT = 2**31 - 1
 LARGEST_FLOAT = np.float32(3.4028235e38)
 LEAST_SCALE = np.float32(1e-35)  # below it the reciprocal of a float32 loses its meaning
 NEGATIVE_INFINITY = np.float32(-np.inf)
+EXPONENT = np.int32(0x7F800000)
+"""Of a float32's bits."""
 HIGHEST, TOTAL, SHRINK, BACK = range(4)
 """Rows of the softmax's state."""
 
@@ -177,10 +180,12 @@ def fixed_values(weight_BP, value_B2V, pairs, state_4P, sum_QV):  # type: ignore
 
 @compiled(inline=True)
 def row_ratios(rows, scale_B, ratio_B):  # type: ignore[no-untyped-def]
-    """Write what rows are worth as parts of the largest; returns the largest."""
-    unit = np.float32(0.0)
+    """Write what rows are worth in a unit, and return it: the power of two that the largest holds, so that rows which a
+    query does not see change no bit of what it gets from the others."""
+    largest_scale = np.float32(0.0)
     for r in range(rows):
-        unit = scale_B[r] if unit < scale_B[r] <= LARGEST_FLOAT else unit
+        largest_scale = scale_B[r] if largest_scale < scale_B[r] <= LARGEST_FLOAT else largest_scale
+    unit = float_from_bits(bits_of_float(largest_scale) & EXPONENT)
     for r in range(rows):
         ratio_B[r] = scale_B[r] / unit if LEAST_SCALE < scale_B[r] <= LARGEST_FLOAT else np.float32(0.0)
     return unit

@@ -46,9 +46,10 @@ def loop_addresses(typing_context: Any) -> Any:
 
 
 def present_loops() -> list[str]:
-    """The names of all loops, without the integer products that the processor does not have."""
+    """The names of all loops, without the integer products that the processor does not have; in an order that is the
+    same in every process, since addresses come by it from code that another one may have written to the disk."""
     absent = (() if BITS else ("dot_", "tile_", "fixed_")) + (() if BYTE_PRODUCTS else ("rows_", "byte_"))
-    return [name for name in EMITTERS if not name.startswith(absent)]
+    return sorted(name for name in EMITTERS if not name.startswith(absent))
 
 
 @compiled()

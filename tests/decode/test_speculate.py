@@ -21,6 +21,8 @@ from localr1.decode.generate import Finished, Token, decode, generate, verify
 from localr1.decode.sampling import Sampler, Sampling, probabilities
 from localr1.decode.speculate import Speculation
 from localr1.events import result_of
+from localr1.kernels.features import BYTE_PRODUCTS
+from localr1.kernels.packing import FEW
 from localr1.model import registry
 from localr1.options import EngineOptions
 from localr1.session import Engine, load
@@ -189,23 +191,26 @@ def test_a_forward_is_foretold_with_its_tokens_and_the_state_before_them(kind: s
         assert torch.allclose(before_D, hidden_TD[length - 1], atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def nano() -> Engine:
-    """The built-in model: int8 rows and, where the processor has them, the kernels of few rows."""
-    return result_of(load("nano", EngineOptions(threads=1)))
+@pytest.fixture(scope="module", params=["int8", "bf16"])
+def nano(request: pytest.FixtureRequest) -> Engine:
+    """The built-in model, with either cache: int8 rows and, where the processor has them, the kernels of few rows."""
+    return result_of(load("nano", EngineOptions(threads=2, kv=request.param)))
 
 
 @settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(["mtp", "lookup"]),
     prompt=st.lists(st.integers(3, 767), min_size=1, max_size=40),
+    times=st.integers(1, 8),
     depth=st.integers(1, 5),
     max_tokens=st.integers(1, 40),
     temperature=st.sampled_from([0.0, 0.8]),
 )
 def test_eight_bit_weights_say_the_same_too(
-    nano: Engine, kind: str, prompt: list[int], depth: int, max_tokens: int, temperature: float
+    nano: Engine, kind: str, prompt: list[int], times: int, depth: int, max_tokens: int, temperature: float
 ) -> None:
+    prompt = prompt * times
+
     def said(speculation: Speculation | None) -> list[int]:
         sampler = Sampler(Sampling(temperature, seed=5))
         found = generate(
@@ -217,6 +222,29 @@ def test_eight_bit_weights_say_the_same_too(
     speculation = replace(nano, options=options).new_speculation()
     assert said(speculation) == said(None)
     assert speculation.counts.drafted > 0 or kind == "lookup" or max_tokens <= 2
+
+
+@pytest.mark.skipif(not BYTE_PRODUCTS, reason="products of words add up in another order for one token")
+@pytest.mark.parametrize("before", [1, 10, 63, 64, 65, 200, 300])
+def test_a_token_gets_to_the_last_bit_what_it_would_get_alone(nano: Engine, before: int) -> None:
+    """Rows of the cache that come with a step, behind a token, must not show in what it gets from those before."""
+    token_T = torch.randint(3, 767, (before + FEW,), generator=torch.Generator().manual_seed(before))
+    prompt_T, next_T = token_T[:before], token_T[before:]
+
+    def after_prompt() -> RowCache:
+        cache = nano.new_cache()
+        nano.model.forward(prompt_T, cache)
+        cache.commit(prompt_T.tolist())
+        return cache
+
+    with torch.inference_mode():
+        cache, alone = after_prompt(), []
+        for token_1 in next_T.split(1):
+            alone.append(nano.model.forward(token_1, cache)[0])
+            cache.commit(token_1.tolist())
+        for count in range(2, FEW + 1):
+            together = nano.model.forward(next_T[:count], after_prompt())
+            assert torch.equal(together, torch.stack(alone[:count]))
 
 
 class Recorded:

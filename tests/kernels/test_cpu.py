@@ -325,3 +325,13 @@ symbols.define_symbols()
 assert llvm.address_of_symbol("numba_parallel_for")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loops_are_in_one_order_whichever_module_is_imported_first():
+    """Code from the disk tells their addresses in the order of the process that compiled it."""
+    code = "from localr1.kernels import {}, symbols; print(*symbols.present_loops())"
+    orders = {
+        subprocess.run([sys.executable, "-c", code.format(first)], check=True, capture_output=True, text=True).stdout
+        for first in ("packing", "up_projection_loops", "byte_attention_loops", "few_query_loops")
+    }
+    assert len(orders) == 1
