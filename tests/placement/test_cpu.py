@@ -161,10 +161,11 @@ def test_guesses_in_one_call_are_those_one_by_one(tmp_path: Path, family: str) -
     torch.testing.assert_close(carried_1D, state)
 
 
-@pytest.mark.parametrize("latent", [None, 16], ids=["bf16", "int8"])
+@pytest.mark.parametrize(("latent", "tolerance"), [(None, 3e-2), (16, 1e-1)], ids=["bf16", "int8"])
 def test_many_rows_through_the_latent_kernel_are_those_of_matrix_products(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latent: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latent: int | None, tolerance: float
 ) -> None:
+    """Of all layers together; where bytes are multiplied, queries and weights are rounded to bytes in each."""
     _, store = stored("deepseek_v2", tmp_path)
     config = registry.parse_config(tiny.make("deepseek_v2").raw)
     bank = CpuBank(store, config.moe.layers, config.moe.num_experts) if config.moe else None
@@ -175,10 +176,10 @@ def test_many_rows_through_the_latent_kernel_are_those_of_matrix_products(
         cache = RowCache(config.cache_layers, config.cache_width, 40, torch.bfloat16, latent=latent)
         model, tokens, parts = registry.build(config, StoreWeights(store), bank, kernel_rows=1), tiny.tokens(40), []
         if way == "products":
-            monkeypatch.undo()
+            monkeypatch.setattr(LatentAttention, "_cheapest", lambda self, rows, cache_SW: self._expanded)
         with torch.inference_mode():
             for part in (tokens[:23], tokens[23:]):
                 parts.append(model.logits(model.forward(part, cache)))
                 cache.commit(part.tolist())
         results.append(torch.cat(parts))
-    assert 0 < tiny.difference(results[0], results[1]) < 3e-2
+    assert 0 < tiny.difference(results[0], results[1]) < tolerance
