@@ -30,6 +30,11 @@ ROUND = float(3 << 22)
 """Added to a float32 that is not too large, it leaves the nearest integer in the low bits."""
 
 
+def rows_at_once(rows: int, panels: int) -> int:
+    """Of a tile so many rows that their sums, with what is added, find room in 32 registers, or in 16."""
+    return rows if BITS == 512 or rows * panels <= 12 else rows // 2
+
+
 def load_bf16(e: Emitter, address: Any, lanes: int) -> Any:
     """So many bfloat16 numbers as float32."""
     wide = ir.VectorType(I32, lanes)
@@ -43,27 +48,28 @@ def make_float_tile(rows: int, panels: int, lanes: int, bf16: bool = False) -> A
 
     `a_row`, `a_step`, `b_step`, `c_row` are strides in bytes; the columns of b and c are contiguous.
     """
-    kind = ir.VectorType(F32, lanes)
+    kind, taken = ir.VectorType(F32, lanes), rows_at_once(rows, panels)
 
     def emit(e: Emitter, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, c: Any, c_row: Any) -> None:
-        totals = e.variables(kind, rows * panels)
-        row_at = [e.at(a, e.b.mul(a_row, I64(r))) for r in range(rows)]
-        with cgutils.for_range_slice(e.b, I64(0), count, I64(1)) as (i, _):
-            column = e.at(b, e.b.mul(i, b_step))
-            if bf16:
-                y = [load_bf16(e, e.at(column, p * lanes * 2), lanes) for p in range(panels)]
-            else:
-                y = [e.load(kind, e.at(column, p * lanes * 4), 4) for p in range(panels)]
-            step = e.b.mul(i, a_step)
-            for r in range(rows):
-                x = e.broadcast(e.load(F32, e.at(row_at[r], step), 4), lanes)
+        for first in range(0, rows, taken):
+            totals = e.variables(kind, taken * panels)
+            row_at = [e.at(a, e.b.mul(a_row, I64(first + r))) for r in range(taken)]
+            with cgutils.for_range_slice(e.b, I64(0), count, I64(1)) as (i, _):
+                column = e.at(b, e.b.mul(i, b_step))
+                if bf16:
+                    y = [load_bf16(e, e.at(column, p * lanes * 2), lanes) for p in range(panels)]
+                else:
+                    y = [e.load(kind, e.at(column, p * lanes * 4), 4) for p in range(panels)]
+                step = e.b.mul(i, a_step)
+                for r in range(taken):
+                    x = e.broadcast(e.load(F32, e.at(row_at[r], step), 4), lanes)
+                    for p in range(panels):
+                        total = totals[r * panels + p]
+                        e.b.store(e.fma(e.b.load(total), x, y[p]), total)
+            for r in range(taken):
                 for p in range(panels):
-                    total = totals[r * panels + p]
-                    e.b.store(e.fma(e.b.load(total), x, y[p]), total)
-        for r in range(rows):
-            for p in range(panels):
-                place = e.at(e.at(c, e.b.mul(c_row, I64(r))), p * lanes * 4)
-                e.store(e.b.fadd(e.load(kind, place, 4), e.b.load(totals[r * panels + p])), place, 4)
+                    place = e.at(e.at(c, e.b.mul(c_row, I64(first + r))), p * lanes * 4)
+                    e.store(e.b.fadd(e.load(kind, place, 4), e.b.load(totals[r * panels + p])), place, 4)
 
     return returning_nothing(emit, 8, f"float_tile_{rows}_{panels}_{lanes}{'_bf16' if bf16 else ''}")
 
@@ -77,30 +83,33 @@ def make_fixed_score(panels: int, lanes: int) -> Any:
     """
     sums, pair_kind = ir.VectorType(I32, lanes), ir.VectorType(I16, 2 * lanes)
     floats = ir.VectorType(F32, lanes)
+    taken = rows_at_once(SCORE_ROWS, panels)
 
     def emit(
         e: Emitter, rows: Any, row_bytes: Any, queries: Any, pair_bytes: Any, pairs: Any,
         row_scales: Any, query_scales: Any, scores: Any, score_bytes: Any, following: Any,
     ) -> None:  # fmt: skip
-        totals = e.variables(sums, SCORE_ROWS * panels)
-        row_at = [e.at(rows, e.b.mul(row_bytes, I64(r))) for r in range(SCORE_ROWS)]
-        with cgutils.for_range_slice(e.b, I64(0), pairs, I64(1)) as (i, _):
-            column = e.at(queries, e.b.mul(i, pair_bytes))
-            e.prefetch(e.at(following, e.b.mul(i, I64(4 * SCORE_ROWS))))
-            y = [e.load(pair_kind, e.at(column, p * lanes * 4), 4) for p in range(panels)]
-            for r in range(SCORE_ROWS):
-                pair = e.load(I32, e.at(row_at[r], e.b.mul(i, I64(4))), 4)
-                x = e.b.bitcast(e.broadcast(pair, lanes), pair_kind)
-                for p in range(panels):
-                    total = totals[r * panels + p]
-                    e.b.store(e.multiply_add(e.b.load(total), x, y[p]), total)
         scale = [e.load(floats, e.at(query_scales, p * lanes * 4), 4) for p in range(panels)]
-        for r in range(SCORE_ROWS):
-            row_scale = e.broadcast(e.load(F32, e.at(row_scales, 4 * r), 4), lanes)
-            for p in range(panels):
-                place = e.at(e.at(scores, e.b.mul(score_bytes, I64(r))), p * lanes * 4)
-                product = e.b.fmul(e.b.sitofp(e.b.load(totals[r * panels + p]), floats), row_scale)
-                e.store(e.fma(e.load(floats, place, 4), product, scale[p]), place, 4)
+        for first in range(0, SCORE_ROWS, taken):
+            totals = e.variables(sums, taken * panels)
+            row_at = [e.at(rows, e.b.mul(row_bytes, I64(first + r))) for r in range(taken)]
+            with cgutils.for_range_slice(e.b, I64(0), pairs, I64(1)) as (i, _):
+                column = e.at(queries, e.b.mul(i, pair_bytes))
+                if first == 0:
+                    e.prefetch(e.at(following, e.b.mul(i, I64(4 * SCORE_ROWS))))
+                y = [e.load(pair_kind, e.at(column, p * lanes * 4), 4) for p in range(panels)]
+                for r in range(taken):
+                    pair = e.load(I32, e.at(row_at[r], e.b.mul(i, I64(4))), 4)
+                    x = e.b.bitcast(e.broadcast(pair, lanes), pair_kind)
+                    for p in range(panels):
+                        total = totals[r * panels + p]
+                        e.b.store(e.multiply_add(e.b.load(total), x, y[p]), total)
+            for r in range(taken):
+                row_scale = e.broadcast(e.load(F32, e.at(row_scales, 4 * (first + r)), 4), lanes)
+                for p in range(panels):
+                    place = e.at(e.at(scores, e.b.mul(score_bytes, I64(first + r))), p * lanes * 4)
+                    product = e.b.fmul(e.b.sitofp(e.b.load(totals[r * panels + p]), floats), row_scale)
+                    e.store(e.fma(e.load(floats, place, 4), product, scale[p]), place, 4)
 
     return returning_nothing(emit, 10, f"fixed_score_{panels}_{lanes}")
 

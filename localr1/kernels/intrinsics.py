@@ -21,9 +21,9 @@ PREFETCH_AHEAD_BYTES = 0 if BITS == 512 else 1024
 loses a fifth (into the second it gains: `byte_products`)."""
 
 
-PAIRED_FROM = 3
-"""Activation rows from which two weight rows are taken at once, so that each activation is loaded half as often."""
-
+PAIRED_FROM, PAIRED_TO = 3, 8 if BITS == 512 else 6
+"""Activation rows for which two weight rows are taken at once, so that each activation is loaded half as often; the
+sums of more do not find room in 16 registers."""
 
 SHORT_ROW = 512
 """Weights of a row up to which QUAD rows are taken at once for up to QUAD activation rows: a row is over too soon to
@@ -39,7 +39,7 @@ def make_dot(rows: int, taken: int) -> Any:
     Activations lie as [chunk][row][CHUNK] int16; `rows` floats are written for each weight row, `sum_stride` bytes
     apart.
     """
-    unroll = {1: 4, 2: 4, 3: 2, 4: 2}.get(rows, 1) if taken < QUAD else 1
+    unroll = ({1: 4, 2: 4, 3: 2, 4: 2} if BITS == 512 else {1: 4, 2: 4, 3: 2}).get(rows, 1) if taken < QUAD else 1
     int_kind, float_kind = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
     cells = [(w, r) for w in range(taken) for r in range(rows)]
 
@@ -224,7 +224,7 @@ def transposed(e: Emitter, rows: list[Any]) -> list[Any]:
 
 
 dot_1, dot_2, dot_3, dot_4 = make_dot(1, 1), make_dot(2, 1), make_dot(3, 2), make_dot(4, 2)
-dot_5, dot_6, dot_7, dot_8 = make_dot(5, 2), make_dot(6, 2), make_dot(7, 2), make_dot(8, 2)
+dot_5, dot_6, dot_7, dot_8 = make_dot(5, 2), make_dot(6, 2), make_dot(7, PAIRED_TO // 4), make_dot(8, PAIRED_TO // 4)
 quad_1, quad_2, quad_3, quad_4 = make_dot(1, QUAD), make_dot(2, QUAD), make_dot(3, QUAD), make_dot(4, QUAD)
 read_kilobytes = returning_nothing(emit_read, 3, "read_kilobytes")
 widen_chunks = returning_nothing(emit_widen, 3, "widen_chunks")
