@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
-from localr1.kernels.features import BITS, CHUNK, LANES
+from localr1.kernels.features import BITS, CHUNK, LANES, SUMS
 
 VALUE_PANELS = 4 if BITS == 512 else 2
 SCORE_ROWS = 8
@@ -31,8 +31,8 @@ ROUND = float(3 << 22)
 
 
 def rows_at_once(rows: int, panels: int) -> int:
-    """Of a tile so many rows that their sums, with what is added, find room in 32 registers, or in 16."""
-    return rows if BITS == 512 or rows * panels <= 12 else rows // 2
+    """Rows of a tile whose sums find room in registers."""
+    return rows if rows * panels <= SUMS else rows // 2
 
 
 def load_bf16(e: Emitter, address: Any, lanes: int) -> Any:

@@ -34,3 +34,6 @@ LANES = max(BITS, 128) // 32
 
 CHUNK = 2 * LANES
 """int16 numbers in a vector: the unit of a packed activation row."""
+
+SUMS = 16 if BITS == 512 else 12
+"""Vectors of sums that a loop over weight or cache rows keeps at most: of 16 registers, some hold what it adds."""

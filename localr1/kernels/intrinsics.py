@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
-from localr1.kernels.features import BITS, CHUNK, LANES
+from localr1.kernels.features import BITS, CHUNK, LANES, SUMS
 
 MAX_STEPS = 256
 MAX_ACTIVATION = 32767
@@ -21,9 +21,8 @@ PREFETCH_AHEAD_BYTES = 0 if BITS == 512 else 1024
 loses a fifth (into the second it gains: `byte_products`)."""
 
 
-PAIRED_FROM, PAIRED_TO = 3, 8 if BITS == 512 else 6
-"""Activation rows for which two weight rows are taken at once, so that each activation is loaded half as often; the
-sums of more do not find room in 16 registers."""
+PAIRED_FROM, PAIRED_TO = 3, SUMS // 2
+"""Activation rows for which two weight rows are taken at once, so that each activation is loaded half as often."""
 
 SHORT_ROW = 512
 """Weights of a row up to which QUAD rows are taken at once for up to QUAD activation rows: a row is over too soon to
@@ -39,9 +38,9 @@ def make_dot(rows: int, taken: int) -> Any:
     Activations lie as [chunk][row][CHUNK] int16; `rows` floats are written for each weight row, `sum_stride` bytes
     apart.
     """
-    unroll = ({1: 4, 2: 4, 3: 2, 4: 2} if BITS == 512 else {1: 4, 2: 4, 3: 2}).get(rows, 1) if taken < QUAD else 1
     int_kind, float_kind = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
     cells = [(w, r) for w in range(taken) for r in range(rows)]
+    unroll = 1 if taken == QUAD else max(u for u in (1, 2, 4) if u == 1 or u * len(cells) <= SUMS)
 
     def step(e: Emitter, totals: dict[Any, Any], at: list[Any], activation: Any, u: int) -> None:
         wide = []
@@ -223,8 +222,9 @@ def transposed(e: Emitter, rows: list[Any]) -> list[Any]:
     return rows
 
 
-dot_1, dot_2, dot_3, dot_4 = make_dot(1, 1), make_dot(2, 1), make_dot(3, 2), make_dot(4, 2)
-dot_5, dot_6, dot_7, dot_8 = make_dot(5, 2), make_dot(6, 2), make_dot(7, PAIRED_TO // 4), make_dot(8, PAIRED_TO // 4)
+dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8 = (
+    make_dot(n, 2 if PAIRED_FROM <= n <= PAIRED_TO else 1) for n in range(1, 9)
+)
 quad_1, quad_2, quad_3, quad_4 = make_dot(1, QUAD), make_dot(2, QUAD), make_dot(3, QUAD), make_dot(4, QUAD)
 read_kilobytes = returning_nothing(emit_read, 3, "read_kilobytes")
 widen_chunks = returning_nothing(emit_widen, 3, "widen_chunks")

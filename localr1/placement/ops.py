@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from localr1.kernels import cpu
-from localr1.kernels.features import BYTE_PRODUCTS
+from localr1.kernels.features import BITS, BYTE_PRODUCTS
 from localr1.model.linear import Position
 
 KERNEL_VALUES = 1 << 15
 """A norm of at most this many values is done by one thread, without torch's overhead; more are worth sharing out."""
 
-FIXED_POINT_RATE = 2.5
-"""See `Ops.latent_rate`: measured with 16 to 512 rows after 0 to 4,096 tokens, with AVX-512 and two threads."""
+FIXED_POINT_RATE = 2.5 if BITS == 512 else 1.9
+"""See `Ops.latent_rate`: measured with 16 to 512 rows after 0 to 4,096 tokens (16,384 where vectors have 256 bits) and
+two threads."""
 
 BYTE_RATE = 3.5
 """The same for int8 rows where bytes are multiplied: measured with 256 rows after 256 to 8,000 tokens."""
