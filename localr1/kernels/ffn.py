@@ -5,7 +5,7 @@ blocks of feed-forward rows; pack the middle again; down, where a thread owns a 
 so that no two threads add to the same number and the result does not depend on timing. Each group's weights are read
 once. Few tokens' rows every thread packs for itself: that takes less time than waiting for others to do it.
 
-Memory of a call: (T * K) * (2 D + 6 F) bytes and, a thread, about 16 * SUM_STRIDE * (rows of the busiest expert); of
+Memory of a call: (T * K) * (2 D + 6 F) bytes and, a thread, about 16 * ROW_BLOCK * (rows of the busiest expert); of
 few tokens, (T * K) * 4 F bytes and, a thread, (T * K) * 2 (D + F).
 """
 
@@ -24,7 +24,7 @@ from localr1.kernels.arena import (
 )
 from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_routes, group_pairs
 from localr1.kernels.jit import address_of, compiled, exp, floats_at, stay_out_of_line, used
-from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
+from localr1.kernels.matmul import make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import FEW, few_size, pack, pack_few, packed_size
 from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take, threads_of
 
@@ -101,18 +101,18 @@ def within_groups(block, F, most):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def gate_and_up_rows(g, f, rows, routes, D, x, middle, gate, up, scratch):  # type: ignore[no-untyped-def]
+def gate_and_up_rows(g, f, rows, block, routes, D, x, middle, gate, up, scratch):  # type: ignore[no-untyped-def]
     """Of group g, the feed-forward rows f .. f + rows of the middle."""
     _, _, _, first_G, weights_at_G, scb_at_G, ff_G, middle_P = routes
     packed, start_G, scale_P = x
     F, first, n = ff_G[g], first_G[g], first_G[g + 1] - first_G[g]
-    multiply(weights_at_G[g] + f * D, rows, D, packed[start_G[g] :], n, gate, scratch)
-    multiply(weights_at_G[g] + (F + f) * D, rows, D, packed[start_G[g] :], n, up, scratch)
+    multiply(weights_at_G[g] + f * D, rows, D, packed[start_G[g] :], n, gate, block, scratch)
+    multiply(weights_at_G[g] + (F + f) * D, rows, D, packed[start_G[g] :], n, up, block, scratch)
     scb = floats_at(scb_at_G[g], 2 * F)
     gate_scb, up_scb = scb[f : f + rows], scb[F + f : F + f + rows]
     for i in range(n):
         scale = scale_P[first + i] / 127.0
-        a, b = gate[i * SUM_STRIDE : i * SUM_STRIDE + rows], up[i * SUM_STRIDE : i * SUM_STRIDE + rows]
+        a, b = gate[i * block : i * block + rows], up[i * block : i * block + rows]
         out = middle[middle_P[first + i] + f : middle_P[first + i] + f + rows]
         for r in range(rows):
             gated = np.float32(a[r] * (scale * gate_scb[r]))
@@ -126,7 +126,7 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
     count, ff_G = routes[0], routes[6]
     most = count[BUSIEST]
     block = within_groups(task_rows(most, count[FF_ROWS], threads_of(crew)), ff_G[0], most)
-    gate, up = np.empty(sums_size(most), np.float32), np.empty(sums_size(most), np.float32)
+    gate, up = np.empty(sums_size(most, block), np.float32), np.empty(sums_size(most, block), np.float32)
     scratch = make_scratch(most)
     tasks, done = (count[FF_ROWS] + block - 1) // block, 0
     task = take(crew, phase, tasks)
@@ -137,7 +137,7 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
                 g, f = g + 1, f - ff_G[g]
                 continue
             rows = min(left, ff_G[g] - f)
-            gate_and_up_rows(g, f, rows, routes, D, x, middle, gate, up, scratch)
+            gate_and_up_rows(g, f, rows, block, routes, D, x, middle, gate, up, scratch)
             f, left = f + rows, left - rows
         task, done = take(crew, phase, tasks), done + 1
     finish(crew, phase, done)
@@ -165,7 +165,7 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
     D = out_TD.shape[1]
     most = count[BUSIEST]
     block = task_rows(most, D, threads_of(crew))
-    sums = np.empty(sums_size(most), np.float32)
+    sums = np.empty(sums_size(most, block), np.float32)
     scratch = make_scratch(most)
     tasks, done = (D + block - 1) // block, 0
     task = take(crew, phase, tasks)
@@ -176,11 +176,11 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
             out_TD[:, d : d + rows] = 0
         for g in range(count[GROUPS]):
             first, n, F = first_G[g], first_G[g + 1] - first_G[g], ff_G[g]
-            multiply(weights_at_G[g] + (2 * D + d) * F, rows, F, packed[start_G[g] :], n, sums, scratch)
+            multiply(weights_at_G[g] + (2 * D + d) * F, rows, F, packed[start_G[g] :], n, sums, block, scratch)
             scb = floats_at(scb_at_G[g] + 4 * (2 * F + d), rows)
             for i in range(n):
                 scale = weight_P[first + i] * scale_P[first + i] / 127.0
-                out, mine = out_TD[token_P[first + i], d : d + rows], sums[i * SUM_STRIDE : i * SUM_STRIDE + rows]
+                out, mine = out_TD[token_P[first + i], d : d + rows], sums[i * block : i * block + rows]
                 for r in range(rows):
                     out[r] += np.float32(mine[r] * (scale * scb[r]))
         task, done = take(crew, phase, tasks), done + 1

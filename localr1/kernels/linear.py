@@ -7,7 +7,7 @@ import numpy as np
 
 from localr1.kernels.arena import LINE_BYTES, doubles_at, int16s_at, int64s_at, line_start, rows_at
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
-from localr1.kernels.matmul import SUM_STRIDE, make_scratch, multiply, sums_size, task_rows
+from localr1.kernels.matmul import make_scratch, multiply, sums_size, task_rows
 from localr1.kernels.packing import pack, packed_size
 from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take, threads_of
 
@@ -26,18 +26,18 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: i
     T, rows_in_all = out_TO.shape
     weights_at, scb_at, bias_at = matrix
     block = task_rows(T, rows_in_all, threads_of(crew))
-    sums = np.empty(sums_size(T), np.float32)
+    sums = np.empty(sums_size(T, block), np.float32)
     scratch = make_scratch(T)
     tasks, done = (rows_in_all + block - 1) // block, 0
     task = take(crew, phase, tasks)
     while task < tasks:
         first = task * block
         rows = min(block, rows_in_all - first)
-        multiply(weights_at + first * K, rows, K, packed, T, sums, scratch)
+        multiply(weights_at + first * K, rows, K, packed, T, sums, block, scratch)
         scb = floats_at(scb_at + 4 * first, rows)
         for t in range(T):
             scale = scale_T[t] / 127.0
-            out, mine = out_TO[t, first : first + rows], sums[t * SUM_STRIDE : t * SUM_STRIDE + rows]
+            out, mine = out_TO[t, first : first + rows], sums[t * block : t * block + rows]
             if keep:
                 for r in range(rows):
                     out[r] += np.float32(mine[r] * (scale * scb[r]))

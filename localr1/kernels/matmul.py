@@ -3,7 +3,8 @@
 Owns the choice between the two integer loops: up to FEW rows share one streaming pass over each weight row; more go
 through register tiles, for which the weights are widened once a block. It knows nothing of what the rows mean.
 
-Sums lie token by token: `sums[i * SUM_STRIDE + r]` is weight row r times activation row i.
+Sums lie token by token: `sums[i * block + r]` is weight row r times activation row i, where a task has up to `block`
+weight rows.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ from localr1.kernels.packing import FEW, padded, part_steps
 ROW_BLOCK = 4 * TILE_ROWS
 """Weight rows of one task where the rows go through tiles."""
 
-SUM_STRIDE = 128
+TASK_ROWS = 512
 """Weight rows of one task at most; a long task keeps the memory's stream unbroken."""
 
 DEPTH = 2 * MAX_STEPS
@@ -37,19 +38,19 @@ tile_1, tile_2, tile_3 = intrinsics.tile_1, intrinsics.tile_2, intrinsics.tile_3
 
 
 @compiled(inline=True)
-def sums_size(n):  # type: ignore[no-untyped-def]
-    """Floats that the sums of n activation rows take."""
-    return (n + LANES - 1) // LANES * LANES * SUM_STRIDE
+def sums_size(n, block):  # type: ignore[no-untyped-def]
+    """Floats that the sums of n activation rows take, for tasks of up to `block` weight rows."""
+    return (n + LANES - 1) // LANES * LANES * block
 
 
 @compiled(inline=True)
 def task_rows(n, rows_in_all, threads):  # type: ignore[no-untyped-def]
     """Weight rows of a task for n activation rows: enough tasks for every thread to take several."""
-    return ROW_BLOCK if n > FEW else max(16, min(SUM_STRIDE, rows_in_all // (4 * threads) // 2 * 2))
+    return ROW_BLOCK if n > FEW else max(16, min(TASK_ROWS, rows_in_all // (4 * threads) // 2 * 2))
 
 
 @compiled(inline=True)
-def multiply_short(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
+def multiply_short(q, rows, K, packed, n, sums, block):  # type: ignore[no-untyped-def]
     """QUAD rows at a time, of whole chunks each; how many rows were done."""
     dots = np.empty((QUAD, LANES), np.float32)
     packed_at, dots_at, chunks = address_of(packed), address_of(dots), K // CHUNK
@@ -66,7 +67,7 @@ def multiply_short(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
             quad_4(weights, K, packed_at, chunks, dots_at, LANES * 4)
         for i in range(n):
             for w in range(QUAD):
-                sums[i * SUM_STRIDE + r + w] = dots[w, i]
+                sums[i * block + r + w] = dots[w, i]
     used(dots)
     return quads * QUAD
 
@@ -93,12 +94,12 @@ def dot(n, weights, row_stride, packed, chunks, sums, sum_stride):  # type: igno
 
 
 @compiled(inline=True)
-def multiply_words(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
+def multiply_words(q, rows, K, packed, n, sums, block):  # type: ignore[no-untyped-def]
     """Row by row, or two rows at a time; what is left of a row after whole chunks is copied and padded with zeros."""
     whole = K // CHUNK
     rest = K - whole * CHUNK
     taken = 2 if PAIRED_FROM <= n <= PAIRED_TO else 1
-    done = multiply_short(q, rows, K, packed, n, sums) if n <= QUAD and K <= SHORT_ROW and rest == 0 else 0
+    done = multiply_short(q, rows, K, packed, n, sums, block) if n <= QUAD and K <= SHORT_ROW and rest == 0 else 0
     tails, dots = np.zeros((2, CHUNK), np.int8), np.empty((2, LANES), np.float32)
     packed_at, dots_at = address_of(packed), address_of(dots)
     for part in range((2 if rest else 1) if done < rows else 0):
@@ -114,7 +115,7 @@ def multiply_words(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
             dot(n, weights, stride, x, chunks, dots_at, LANES * 4)
             for w in range(two):
                 for i in range(n):
-                    at = i * SUM_STRIDE + r + w
+                    at = i * block + r + w
                     sums[at] = dots[w, i] + (sums[at] if part else np.float32(0.0))
 
 
@@ -138,16 +139,16 @@ def rows_in_bytes(n, q, row_bytes, length, rows, x, step_bytes, sums, sum_stride
 
 
 @compiled(inline=True)
-def multiply_bytes(q, rows, K, packed, n, sums):  # type: ignore[no-untyped-def]
+def multiply_bytes(q, rows, K, packed, n, sums, block):  # type: ignore[no-untyped-def]
     """As `multiply_words`, of rows packed in bytes: all rows' first parts, then their second."""
     part, turns = part_steps(K, n) * STEP, (n + MOST_ROWS - 1) // MOST_ROWS
     taken = (n + turns - 1) // turns
     for first in range(0, K, part):
         length, x = min(part, K - first), address_of(packed) + 2 * n * (first // part) * (STEP + part)
         for i in range(0, n, taken):
-            turn_x, turn_sums = x + 2 * STEP * i, address_of(sums) + SUM_STRIDE * 4 * i
+            turn_x, turn_sums = x + 2 * STEP * i, address_of(sums) + block * 4 * i
             few = min(taken, n - i)
-            rows_in_bytes(few, q + first, K, length, rows, turn_x, 2 * STEP * n, turn_sums, SUM_STRIDE * 4, first)
+            rows_in_bytes(few, q + first, K, length, rows, turn_x, 2 * STEP * n, turn_sums, block * 4, first)
     used(packed)
     used(sums)
 
@@ -172,7 +173,7 @@ def widen_rows(q, rows, K, begin, depth, wide):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
-def multiply_many(q, rows, K, packed, n, sums, wide, tiles):  # type: ignore[no-untyped-def]
+def multiply_many(q, rows, K, packed, n, sums, block, wide, tiles):  # type: ignore[no-untyped-def]
     panels = (n + LANES - 1) // LANES
     panel_bytes = padded(K) * LANES * 2
     tiles[: panels * ROW_BLOCK * LANES] = 0
@@ -201,23 +202,21 @@ def multiply_many(q, rows, K, packed, n, sums, wide, tiles):  # type: ignore[no-
     for p in range(panels):
         for r in range(0, ROW_BLOCK, LANES):
             source = address_of(tiles) + (p * ROW_BLOCK + r) * LANES * 4
-            place = address_of(sums) + (p * LANES * SUM_STRIDE + r) * 4
-            transpose(source, LANES * 4, place, SUM_STRIDE * 4, LANES)
+            place = address_of(sums) + (p * LANES * block + r) * 4
+            transpose(source, LANES * 4, place, block * 4, LANES)
 
 
 @compiled()
-def multiply(q, rows, K, packed, n, sums, scratch):  # type: ignore[no-untyped-def]
+def multiply(q, rows, K, packed, n, sums, block, scratch):  # type: ignore[no-untyped-def]
     """`rows` int8 rows of K weights that lie at address `q`, times n packed rows, into `sums`.
 
-    `scratch` is from `make_scratch`.
-
-    At most `task_rows` rows.
+    `block` is from `task_rows` for at least n, and rows are no more; `scratch` is from `make_scratch`.
     """
     stay_out_of_line()
     if n <= FEW:
-        multiply_few(q, rows, K, packed, n, sums)
+        multiply_few(q, rows, K, packed, n, sums, block)
     else:
-        multiply_many(q, rows, K, packed, n, sums, scratch[0], scratch[1])
+        multiply_many(q, rows, K, packed, n, sums, block, scratch[0], scratch[1])
 
 
 @compiled(inline=True)
