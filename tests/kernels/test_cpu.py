@@ -123,6 +123,23 @@ def test_linear_of_long_rows(T, D, outputs):
     check_linear(rows(rng, T, D), weights(rng, outputs, D), rng.uniform(0.5, 2.0, outputs).astype(np.float32))
 
 
+@pytest.mark.parametrize("T", [1, 2, 4, 7, 8, 9])
+@pytest.mark.parametrize("outputs", [4001, 9000])
+def test_linear_of_many_rows(T, outputs):
+    """Tasks as long as they may be, and the last one shorter."""
+    rng = np.random.default_rng(outputs + T)
+    check_linear(rows(rng, T, 96), weights(rng, outputs, 96), rng.uniform(0.5, 2.0, outputs).astype(np.float32))
+
+
+@pytest.mark.parametrize("T", [1, 3, 8, 40])
+def test_routed_ffn_of_long_tasks(T):
+    """Groups of few tokens beside one of many, and more rows than a task may have."""
+    x, experts, scb, expert, weight = make_ffn(np.random.default_rng(T), T, 1100, 1301, 5, 2)
+    expert[:, 0] = 0
+    expert[expert[:, 1] == 0, 1] = 1
+    check_ffn(x, experts, scb, expert, weight)
+
+
 @pytest.mark.parametrize("T", [1, 4, 20])
 def test_linear_with_one_huge_outlier_keeps_the_error_small_against_the_row(T):
     rng = np.random.default_rng(6)
