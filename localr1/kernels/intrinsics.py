@@ -21,8 +21,9 @@ PREFETCH_AHEAD_BYTES = 0 if BITS == 512 else 1024
 loses a fifth (into the second it gains: `byte_products`)."""
 
 
-PAIRED_FROM, PAIRED_TO = 3, SUMS // 2
-"""Activation rows for which two weight rows are taken at once, so that each activation is loaded half as often."""
+WEIGHT_ROWS = tuple(2 if 3 <= rows <= SUMS // 2 else 1 for rows in range(9))
+"""How many weight rows are taken at once for so many activation rows: with two, each activation is loaded half as
+often."""
 
 SHORT_ROW = 512
 """Weights of a row up to which QUAD rows are taken at once for up to QUAD activation rows: a row is over too soon to
@@ -222,9 +223,7 @@ def transposed(e: Emitter, rows: list[Any]) -> list[Any]:
     return rows
 
 
-dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8 = (
-    make_dot(n, 2 if PAIRED_FROM <= n <= PAIRED_TO else 1) for n in range(1, 9)
-)
+dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8 = (make_dot(rows, WEIGHT_ROWS[rows]) for rows in range(1, 9))
 quad_1, quad_2, quad_3, quad_4 = make_dot(1, QUAD), make_dot(2, QUAD), make_dot(3, QUAD), make_dot(4, QUAD)
 read_kilobytes = returning_nothing(emit_read, 3, "read_kilobytes")
 widen_chunks = returning_nothing(emit_widen, 3, "widen_chunks")

@@ -12,7 +12,7 @@ import numpy as np
 from localr1.kernels import byte_products, intrinsics
 from localr1.kernels.byte_products import LONG_ROW, MOST_ROWS, STEP
 from localr1.kernels.features import BYTE_PRODUCTS, CHUNK, LANES
-from localr1.kernels.intrinsics import MAX_STEPS, PAIRED_FROM, PAIRED_TO, QUAD, SHORT_ROW, TILE_PANELS, TILE_ROWS
+from localr1.kernels.intrinsics import MAX_STEPS, QUAD, SHORT_ROW, TILE_PANELS, TILE_ROWS, WEIGHT_ROWS
 from localr1.kernels.jit import address_of, compiled, int8_at, stay_out_of_line, used
 from localr1.kernels.packing import FEW, padded, part_steps
 
@@ -74,7 +74,7 @@ def multiply_short(q, rows, K, packed, n, sums, block):  # type: ignore[no-untyp
 
 @compiled(inline=True)
 def dot(n, weights, row_stride, packed, chunks, sums, sum_stride):  # type: ignore[no-untyped-def]
-    """One weight row, or two from PAIRED_FROM to PAIRED_TO, times n packed rows; see `intrinsics.make_dot`."""
+    """WEIGHT_ROWS of n weight rows times n packed rows; all but n as `intrinsics.make_dot` says."""
     if n == 1:
         dot_1(weights, row_stride, packed, chunks, sums, sum_stride)
     elif n == 2:
@@ -98,7 +98,7 @@ def multiply_words(q, rows, K, packed, n, sums, block):  # type: ignore[no-untyp
     """Row by row, or two rows at a time; what is left of a row after whole chunks is copied and padded with zeros."""
     whole = K // CHUNK
     rest = K - whole * CHUNK
-    taken = 2 if PAIRED_FROM <= n <= PAIRED_TO else 1
+    taken = WEIGHT_ROWS[n]
     done = multiply_short(q, rows, K, packed, n, sums, block) if n <= QUAD and K <= SHORT_ROW and rest == 0 else 0
     tails, dots = np.zeros((2, CHUNK), np.int8), np.empty((2, LANES), np.float32)
     packed_at, dots_at = address_of(packed), address_of(dots)
