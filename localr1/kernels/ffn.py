@@ -24,9 +24,9 @@ from localr1.kernels.arena import (
 )
 from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_routes, group_pairs
 from localr1.kernels.jit import address_of, compiled, exp, floats_at, stay_out_of_line, used
-from localr1.kernels.matmul import make_scratch, multiply, sums_size, task_rows
+from localr1.kernels.matmul import make_scratch, multiply, sums_size, task_rows, tasks_at_once
 from localr1.kernels.packing import FEW, few_size, pack, pack_few, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take, threads_of
+from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take, take_several, threads_of
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
@@ -89,17 +89,6 @@ def pack_groups(x_at, D, routes, x, crew, phase):  # type: ignore[no-untyped-def
     settle(crew, phase, groups)
 
 
-@compiled(inline=True)
-def within_groups(block, F, most):  # type: ignore[no-untyped-def]
-    """About so many rows that a task of few tokens is parts of one group of F rows, or whole groups."""
-    if most > FEW:
-        return block
-    if block >= F:
-        return block // F * F
-    parts = (F + block - 1) // block
-    return (F + parts - 1) // parts
-
-
 @compiled()
 def gate_and_up_rows(g, f, rows, block, routes, D, x, middle, gate, up, scratch):  # type: ignore[no-untyped-def]
     """Of group g, the feed-forward rows f .. f + rows of the middle."""
@@ -125,13 +114,14 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
     stay_out_of_line()
     count, ff_G = routes[0], routes[6]
     most = count[BUSIEST]
-    block = within_groups(task_rows(most, count[FF_ROWS], threads_of(crew)), ff_G[0], most)
+    each, at_once = task_rows(most, count[FF_ROWS], threads_of(crew)), tasks_at_once(most)
+    block = each * at_once
     gate, up = np.empty(sums_size(most, block), np.float32), np.empty(sums_size(most, block), np.float32)
     scratch = make_scratch(most)
-    tasks, done = (count[FF_ROWS] + block - 1) // block, 0
-    task = take(crew, phase, tasks)
-    while task < tasks:
-        g, f, left = 0, task * block, min(block, count[FF_ROWS] - task * block)
+    tasks, done = (count[FF_ROWS] + each - 1) // each, 0
+    task, taken = take_several(crew, phase, tasks, at_once)
+    while taken:
+        g, f, left = 0, task * each, min(taken * each, count[FF_ROWS] - task * each)
         while left > 0:
             if f >= ff_G[g]:
                 g, f = g + 1, f - ff_G[g]
@@ -139,7 +129,8 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
             rows = min(left, ff_G[g] - f)
             gate_and_up_rows(g, f, rows, block, routes, D, x, middle, gate, up, scratch)
             f, left = f + rows, left - rows
-        task, done = take(crew, phase, tasks), done + 1
+        done += taken
+        task, taken = take_several(crew, phase, tasks, at_once)
     finish(crew, phase, done)
     settle(crew, phase, tasks)
 
@@ -164,14 +155,15 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
     packed, start_G, scale_P = packed_middle
     D = out_TD.shape[1]
     most = count[BUSIEST]
-    block = task_rows(most, D, threads_of(crew))
+    each, at_once = task_rows(most, D, threads_of(crew)), tasks_at_once(most)
+    block = each * at_once
     sums = np.empty(sums_size(most, block), np.float32)
     scratch = make_scratch(most)
-    tasks, done = (D + block - 1) // block, 0
-    task = take(crew, phase, tasks)
-    while task < tasks:
-        d = task * block
-        rows = min(block, D - d)
+    tasks, done = (D + each - 1) // each, 0
+    task, taken = take_several(crew, phase, tasks, at_once)
+    while taken:
+        d = task * each
+        rows = min(taken * each, D - d)
         if not keep:
             out_TD[:, d : d + rows] = 0
         for g in range(count[GROUPS]):
@@ -183,7 +175,8 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
                 out, mine = out_TD[token_P[first + i], d : d + rows], sums[i * block : i * block + rows]
                 for r in range(rows):
                     out[r] += np.float32(mine[r] * (scale * scb[r]))
-        task, done = take(crew, phase, tasks), done + 1
+        done += taken
+        task, taken = take_several(crew, phase, tasks, at_once)
     finish(crew, phase, done)
     settle(crew, phase, tasks)
 

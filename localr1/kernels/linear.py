@@ -1,15 +1,15 @@
 """int8-weight linear with integer products.
 
-Owns the split of the output rows over threads: each takes the next block of rows until none is left.
+Owns the split of the output rows over threads: each takes the next rows until none is left.
 """
 
 import numpy as np
 
 from localr1.kernels.arena import LINE_BYTES, doubles_at, int16s_at, int64s_at, line_start, rows_at
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
-from localr1.kernels.matmul import make_scratch, multiply, sums_size, task_rows
+from localr1.kernels.matmul import make_scratch, multiply, sums_size, task_rows, tasks_at_once
 from localr1.kernels.packing import pack, packed_size
-from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take, threads_of
+from localr1.kernels.team import TEAM_NUMBERS, crew_of, finish, launch, settle, take_several, threads_of
 
 SMALL_WORK = 1 << 18
 """Weights times rows below which waking the other threads costs more than it saves."""
@@ -25,14 +25,15 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: i
     stay_out_of_line()
     T, rows_in_all = out_TO.shape
     weights_at, scb_at, bias_at = matrix
-    block = task_rows(T, rows_in_all, threads_of(crew))
+    each, at_once = task_rows(T, rows_in_all, threads_of(crew)), tasks_at_once(T)
+    block = each * at_once
     sums = np.empty(sums_size(T, block), np.float32)
     scratch = make_scratch(T)
-    tasks, done = (rows_in_all + block - 1) // block, 0
-    task = take(crew, phase, tasks)
-    while task < tasks:
-        first = task * block
-        rows = min(block, rows_in_all - first)
+    tasks, done = (rows_in_all + each - 1) // each, 0
+    task, taken = take_several(crew, phase, tasks, at_once)
+    while taken:
+        first = task * each
+        rows = min(taken * each, rows_in_all - first)
         multiply(weights_at + first * K, rows, K, packed, T, sums, block, scratch)
         scb = floats_at(scb_at + 4 * first, rows)
         for t in range(T):
@@ -48,7 +49,8 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: i
                 bias = floats_at(bias_at + 4 * first, rows)
                 for r in range(rows):
                     out[r] += bias[r]
-        task, done = take(crew, phase, tasks), done + 1
+        done += taken
+        task, taken = take_several(crew, phase, tasks, at_once)
     finish(crew, phase, done)
     return tasks
 

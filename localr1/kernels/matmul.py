@@ -3,7 +3,7 @@
 Owns the choice between the two integer loops: up to FEW rows share one streaming pass over each weight row; more go
 through register tiles, for which the weights are widened once a block. It knows nothing of what the rows mean.
 
-Sums lie token by token: `sums[i * block + r]` is weight row r times activation row i, where a task has up to `block`
+Sums lie token by token: `sums[i * block + r]` is weight row r times activation row i, where there are up to `block`
 weight rows.
 """
 
@@ -17,10 +17,13 @@ from localr1.kernels.jit import address_of, compiled, int8_at, stay_out_of_line,
 from localr1.kernels.packing import FEW, padded, part_steps
 
 ROW_BLOCK = 4 * TILE_ROWS
-"""Weight rows of one task where the rows go through tiles."""
+"""Weight rows of one task where activation rows go through tiles."""
 
-TASK_ROWS = 512
-"""Weight rows of one task at most; a long task keeps the memory's stream unbroken."""
+TASK_ROWS = 64
+"""Weight rows of one task at most where they do not."""
+
+TASKS_AT_ONCE = 8
+"""So many of these at a time keep a thread's stream from memory unbroken; towards a phase's end there are fewer."""
 
 DEPTH = 2 * MAX_STEPS
 """Weights of a row that are widened at a time."""
@@ -39,14 +42,20 @@ tile_1, tile_2, tile_3 = intrinsics.tile_1, intrinsics.tile_2, intrinsics.tile_3
 
 @compiled(inline=True)
 def sums_size(n, block):  # type: ignore[no-untyped-def]
-    """Floats that the sums of n activation rows take, for tasks of up to `block` weight rows."""
+    """Floats that the sums of n activation rows take, for up to `block` weight rows."""
     return (n + LANES - 1) // LANES * LANES * block
 
 
 @compiled(inline=True)
 def task_rows(n, rows_in_all, threads):  # type: ignore[no-untyped-def]
-    """Weight rows of a task for n activation rows: enough tasks for every thread to take several."""
-    return ROW_BLOCK if n > FEW else max(16, min(TASK_ROWS, rows_in_all // (4 * threads) // 2 * 2))
+    """Weight rows of a task for n activation rows, so many that every thread takes several times."""
+    return ROW_BLOCK if n > FEW else max(32, min(TASK_ROWS, rows_in_all // (4 * TASKS_AT_ONCE * threads) // 2 * 2))
+
+
+@compiled(inline=True)
+def tasks_at_once(n):  # type: ignore[no-untyped-def]
+    """How many tasks a thread may take at a time, for n activation rows."""
+    return 1 if n > FEW else TASKS_AT_ONCE
 
 
 @compiled(inline=True)
@@ -210,7 +219,8 @@ def multiply_many(q, rows, K, packed, n, sums, block, wide, tiles):  # type: ign
 def multiply(q, rows, K, packed, n, sums, block, scratch):  # type: ignore[no-untyped-def]
     """`rows` int8 rows of K weights that lie at address `q`, times n packed rows, into `sums`.
 
-    `block` is from `task_rows` for at least n, and rows are no more; `scratch` is from `make_scratch`.
+    `block` is what `task_rows` and `tasks_at_once` allow for at least n, and rows are no more; `scratch` is from
+    `make_scratch`.
     """
     stay_out_of_line()
     if n <= FEW:

@@ -2,7 +2,8 @@
 
 Owns the sharing out of a phase's tasks and the waiting for its end. A phase's tasks lie in runs, one for each thread,
 which takes those of its own run from the front, then what is left of others' from their ends (`take`): so a thread
-reads memory in one stream, and none is idle while there is work. It tells how many it has done (`finish`), and waits
+reads memory in one stream, and none is idle while there is work. Of small tasks it takes several at once, and fewer
+towards the end, so that all threads end together (`take_several`). It tells how many it has done (`finish`), and waits
 until all are done (`settle`). It waits only for tasks that a running thread has taken, so a team of which some threads
 never come, or come late, still gets to the end. Waiting spins, since phases take microseconds; after a while it sleeps
 in short naps, for the thread it waits for may be in need of this very core.
@@ -118,34 +119,49 @@ def come(crew, phase):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
-def take_from(crew, phase, tasks, run, side):  # type: ignore[no-untyped-def]
-    """The next task of a run, from its front or its end; `tasks` when none is left there."""
+def take_from(crew, phase, tasks, run, side, most):  # type: ignore[no-untyped-def]
+    """The next tasks of a run, from its front or its end: the first one's number, and how many, which is 0 when none is
+    left. At most half of what is left and `most`, but one at least."""
     share = ((tasks << SHARE_BITS) + crew[2] - 1) // crew[2]  # rounded up, so that the last run ends with the tasks
     first, end = run * share >> SHARE_BITS, (run + 1) * share >> SHARE_BITS
-    taken = fetch_and_add(crew[0] + PHASE * phase + RUNS + LINE_BYTES * run, side)
+    at, wanted = crew[0] + PHASE * phase + RUNS + LINE_BYTES * run, 1
+    if most > 1:
+        seen = fetch(at)
+        wanted = max(1, min(most, (end - first - (seen & (END - 1)) - (seen >> 32)) // 2))
+    taken = fetch_and_add(at, wanted * side)
     from_front, from_end = taken & (END - 1), taken >> 32
-    task = first + from_front if side == FRONT else end - 1 - from_end
-    return task if from_front + from_end < end - first else tasks
+    count = max(0, min(wanted, end - first - from_front - from_end))  # others may have taken some since then
+    return first + from_front if side == FRONT else end - from_end - count, count
 
 
 @compiled()
-def take_of_others(crew, phase, tasks):  # type: ignore[no-untyped-def]
-    """The next task of another's run; `tasks` when none is left."""
+def take_of_others(crew, phase, tasks, most):  # type: ignore[no-untyped-def]
+    """The next tasks of another's run, as `take_from` says."""
     stay_out_of_line()
-    task, run, runs = tasks, crew[1], crew[2]
+    task, count, run, runs = tasks, 0, crew[1], crew[2]
     for _ in range(runs - 1):
         run = run + 1 if run + 1 < runs else 0
-        task = take_from(crew, phase, tasks, run, END)
-        if task < tasks:
+        task, count = take_from(crew, phase, tasks, run, END, most)
+        if count:
             break
-    return task
+    return task, count
+
+
+@compiled(inline=True)
+def take_several(crew, phase, tasks, most):  # type: ignore[no-untyped-def]
+    """The next tasks of a phase for this thread, at most `most` and fewer towards the end: the first one's number, and
+    how many; 0 when none is left."""
+    task, count = take_from(crew, phase, tasks, crew[1], FRONT, most)
+    if count == 0:
+        task, count = take_of_others(crew, phase, tasks, most)
+    return task, count
 
 
 @compiled(inline=True)
 def take(crew, phase, tasks):  # type: ignore[no-untyped-def]
     """The number of the next task of a phase for this thread; `tasks` when none is left."""
-    task = take_from(crew, phase, tasks, crew[1], FRONT)
-    return task if task < tasks else take_of_others(crew, phase, tasks)
+    task, count = take_several(crew, phase, tasks, 1)
+    return task if count else tasks
 
 
 @compiled(inline=True)
