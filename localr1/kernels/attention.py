@@ -113,10 +113,16 @@ def merge(g, q, highest_NGP, total_NGP, sum_NGQV, out_V):  # type: ignore[no-unt
 
 
 @compiled(inline=True)
+def run_step(width):  # type: ignore[no-untyped-def]
+    """Runs begin at multiples of so many cache rows, which is two blocks of most ways, and one of bytes."""
+    return 2 * block_rows(width)
+
+
+@compiled(inline=True)
 def runs_of(visible, width, tokens, heads, threads):  # type: ignore[no-untyped-def]
     """Into how many runs `visible` cache rows are cut; for few tokens as for one, which gets what it would alone."""
-    block, P = block_rows(width), padded_queries(heads if tokens <= FEW else tokens * heads)
-    return 1 if visible * width * P < SMALL_WORK else min(threads, (visible + block - 1) // block)
+    step, P = run_step(width), padded_queries(heads if tokens <= FEW else tokens * heads)
+    return 1 if visible * width * P < SMALL_WORK else min(threads, (visible + step - 1) // step)
 
 
 @compiled(inline=True)
@@ -130,9 +136,9 @@ def attend_part(n, words_SW, halves, visible, query_GQk, geometry, place, partia
     """Run n of the cache."""
     highest_NGP, total_NGP, sum_NGQV = partial
     runs = highest_NGP.shape[0]
-    block = block_rows(geometry[3])
-    blocks = (visible + block - 1) // block
-    begin, end = n * blocks // runs * block, min(visible, (n + 1) * blocks // runs * block)
+    step = run_step(geometry[3])
+    steps = (visible + step - 1) // step
+    begin, end = n * steps // runs * step, min(visible, (n + 1) * steps // runs * step)
     G, P = highest_NGP.shape[1:]
     rows, columns = sum_NGQV.shape[2:]
     frame = np.array(

@@ -16,11 +16,11 @@ from localr1.kernels.attention_loops import LARGEST_BF16, SCORE_ROWS, SMALLEST, 
 from localr1.kernels.byte_attention_loops import (
     GROUP,
     SPLIT,
-    byte_rows,
     byte_score_one,
     byte_score_two,
     byte_softmax,
     byte_value,
+    zip_bytes,
 )
 from localr1.kernels.byte_products import STEP
 from localr1.kernels.features import LANES
@@ -37,7 +37,6 @@ from localr1.kernels.jit import (
 )
 from localr1.kernels.latent_attention import (
     BACK,
-    BLOCK,
     HIGHEST,
     LARGEST_FLOAT,
     NEGATIVE_INFINITY,
@@ -51,6 +50,9 @@ from localr1.kernels.latent_attention import (
 )
 from localr1.kernels.latent_attention import SPLIT as KEY_SPLIT
 from localr1.kernels.packing import largest, padded, steps_of
+
+BLOCK = 128
+"""Cache rows between two updates of the sums."""
 
 LARGEST_QUERY = np.float32(127.0)
 LARGEST_WEIGHT = np.float32(254.0)  # half a unit, left by the row before, still rounds to a byte
@@ -105,18 +107,18 @@ def whole_steps(words, row_bytes, rows, C, copy):  # type: ignore[no-untyped-def
 
 
 @compiled(inline=True)
-def byte_scores(rows, row_bytes, query_sP4, start_SP, scale_SP, columns, row_scale, score, following):  # type: ignore[no-untyped-def]
-    """The scores of SCORE_ROWS rows by their latents; rows, scales, scores and `following` are addresses."""
+def byte_scores(rows, row_bytes, query_sP4, start_SP, scale_SP, columns, row_scale, score, following, flips):  # type: ignore[no-untyped-def]
+    """The scores of SCORE_ROWS rows by their latents; all but `columns` and the queries are addresses."""
     splits, P = scale_SP.shape
     p = 0
     while p < columns:
         a, b, c = address_of(query_sP4) + 4 * p, address_of(start_SP) + 4 * p, address_of(scale_SP) + 4 * p
         d = score + 4 * p
         if columns - p > LANES:
-            byte_score_two(rows, row_bytes, a, 4 * P, splits, b, c, row_scale, d, 4 * P, following)
+            byte_score_two(rows, row_bytes, a, 4 * P, splits, b, c, row_scale, d, 4 * P, following, flips)
             p += 2 * LANES
         else:
-            byte_score_one(rows, row_bytes, a, 4 * P, splits, b, c, row_scale, d, 4 * P, following)
+            byte_score_one(rows, row_bytes, a, 4 * P, splits, b, c, row_scale, d, 4 * P, following, flips)
             p += LANES
 
 
@@ -169,7 +171,7 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
     scale_SP = np.empty((splits, P), np.float32)
     key_kP2, key_scale_P = np.empty((keys // 2, P, 2), np.int16), np.empty(P, np.float32)
     byte_queries(query_QW, C, scale, query_sP4, start_SP, scale_SP, key_kP2, key_scale_P)
-    row_RX, key_RK = np.empty((SCORE_ROWS, width), np.int8), np.empty((SCORE_ROWS, keys), np.int16)
+    key_RK, flip = np.empty((SCORE_ROWS, keys), np.int16), np.full(STEP, -128, np.int8)
     scale_2B = np.empty((2, BLOCK), np.float32)
     value_BV4 = np.empty((BLOCK // GROUP, GROUP * width + STEP), np.int8)  # a little longer, for the cache's sets
     score_BP, weight_BP = np.empty((BLOCK, P), np.float32), np.empty((BLOCK // GROUP, P), np.float32)
@@ -182,7 +184,7 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
         rows = min(BLOCK, end - first)
         for r in range(0, rows, SCORE_ROWS):
             words, here = address_of(words_SW) + (first + r) * word_bytes, min(SCORE_ROWS, rows - r)
-            fixed, scores = address_of(row_RX), address_of(score_BP) + 4 * r * P
+            scores = address_of(score_BP) + 4 * r * P
             scales, key_scales = address_of(scale_2B) + 4 * r, address_of(scale_2B) + 4 * (BLOCK + r)
             for i in range(here):
                 scale_2B[0, r + i] = floats_at(words + behind + 2 * R + i * word_bytes, 1)[0]
@@ -190,9 +192,12 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
                 scale_2B[0, r + i], scale_2B[1, r + i] = 0, 0
             source, source_bytes = whole_steps(words, word_bytes, here, C, copy)
             values = address_of(value_BV4) + r // GROUP * value_BV4.shape[1]
-            byte_rows(source, source_bytes, SCORE_ROWS // GROUP, fixed, width, values, value_BV4.shape[1], steps)
+            zip_bytes(source, source_bytes, SCORE_ROWS // GROUP, values, value_BV4.shape[1], steps)
             following = words + SCORE_ROWS * word_bytes
-            byte_scores(fixed, width, query_sP4, start_SP, scale_SP, columns, scales, scores, following)
+            byte_scores(
+                source, source_bytes, query_sP4, start_SP, scale_SP, columns, scales, scores, following,
+                address_of(flip),
+            )  # fmt: skip
             fix_keys(words + behind, word_bytes, here, R, address_of(key_RK), 2 * keys, key_scales, copy)
             fixed_scores(
                 address_of(key_RK), 2 * keys, keys // 2, KEY_SPLIT // 2, address_of(key_kP2), P, columns,
@@ -210,7 +215,7 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
     copy_numbers(state_4P[HIGHEST, :columns], highest_P)
     copy_numbers(state_4P[TOTAL, :columns], total_P)
     used(copy)
-    used(row_RX)
+    used(flip)
     used(key_RK)
     used(query_sP4)
     used(start_SP)

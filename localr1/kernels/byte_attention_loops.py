@@ -22,12 +22,11 @@ SPLIT = 64
 """Numbers of a query that share a scale."""
 
 
-def emit_byte_rows(
-    e: Emitter, rows: Any, row_bytes: Any, groups: Any, place: Any, place_bytes: Any, values: Any, value_bytes: Any,
-    steps: Any,
-) -> None:  # fmt: skip
-    """`byte_rows(rows, row_bytes, groups, place, place_bytes, values, value_bytes, steps)`: `groups` groups of rows of
-    `steps` vectors of int8; each row as unsigned bytes, 128 more, and each group as values [number][row]."""
+def emit_zip_bytes(
+    e: Emitter, rows: Any, row_bytes: Any, groups: Any, values: Any, value_bytes: Any, steps: Any
+) -> None:
+    """`zip_bytes(rows, row_bytes, groups, values, value_bytes, steps)`: `groups` groups of rows of `steps` vectors of
+    int8 as values [number][row], `value_bytes` from group to group."""
     pairs = ir.VectorType(I16, STEP // 2)
 
     def unpack(kind: Any, a: Any, b: Any, half: int) -> Any:
@@ -40,17 +39,10 @@ def emit_byte_rows(
         return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, kind.count), order))
 
     with cgutils.for_range_slice(e.b, I64(0), groups, I64(1)) as (g, _):
-        first = e.b.mul(g, I64(GROUP))
-        source, target = e.at(rows, e.b.mul(first, row_bytes)), e.at(place, e.b.mul(first, place_bytes))
-        group_at = e.at(values, e.b.mul(g, value_bytes))
+        source, group_at = e.at(rows, e.b.mul(e.b.mul(g, I64(GROUP)), row_bytes)), e.at(values, e.b.mul(g, value_bytes))
         with cgutils.for_range_slice(e.b, I64(0), steps, I64(1)) as (i, _):
             at = e.b.mul(i, I64(STEP))
-            four = []
-            for r in range(GROUP):
-                numbers = e.load(BYTES, e.at(e.at(source, e.b.mul(row_bytes, I64(r))), at))
-                unsigned = e.b.xor(numbers, ir.Constant(BYTES, [-128] * STEP))
-                e.store(unsigned, e.at(e.at(target, e.b.mul(place_bytes, I64(r))), at))
-                four.append(numbers)
+            four = [e.load(BYTES, e.at(e.at(source, e.b.mul(row_bytes, I64(r))), at)) for r in range(GROUP)]
             for high in range(2):
                 first_two, last_two = (unpack(BYTES, four[k], four[k + 1], high) for k in (0, 2))
                 for half in range(2):
@@ -60,8 +52,11 @@ def emit_byte_rows(
 
 def make_byte_score(panels: int) -> Any:
     """`byte_score(rows, row_bytes, queries, step_bytes, splits, starts, query_scales, row_scales, scores, score_bytes,
-    next)`: scores = row . query * row_scale * query_scale for SCORE_ROWS rows of unsigned bytes and `panels * LANES`
+    next, flips)`: scores = row . query * row_scale * query_scale for SCORE_ROWS rows of int8 and `panels * LANES`
     queries. Meanwhile as many bytes from `next` on are asked for as the rows take.
+
+    The rows' bytes become unsigned, 128 more, by the vector at `flips`, all of whose bytes are 128. Were that a
+    constant here, LLVM 22 would never end choosing between changing a number before and after it is broadcast.
 
     Queries lie as [step][query][GROUP] int8, `step_bytes` from step to step; of each SPLIT numbers of a query, `starts`
     has what the 128 that were added to the rows' bytes have to lose again, `query_scales` the scale, `step_bytes` from
@@ -70,11 +65,11 @@ def make_byte_score(panels: int) -> Any:
 
     def emit(
         e: Emitter, rows: Any, row_bytes: Any, queries: Any, step_bytes: Any, splits: Any, starts: Any,
-        query_scales: Any, row_scales: Any, scores: Any, score_bytes: Any, following: Any,
+        query_scales: Any, row_scales: Any, scores: Any, score_bytes: Any, following: Any, flips: Any,
     ) -> None:  # fmt: skip
         totals, sums = e.variables(INTS, SCORE_ROWS * panels), e.variables(FLOATS, SCORE_ROWS * panels)
         row_at = [e.at(rows, e.b.mul(row_bytes, I64(r))) for r in range(SCORE_ROWS)]
-        per_split = SPLIT // GROUP
+        per_split, flip = SPLIT // GROUP, e.load(INTS, flips)
         with cgutils.for_range_slice(e.b, I64(0), splits, I64(1)) as (s, _):
             of_split = e.b.mul(s, step_bytes)
             for p in range(panels):
@@ -87,7 +82,7 @@ def make_byte_score(panels: int) -> Any:
                 e.prefetch(e.at(following, e.b.mul(i, I64(GROUP * SCORE_ROWS))))
                 y = [e.load(INTS, e.at(column, p * LANES * 4), 4) for p in range(panels)]
                 for r in range(SCORE_ROWS):
-                    x = e.broadcast(e.load(I32, e.at(row_at[r], e.b.mul(i, I64(GROUP))), 4), LANES)
+                    x = e.b.xor(e.broadcast(e.load(I32, e.at(row_at[r], e.b.mul(i, I64(GROUP)))), LANES), flip)
                     for p in range(panels):
                         total = totals[r * panels + p]
                         e.b.store(dot_bytes(e, e.b.load(total), x, y[p]), total)
@@ -102,10 +97,10 @@ def make_byte_score(panels: int) -> Any:
                 place = e.at(e.at(scores, e.b.mul(score_bytes, I64(r))), p * LANES * 4)
                 e.store(e.b.fmul(e.b.load(sums[r * panels + p]), row_scale), place, 4)
 
-    return returning_nothing(emit, 11, f"byte_score_{panels}")
+    return returning_nothing(emit, 12, f"byte_score_{panels}")
 
 
-byte_rows = returning_nothing(emit_byte_rows, 8, "byte_rows")
+zip_bytes = returning_nothing(emit_zip_bytes, 6, "byte_zip")
 byte_score_one, byte_score_two = make_byte_score(1), make_byte_score(2)
 byte_value = make_value("byte_value", VALUE_PANELS, dot_bytes)
 byte_softmax = make_softmax("byte_softmax", GROUP, diffused=True)
