@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -60,12 +61,17 @@ class Saved:
 
 
 class Recorder:
-    """Appends to one conversation's file, which is made at the first question."""
+    """Appends to one conversation's file, which is made at the first question.
+
+    Raises DiskError where it cannot, once: then it has `failed`, and writes nothing more.
+    """
 
     def __init__(self, folder: Path, model: str, system: str | None, resumed: Saved | None = None) -> None:
         self._folder = folder
         self._model, self._system = model, system
         self._file: TextIO | None = None
+        self._size_bytes = 0
+        self.failed = False
         self._piece: tuple[str, list[str]] | None = None
         self._flushed_s = 0.0
         self.id = resumed.id if resumed else ""
@@ -74,7 +80,7 @@ class Recorder:
             self._open_again(resumed)
 
     def question(self, text: str) -> None:
-        if self._file is None:
+        if self._file is None and not self.failed:
             self._create()
         self._write("user", text=text, time=_now())
 
@@ -118,13 +124,12 @@ class Recorder:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             taken = {_id_of(path) for path in self._folder.glob("*.jsonl")}
-            self.id = next(name for name in _names() if name not in taken)
-            self.path = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{self.id}.jsonl"
-            self._file = _append(self.path)
+            name = next(name for name in _names() if name not in taken)
+            path = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.jsonl"
+            self._file = _append(path)
         except OSError as error:
-            raise DiskError(
-                f"cannot save the conversation in {self._folder}: {error.strerror}", "go on with --no-save"
-            ) from error
+            raise self._failure(f"cannot save the conversation in {self._folder}: {error.strerror}") from error
+        self.id, self.path = name, path
         self._write("conversation", version=VERSION, id=self.id, created=_now(), model=self._model, system=self._system)
 
     def _open_again(self, resumed: Saved) -> None:
@@ -133,6 +138,8 @@ class Recorder:
             self._file = _append(resumed.path)
             if cut:
                 self._file.write("\n")
+                self._file.flush()
+            self._size_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise DiskError(f"cannot write {resumed.path}: {error.strerror}", "go on with --no-save") from error
         if resumed.model != self._model:
@@ -144,11 +151,21 @@ class Recorder:
         if self._file is None:
             return
         try:
+            if os.fstat(self._file.fileno()).st_size != self._size_bytes:
+                raise self._failure(f"another localr1 goes on with the conversation {self.id}")
             self._file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False) + "\n")
             self._file.flush()
+            self._size_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as error:
-            self._file = None
-            raise DiskError(f"cannot save the conversation: {error.strerror}", "it goes on unsaved") from error
+            raise self._failure(f"cannot save the conversation: {error.strerror}") from error
+
+    def _failure(self, message: str) -> DiskError:
+        """Give up. What could not be written is not written at some later time."""
+        file, self._file, self.failed = self._file, None, True
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+        return DiskError(message, "it goes on unsaved; in a conversation, /save tries again")
 
 
 def kept_cache(path: Path) -> Path:

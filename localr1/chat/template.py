@@ -46,6 +46,11 @@ class ChatTemplate:
         self._sandbox = _compiled(source, origin)
         self._switches = tuple(name for name in _THINKING_VARIABLES if name in self._sandbox.variables)
 
+    @property
+    def end_token(self) -> str | None:
+        """The spelling of the token that ends an answer, as the tokenizer's settings name it."""
+        return self._special_tokens.get("eos_token")
+
     @classmethod
     def open(cls, folder: Path) -> "ChatTemplate":
         """From `chat_template.jinja` if there is one, else from `tokenizer_config.json`.

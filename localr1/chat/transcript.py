@@ -5,7 +5,7 @@ answer without its thoughts, because the models were trained on histories whose 
 the context.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,12 +41,6 @@ class Transcript:
         """Another system prompt, or none, for all turns to come."""
         self._system = () if system is None else (Message("system", system),)
 
-    def __len__(self) -> int:
-        return len(self.messages)
-
-    def __iter__(self) -> Iterator[Message]:
-        return iter(self.messages)
-
     def add_user(self, text: str) -> None:
         self._turns.append(Message("user", text))
 
@@ -58,10 +52,9 @@ class Transcript:
         """The last answer has been gone on with: this is all of it."""
         self._turns[-1] = Message("assistant", answer)
 
-    def retract(self) -> None:
-        """Take back a user's message that was never answered, so that a refused prompt leaves no trace."""
-        if self._turns and self._turns[-1].role == "user":
-            self._turns.pop()
+    def restore(self, turns: Iterable[Message]) -> None:
+        """These turns again, and no others, so that a question that failed leaves no trace."""
+        self._turns = list(turns)
 
     def drop_oldest_turn(self) -> bool:
         """Forget the first user's message and its answer; False if only the last user's message is left."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from localr1.errors import ContextError
+from localr1.errors import ContextError, OutOfMemoryError
 from localr1.model.latent_rows import pack_latents, row_bytes
 
 
@@ -27,12 +27,25 @@ def never() -> bool:
     return False
 
 
+def _rows(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    except RuntimeError as error:
+        if device.type != "cpu":
+            raise
+        needed_gb = shape[0] * shape[1] * shape[2] * dtype.itemsize / 1e9
+        raise OutOfMemoryError(
+            f"a context of {shape[1]:,} tokens needs {needed_gb:,.1f} GB of RAM", "use a smaller --context"
+        ) from error
+
+
 class RowCache:
     """Rows for `layers` x `capacity` tokens of `width` numbers, float32 or bfloat16. Memory is touched as it fills.
 
     With `latent`, the first so many numbers of a row are kept as int8 with one scale for the row, and the rest as
     bfloat16. `first_layer` is the number of its first layer: an MTP layer's cache holds that one layer alone.
-    `should_stop` is asked before every layer of a forward.
+    `should_stop` is asked before every layer of a forward. OutOfMemoryError where RAM has no room for it; a GPU's lack
+    of memory stays torch's error, for whoever can make room there.
     """
 
     should_stop: Callable[[], bool]
@@ -52,7 +65,7 @@ class RowCache:
         self._latent = latent
         numbers = width if latent is None else row_bytes(latent, width)
         stored = dtype if latent is None else torch.int8
-        self._rows_LSW = torch.empty(layers, capacity, numbers, dtype=stored, device=device)
+        self._rows_LSW = _rows((layers, capacity, numbers), stored, torch.device(device))
         bits = self._rows_LSW.view(torch.uint16) if stored == torch.bfloat16 else self._rows_LSW
         self._array_LSW: NDArray[Any] = bits.numpy() if bits.device.type == "cpu" else np.empty((0, 0, 0))
         self._tokens: list[int] = []

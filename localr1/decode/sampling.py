@@ -13,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-6
+"""Lower ones are as good as greedy already, and numbers divided by them would no longer be finite."""
+
 NUCLEUS_GUESS = 256
 """Candidates that top-p looks at first; few distributions need more, and sorting a whole vocabulary is slow."""
 
@@ -32,7 +35,7 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     """The distribution [V] that sampling draws from; temperature 0 puts all on the (first) likeliest token."""
     if sampling.temperature == 0:
         return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-    probs_V = torch.softmax(logits_V.to(torch.float32) / sampling.temperature, dim=-1)
+    probs_V = torch.softmax(logits_V.to(torch.float32) / max(sampling.temperature, LEAST_TEMPERATURE), dim=-1)
     keep_V = probs_V >= probs_V.max() * sampling.min_p
     if 0 < sampling.top_k < probs_V.numel():
         keep_V &= _chosen(probs_V, torch.topk(probs_V, sampling.top_k).indices)
@@ -88,7 +91,7 @@ class Sampler:
         if sampling.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(sampling.seed)
+            self._generator.manual_seed(sampling.seed % 2**63)
 
     @property
     def greedy(self) -> bool:

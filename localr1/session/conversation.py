@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from localr1.chat.template import Prompt, encode_prompt
 from localr1.chat.thinking import CLOSING, Piece, ThinkBudget, ThoughtSplitter
 from localr1.chat.tokenizer import SHOWN_TAGS
-from localr1.chat.transcript import Transcript
+from localr1.chat.transcript import Message, Transcript
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.errors import ContextError, UsageError
@@ -83,19 +83,20 @@ class Conversation:
     def configure(self, sampling: SamplingOptions, options: ConversationOptions) -> None:
         """Other settings for the turns to come; what was said stays.
 
-        Raises UsageError for a form that is none, and where the model leaves no choice about thinking.
+        Raises UsageError for a form that is none, and where the model leaves no choice about thinking, NotFoundError
+        for a form that cannot be read; then the settings are as they were.
         """
         if options.think is not None and not self.engine.template.switches_thinking:
             raise UsageError(
                 f"{self.engine.name} leaves no choice about thinking",
                 "leave out --think and --no-think; in a conversation, /think auto",
             )
-        self._form: str | None = None
+        form: str | None = None
         if options.json_schema is not None or options.grammar is not None:
             from localr1.chat.structure import read_structure
 
-            self._form = read_structure(options.json_schema, options.grammar)
-        self.options = options
+            form = read_structure(options.json_schema, options.grammar)
+        self._form, self.options = form, options
         self.transcript.set_system(options.system)
         self._wanted = sampling
         self._sampler = Sampler(_settle(sampling, self.engine.recommended))
@@ -148,12 +149,8 @@ class Conversation:
 
     def _said(self) -> list[int]:
         """What was said as the next prompt has it."""
-        engine = self.engine
-        self.transcript.add_user("")
-        try:
-            return encode_prompt(engine.tokenizer, engine.template, self.transcript.messages, self.options.think).tokens
-        finally:
-            self.transcript.retract()
+        engine, messages = self.engine, (*self.transcript.messages, Message("user", ""))
+        return encode_prompt(engine.tokenizer, engine.template, messages, self.options.think).tokens
 
     def _held(self) -> snapshot.Held:
         engine = self.engine
@@ -164,25 +161,37 @@ class Conversation:
     def ask(self, text: str) -> Iterator[Event]:
         """One turn; TurnEnd comes last.
 
-        Raises ContextError, leaving the history as it was, when the conversation no longer fits and may not slide.
+        Raises ContextError when the conversation no longer fits. However it fails, the history is as it was, unless
+        something was thought or answered.
         """
         self._stopping = False
+        before, said = self.transcript.turns, False
         self.transcript.add_user(text)
         try:
-            prompt = yield from self._prompt()
+            turn = self._begun((yield from self._prompt()))
         except BaseException:
-            self.transcript.retract()
+            self.transcript.restore(before)
             raise
+        self.transcript.add_assistant("")
+        try:
+            for event in self._answer(turn):
+                said = said or isinstance(event, ReasoningText | AnswerText)
+                yield event
+        except Exception:
+            if not said:
+                self.transcript.restore(before)
+                self._last = None
+            raise
+
+    def _begun(self, prompt: Prompt) -> Turn:
         budget = self.options.think_budget
-        turn = Turn(
+        return Turn(
             prompt_tokens=len(prompt.tokens),
             tokens=list(prompt.tokens),
             splitter=ThoughtSplitter(prompt.opened_thought),
             budget=None if budget is None else ThinkBudget(budget),
             form=self._new_form(prompt.opened_thought),
         )
-        self.transcript.add_assistant("")
-        yield from self._answer(turn)
 
     def go_on(self) -> Iterator[Event]:
         """The last answer, from where it stopped; TurnEnd comes last and counts what is new.

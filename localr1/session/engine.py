@@ -1,7 +1,8 @@
 """A loaded model: the store's parts, the maths built from them, the tokenizer and the settings in force."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +15,7 @@ from localr1.decode.depth import DEEPEST, AutoDepth, FixedDepth
 from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter
 from localr1.decode.sampling import Sampling
 from localr1.decode.speculate import Foretell, Speculation
-from localr1.errors import NotFoundError, UnsupportedError
+from localr1.errors import LocalR1Error, NotFoundError, UnsupportedError
 from localr1.events import Event, LoadProgress, Notice, Progress
 from localr1.hub import cache as hub_cache
 from localr1.hub import catalog
@@ -153,7 +154,8 @@ def load(model: str | None, options: EngineOptions, instead_of: Engine | None = 
         yield from engine.routing.notices()
     yield from map(Notice, engine.notes)
     yield from compile_kernels(engine)
-    hub_cache.set_last_used(store)
+    with suppress(LocalR1Error):  # a home that cannot be written need not keep anybody from talking
+        hub_cache.set_last_used(store)
     return engine
 
 
@@ -262,13 +264,14 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         (decoder, mtp), left = built_with_room(parts.placed.bank, build)
         assert isinstance(decoder, Decoder)
         model = GpuModel(decoder, parts.placed, left=left)
+    tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
     return Engine(
         name=name,
         folder=folder,
-        config=config,
+        config=replace(config, eos_token_ids=_stop_ids(config, tokenizer, template)),
         model=model,
-        tokenizer=Tokenizer.open(folder),
-        template=ChatTemplate.open(folder),
+        tokenizer=tokenizer,
+        template=template,
         recommended=_recommended(name, folder),
         context_limit=context_limit,
         options=options,
@@ -279,6 +282,12 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         placed=parts.placed,
         notes=parts.notes,
     )
+
+
+def _stop_ids(config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """What ends an answer: what the configs say, and the tokenizer's own end, which fine-tunes' configs may lack."""
+    own = tokenizer.token_id(template.end_token) if template.end_token is not None else None
+    return tuple(dict.fromkeys((*config.eos_token_ids, *(() if own is None else (own,)))))
 
 
 def _generation_config(folder: Path) -> dict[str, object]:

@@ -68,15 +68,16 @@ def copy(repl: Repl, text: str) -> None:
 def save(repl: Repl, text: str) -> None:
     """Where the conversation is kept; from now on, if it was not."""
     talk = repl.talk
-    if talk.recorder is None:
+    if talk.recorder is None or talk.recorder.failed:
         if repl.host.folder is None:
             raise UnsupportedError("conversations are not saved here")
-        talk.recorder = Recorder(repl.host.folder, repl.host.model, repl.settings.conversation.system)
+        recorder = Recorder(repl.host.folder, repl.host.model, repl.settings.conversation.system)
         for turn in talk.turns:
-            talk.recorder.question(turn.question)
-            talk.recorder.piece("thought", turn.thought)
-            talk.recorder.piece("answer", turn.answer)
-            talk.recorder.end(turn.reason, turn.tokens)
+            recorder.question(turn.question)
+            recorder.piece("thought", turn.thought)
+            recorder.piece("answer", turn.answer)
+            recorder.end(turn.reason, turn.tokens)
+        talk.recorder = recorder
     if not talk.recorder.id:
         repl.say("It is saved as soon as something is said.")
         return
@@ -92,12 +93,11 @@ def load(repl: Repl, text: str) -> None:
         history(repl, "")
         return
     saved = find(repl.host.folder, text)
+    repl.configure(conversation=dataclasses.replace(repl.settings.conversation, system=saved.system))
     talk = repl.talk
     talk.keep()
     talk.close()
     talk.turns[:] = saved.turns
-    repl.settings.conversation = dataclasses.replace(repl.settings.conversation, system=saved.system)
-    repl.configure()
     talk.move_to(talk.conversation)
     talk.recall(saved.path)
     talk.ends.clear()

@@ -110,8 +110,7 @@ def _system(repl: Repl, text: str) -> None:
         repl.say(f"System prompt: {system}" if system else "There is no system prompt. /system TEXT sets one.")
         return
     system = None if text.lower() in ("none", '""') else text
-    repl.settings.conversation = dataclasses.replace(repl.settings.conversation, system=system)
-    repl.configure()
+    repl.configure(conversation=dataclasses.replace(repl.settings.conversation, system=system))
     repl.talk.set_system(system)
     repl.say("The system prompt is changed." if system else "There is no system prompt any more.")
 
@@ -129,12 +128,10 @@ def _set(repl: Repl, text: str) -> None:
     if not value.strip():
         raise UsageError(f"/set {name} needs a value", f"for example /set {name} default")
     changed = read_value(record, name, value.strip())
-    settings = repl.settings
     if record is SamplingOptions:
-        settings.sampling = dataclasses.replace(settings.sampling, **{name: changed})
+        repl.configure(sampling=dataclasses.replace(repl.settings.sampling, **{name: changed}))
     else:
-        settings.conversation = dataclasses.replace(settings.conversation, **{name: changed})
-    repl.configure()
+        repl.configure(conversation=dataclasses.replace(repl.settings.conversation, **{name: changed}))
     repl.say(f"{name} from now on: {_value_text(repl, record, name)}")
 
 
@@ -153,13 +150,8 @@ def _in_force(repl: Repl, record: type) -> SamplingOptions | ConversationOptions
 
 def _think(repl: Repl, text: str) -> None:
     if text:
-        before = repl.settings.conversation
-        repl.settings.conversation = dataclasses.replace(before, think=read_value(ConversationOptions, "think", text))
-        try:
-            repl.configure()
-        except UsageError:
-            repl.settings.conversation = before
-            raise
+        think = read_value(ConversationOptions, "think", text)
+        repl.configure(conversation=dataclasses.replace(repl.settings.conversation, think=think))
     words = {None: "left to the model", True: "on", False: "off"}
     repl.say(f"Thinking is {words[repl.settings.conversation.think]}; some models leave no choice.")
 

@@ -157,9 +157,14 @@ class Repl:
         """A line of the program's own."""
         self.environment.status(text, "dim")
 
-    def configure(self) -> None:
-        """Hands the settings in force to the conversation."""
-        self.talk.conversation.configure(self.settings.sampling, self.settings.conversation)
+    def configure(
+        self, sampling: SamplingOptions | None = None, conversation: ConversationOptions | None = None
+    ) -> None:
+        """Other settings from now on; where the conversation refuses them, they stay as they were."""
+        settings = self.settings
+        sampling, conversation = sampling or settings.sampling, conversation or settings.conversation
+        self.talk.conversation.configure(sampling, conversation)
+        settings.sampling, settings.conversation = sampling, conversation
 
     def bar(self) -> str:
         """`nano · context 512/4,096 · 21.4 tokens/s · 1.7 a step · RAM 1.2 GB`."""

@@ -10,12 +10,13 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from localr1.chat.history import Recorder, Said, kept_cache
-from localr1.errors import LocalR1Error, UsageError
-from localr1.events import AnswerText, Event, ReasoningText, TurnEnd
+from localr1.errors import DiskError, LocalR1Error, UsageError
+from localr1.events import AnswerText, Event, Notice, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.quantities import count_text
 
@@ -89,14 +90,14 @@ class Talk:
         """One turn, recorded as it passes. A question that is refused leaves no trace."""
         turn = Said(text)
         self.turns.append(turn)
-        if self.recorder:
-            self.recorder.question(text)
+        yield from self._record(lambda recorder: recorder.question(text))
         try:
             yield from self._pass(self.conversation.ask(text), turn)
         except Exception:
             if not turn.answer and not turn.thought:
                 self.turns.remove(turn)
-                self._change("undo")
+                with contextlib.suppress(DiskError):
+                    self._change("undo")
             raise
 
     def go_on(self) -> Iterator[Event]:
@@ -171,28 +172,32 @@ class Talk:
             for event in events:
                 if isinstance(event, ReasoningText):
                     turn.thought += event.text
-                    self._piece("thought", event.text)
+                    yield from self._record(partial(Recorder.piece, kind="thought", text=event.text))
                 elif isinstance(event, AnswerText):
                     turn.answer += event.text
-                    self._piece("answer", event.text)
+                    yield from self._record(partial(Recorder.piece, kind="answer", text=event.text))
                 elif isinstance(event, TurnEnd):
                     self._ended(event, turn)
+                    yield from self._record(partial(Recorder.end, reason=event.reason, tokens=event.generated_tokens))
                 yield event
         finally:
             if self.recorder:
-                self.recorder.flush()
+                with contextlib.suppress(DiskError):
+                    self.recorder.flush()
 
-    def _piece(self, kind: str, text: str) -> None:
+    def _record(self, write: Callable[[Recorder], None]) -> Iterator[Notice]:
+        """Have this written; where it cannot be, say so once and go on without."""
         if self.recorder:
-            self.recorder.piece(kind, text)
+            try:
+                write(self.recorder)
+            except DiskError as error:
+                yield Notice(f"{error.message}; {error.hint}")
 
     def _ended(self, end: TurnEnd, turn: Said) -> None:
         self.ends.append(end)
         self.context = end.context_tokens, end.context_limit_tokens
         turn.reason = end.reason
         turn.tokens += end.generated_tokens
-        if self.recorder:
-            self.recorder.end(end.reason, end.generated_tokens)
 
 
 def as_markdown(turns: list[Said], model: str, system: str | None) -> str:

@@ -1,10 +1,12 @@
+import os
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 
 from localr1.chat.history import Recorder, find, latest, listing, read
-from localr1.errors import CorruptError, NotFoundError
+from localr1.errors import CorruptError, DiskError, NotFoundError
 
 
 def say(recorder: Recorder, question: str, answer: str, thought: str = "") -> None:
@@ -97,3 +99,41 @@ def test_a_file_that_is_no_conversation_is_refused_and_not_listed(tmp_path):
     with pytest.raises(CorruptError):
         find(tmp_path, "abcd")
     assert listing(tmp_path) == []
+
+
+def test_it_gives_up_once_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "talks").write_text("not a folder")
+    recorder = Recorder(tmp_path / "talks", "nano", None)
+    with pytest.raises(DiskError, match="cannot save"):
+        recorder.question("one")
+    assert recorder.failed and not recorder.id
+    (tmp_path / "talks").unlink()
+    say(recorder, "two", "2")
+    recorder.close()
+    assert not (tmp_path / "talks").exists(), "half of a conversation would be taken for all of it"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that has no room")
+def test_a_full_disk_ends_the_recording_and_not_more(tmp_path):
+    recorder = Recorder(tmp_path, "nano", None)
+    say(recorder, "one", "1")
+    with Path("/dev/full").open("w") as full:
+        os.dup2(full.fileno(), recorder._file.fileno())
+    recorder._size_bytes = 0
+    with pytest.raises(DiskError, match="No space"):
+        recorder.question("two")
+    say(recorder, "three", "3")
+    recorder.close()
+    assert turns(read(recorder.path)) == [("one", "", "1")]
+
+
+def test_two_that_go_on_with_one_conversation_do_not_mix(tmp_path):
+    first = Recorder(tmp_path, "nano", None)
+    say(first, "one", "1")
+    second = Recorder(tmp_path, "nano", None, read(first.path))
+    say(second, "two", "2")
+    with pytest.raises(DiskError, match="another localr1 goes on"):
+        first.question("three")
+    say(first, "four", "4")
+    say(second, "five", "5")
+    assert turns(read(second.path)) == [("one", "", "1"), ("two", "", "2"), ("five", "", "5")]

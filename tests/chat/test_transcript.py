@@ -11,8 +11,8 @@ def test_a_conversation_in_order() -> None:
     transcript.add_assistant("4")
     transcript.add_user("And 3?")
     expected = [("system", "Be brief."), ("user", "2 + 2?"), ("assistant", "4"), ("user", "And 3?")]
-    assert [(message.role, message.content) for message in transcript] == expected
-    assert len(transcript) == 4
+    assert [(message.role, message.content) for message in transcript.messages] == expected
+    assert len(transcript.messages) == 4
 
 
 def test_messages_are_plain_data_that_can_be_saved_and_read_back() -> None:
@@ -43,16 +43,15 @@ def test_an_empty_system_prompt_is_one() -> None:
     assert Transcript().messages == ()
 
 
-def test_retract_takes_back_an_unanswered_question_only() -> None:
-    transcript = Transcript()
-    transcript.retract()
+def test_turns_can_be_put_back_as_they_were() -> None:
+    transcript = Transcript("Be brief.")
     transcript.add_user("hi")
     transcript.add_assistant("Hello.")
-    transcript.retract()
-    assert len(transcript) == 2
+    before = transcript.turns
     transcript.add_user("too long")
-    transcript.retract()
-    assert [message.content for message in transcript] == ["hi", "Hello."]
+    transcript.drop_oldest_turn()
+    transcript.restore(before)
+    assert [message.content for message in transcript.messages] == ["Be brief.", "hi", "Hello."]
 
 
 def test_the_oldest_turn_goes_first_and_the_last_question_never() -> None:
@@ -62,9 +61,9 @@ def test_the_oldest_turn_goes_first_and_the_last_question_never() -> None:
         transcript.add_assistant(f"answer {number}")
     transcript.add_user("last")
     assert transcript.drop_oldest_turn()
-    assert [message.content for message in transcript][:2] == ["system", "question 1"]
+    assert [message.content for message in transcript.messages][:2] == ["system", "question 1"]
     assert transcript.drop_oldest_turn()
     assert transcript.drop_oldest_turn()
-    assert [message.content for message in transcript] == ["system", "last"]
+    assert [message.content for message in transcript.messages] == ["system", "last"]
     assert not transcript.drop_oldest_turn()
-    assert [message.content for message in transcript] == ["system", "last"]
+    assert [message.content for message in transcript.messages] == ["system", "last"]

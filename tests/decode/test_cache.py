@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localr1.decode.cache import RowCache
-from localr1.errors import ContextError
+from localr1.errors import ContextError, OutOfMemoryError
 from localr1.model.latent_rows import unpack_latents
 
 
@@ -60,3 +60,9 @@ def test_the_common_prefix_is_kept_less_the_last_prompt_token(held: list[int], p
     assert list(cache.tokens) == held[:kept] == prompt[:kept] and kept < len(prompt)
     longer = kept + 1
     assert longer >= len(prompt) or longer > len(held) or held[:longer] != prompt[:longer]
+
+
+def test_a_context_that_ram_cannot_hold_is_refused_with_what_it_needs() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"1,000,000,000,000 tokens needs 31,104,000\.0 GB") as refused:
+        RowCache(27, 576, 10**12, torch.bfloat16)
+    assert "--context" in refused.value.hint

@@ -24,6 +24,15 @@ def test_temperature_zero_is_the_first_likeliest() -> None:
     assert Sampler(Sampling(temperature=0))(torch.tensor([1.0, 3.0, 3.0])) == 1
 
 
+def test_a_seed_may_be_any_number() -> None:
+    draws = [[Sampler(Sampling(seed=seed))(LOGITS) for _ in range(8)] for seed in (2**64, 2**64, 10**40)]
+    assert draws[0] == draws[1]
+
+
+def test_a_temperature_next_to_zero_is_nearly_greedy() -> None:
+    assert probabilities(torch.tensor([1.0, 30.0, -torch.inf]), Sampling(temperature=1e-45)).tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("top_p", "kept"), [(0.4, [0]), (0.5, [0]), (0.51, [0, 1]), (0.75, [0, 1]), (0.9, [0, 1, 2]), (0.95, [0, 1, 2, 3])]
 )

@@ -13,7 +13,7 @@ from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.decode.sampling import Sampling
-from localr1.errors import ContextError, UsageError
+from localr1.errors import ContextError, LocalR1Error, NotFoundError, UsageError
 from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.session import Conversation, Engine
@@ -113,7 +113,7 @@ def test_thought_and_answer_come_apart_and_history_keeps_the_answer(model: Scrip
     assert isinstance(end, TurnEnd) and end.reason == "end"
     assert texts(events, ReasoningText) == "Let me see." and texts(events, AnswerText) == "It is 4 👍."
     assert 0 < end.reasoning_tokens < end.generated_tokens
-    assert [message.content for message in conversation.transcript] == ["Be brief.", "2 + 2?", "It is 4 👍."]
+    assert [message.content for message in conversation.transcript.messages] == ["Be brief.", "2 + 2?", "It is 4 👍."]
     say(model, tokenizer, "</think>Six.")
     list(conversation.ask("And 3 + 3?"))
     assert "Let me see" not in tokenizer.decode(model.heard)
@@ -183,6 +183,68 @@ def test_a_sliding_context_forgets_the_oldest_turns_with_a_word(model: Scripted,
     assert notices and "no longer fit" in notices[0]
     heard = tokenizer.decode(model.heard)
     assert "question number 5" in heard and "question number 0" not in heard
+
+
+def test_a_question_that_can_never_fit_makes_nothing_forgotten(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer, context=128, context_policy="slide")
+    for number in range(3):
+        say(model, tokenizer, f"</think>Answer {number}.")
+        list(conversation.ask(f"Question {number}?"))
+    before = conversation.transcript.turns
+    with pytest.raises(ContextError):
+        list(conversation.ask("word " * 300))
+    assert conversation.transcript.turns == before and len(before) == 6
+
+
+@pytest.mark.parametrize("at", ["form", "forward"])
+def test_a_turn_that_fails_before_anything_is_said_leaves_no_trace(
+    model: Scripted, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    conversation = converse(model, tokenizer)
+    say(model, tokenizer, "</think>One.")
+    list(conversation.ask("first"))
+    before = conversation.transcript.turns
+
+    def fails(*_: object) -> None:
+        raise LocalR1Error("the GPU failed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(*((conversation, "_new_form") if at == "form" else (model, "forward")), fails)
+        with pytest.raises(LocalR1Error, match="GPU"):
+            list(conversation.ask("second"))
+    assert conversation.transcript.turns == before
+    assert conversation.undo() and conversation.transcript.turns == ()
+
+
+def test_a_turn_that_fails_in_the_middle_keeps_what_was_said(
+    model: Scripted, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = converse(model, tokenizer)
+    say(model, tokenizer, "</think>One two three four five.")
+    answer = conversation.ask("Count.")
+    for event in answer:
+        if isinstance(event, AnswerText):
+            break
+
+    def fails(*_: object) -> None:
+        raise LocalR1Error("the GPU failed")
+
+    monkeypatch.setattr(model, "forward", fails)
+    with pytest.raises(LocalR1Error, match="GPU"):
+        list(answer)
+    assert [message.role for message in conversation.transcript.turns] == ["user", "assistant"]
+    assert conversation.transcript.turns[1].content.startswith("One")
+
+
+def test_settings_that_are_refused_leave_those_in_force(model: Scripted, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer"}')
+    conversation = converse(model, tokenizer, json_schema=schema)
+    form = conversation._form
+    schema.unlink()
+    with pytest.raises(NotFoundError):
+        conversation.configure(SamplingOptions(temperature=0.5), conversation.options)
+    assert conversation._form == form is not None and conversation.sampling().temperature == 0
 
 
 def test_max_tokens_counts_thoughts_too(model: Scripted, tokenizer: Tokenizer) -> None:

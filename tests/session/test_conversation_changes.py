@@ -13,7 +13,7 @@ __all__ = ["model", "tokenizer"]
 
 
 def contents(conversation) -> list[str]:
-    return [message.content for message in conversation.transcript]
+    return [message.content for message in conversation.transcript.messages]
 
 
 def test_the_end_of_a_thought_comes_before_the_answer_with_its_tokens(model: Scripted, tokenizer: Tokenizer) -> None:

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from localr1.chat.history import Recorder, latest, read
-from localr1.errors import ContextError, LocalR1Error, UsageError
+from localr1.errors import ContextError, DiskError, LocalR1Error, NotFoundError, UsageError
 from localr1.events import AnswerText, ReasoningText
 from localr1.options import SamplingOptions, TerminalOptions
 from localr1.terminal.commands import COMMANDS, arguments_of
@@ -280,6 +280,31 @@ def test_nothing_is_saved_until_it_is_asked_for(repl):
     assert not repl.host.folder.exists()
     do(repl, "/save")
     assert latest(repl.host.folder).turns[0].answer == "You said 'hello'."
+
+
+def test_a_conversation_that_cannot_be_saved_goes_on_and_is_saved_later(repl):
+    repl.host.folder.write_text("not a folder")
+    do(repl, "hello")
+    do(repl, "again")
+    assert [turn.answer for turn in repl.talk.turns] == ["You said 'hello'.", "You said 'again'."]
+    assert err(repl.environment).count("cannot save the conversation") == 1
+    with pytest.raises(DiskError):
+        do(repl, "/save")
+    repl.host.folder.unlink()
+    do(repl, "/save")
+    assert [turn.question for turn in latest(repl.host.folder).turns] == ["hello", "again"]
+
+
+def test_a_setting_that_is_refused_is_not_kept(repl, monkeypatch):
+    def refuse(sampling, options):
+        raise NotFoundError("there is no schema.json")
+
+    do(repl, "/set temperature 0.5")
+    monkeypatch.setattr(repl.talk.conversation, "configure", refuse)
+    for line in ("/set temperature 0.7", "/system Be brief."):
+        with pytest.raises(NotFoundError):
+            do(repl, line)
+    assert repl.settings.sampling.temperature == 0.5 and repl.settings.conversation.system is None
 
 
 def test_a_refused_question_leaves_no_trace(repl):
