@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Fused
+from localr1.model.linear import FusedParts
 from localr1.model.registry import Model, build, parse_config
 from localr1.placement.ops import CpuOps, as_numpy
 
@@ -192,7 +192,7 @@ def save(tiny: Tiny, folder: Path, dtype: torch.dtype = torch.float32, shards: i
 class FloatWeights:
     """`Weights` straight from a state dict, in float32."""
 
-    ops = CpuOps()
+    ops, fused = CpuOps(), FusedParts()
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
@@ -211,18 +211,6 @@ class FloatWeights:
     def embedding(self, prefix: str):
         weight = self.tensor(f"{prefix}.weight")
         return lambda token_T: weight[token_T]
-
-    def fused(self, config, layer, experts) -> Fused:
-        return Fused()
-
-    def fused_stack(self, layers, norm) -> None:
-        return None
-
-    def fused_draft(self, layer, norm, carries_normed) -> None:
-        return None
-
-    def fused_head(self, config, norm, head) -> None:
-        return None
 
 
 class FloatExperts:

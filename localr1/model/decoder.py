@@ -157,14 +157,14 @@ def build_decoder(config: ModelConfig, weights: Weights, build_layer: Callable[[
     """Join the layers that `build_layer` makes with the embedding, the final norm and the head."""
     layers = [build_layer(layer) for layer in range(config.num_layers)]
     head = build_head(config, weights, FINAL_NORM, layers[-1].fused)
-    stack = weights.fused_stack(len(layers), FINAL_NORM) if layers[-1].fused.rows else None
+    stack = weights.fused.stack(len(layers), FINAL_NORM) if layers[-1].fused.rows else None
     return Decoder(config, weights.ops, weights.embedding("model.embed_tokens"), layers, head, stack)
 
 
 def build_head(config: ModelConfig, weights: Weights, norm: str, fused: Fused) -> Head:
     """The vocabulary head behind the norm `norm`, in one call where the layers before it (`fused`) are."""
     head = "model.embed_tokens" if config.tied else "lm_head"
-    in_one_call = weights.fused_head(config, norm, head) if fused.rows else None
+    in_one_call = weights.fused.head(config, norm, head) if fused.rows else None
     return Head(Norm(weights, norm, config.norm_eps), weights.linear(head), in_one_call)
 
 

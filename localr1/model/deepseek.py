@@ -148,7 +148,7 @@ def build_deepseek_layer(
 ) -> Layer:
     """One decoder layer, of the main model or of an MTP layer."""
     attention = LatentAttention(config, _mla(config), weights, layer, kernel_rows)
-    fused = weights.fused(config, layer, experts) if kernel_rows else Fused()
+    fused = weights.fused.layer(config, layer, experts) if kernel_rows else Fused()
     if not is_sparse(config, layer):
         return build_layer(config, weights, layer, attention, weights.feed_forward(f"model.layers.{layer}.mlp"), fused)
     assert experts is not None, "a model with sparse layers needs an expert bank"

@@ -73,7 +73,7 @@ def build_dense(config: ModelConfig, weights: Weights, experts: ExpertBank | Non
 
     def layer(index: int) -> Layer:
         attention = GroupedQueryAttention(config, _gqa(config), weights, index, kernel_rows)
-        fused = weights.fused(config, index, None) if kernel_rows else Fused()
+        fused = weights.fused.layer(config, index, None) if kernel_rows else Fused()
         return build_layer(config, weights, index, attention, weights.feed_forward(f"model.layers.{index}.mlp"), fused)
 
     return build_decoder(config, weights, layer)

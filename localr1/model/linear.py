@@ -123,6 +123,28 @@ class FusedHead(NamedTuple):
     """`x_TD -> (normed_TD, token_T int64, logit_T)`: the first highest logit of each row, without the others."""
 
 
+class FusedParts:
+    """What of a model can be run in one call, with the same numbers within the kernels' tolerance. Here, nothing."""
+
+    def layer(self, config: "ModelConfig", layer: int, experts: "ExpertBank | None") -> Fused:
+        """The parts of a layer."""
+        return Fused()
+
+    def stack(self, layers: int, norm: str) -> FusedStack | None:
+        """The layers 0 .. layers - 1 and the head behind the tensor `norm`, whose parts `layer` and `head` have handed
+        out; None where one of them has none."""
+        return None
+
+    def draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
+        """An MTP layer and the head behind the tensor `norm`, as `stack`; whether the state behind a guess is normed by
+        that."""
+        return None
+
+    def head(self, config: "ModelConfig", norm: str, head: str) -> FusedHead | None:
+        """The norm of the tensor `norm` and the head `head.weight`; None where there is none."""
+        return None
+
+
 class Weights(Protocol):
     """Hands out a model's parts. `prefix` is a tensor's name without `.weight`."""
 
@@ -150,22 +172,9 @@ class Weights(Protocol):
         """The lookup of rows of `prefix.weight`."""
         ...
 
-    def fused(self, config: "ModelConfig", layer: int, experts: "ExpertBank | None") -> Fused:
-        """What of a layer can be run in one call; the same numbers within the kernels' tolerance."""
-        ...
-
-    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
-        """The layers 0 .. layers - 1 and the head behind the tensor `norm`, whose parts `fused` and `fused_head` have
-        handed out; None where one of them has none."""
-        ...
-
-    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
-        """An MTP layer and the head behind the tensor `norm`, as `fused_stack`; whether the state behind a guess is
-        normed by that."""
-        ...
-
-    def fused_head(self, config: "ModelConfig", norm: str, head: str) -> FusedHead | None:
-        """The norm of the tensor `norm` and the head `head.weight` in one call; None where there is none."""
+    @property
+    def fused(self) -> FusedParts:
+        """What of the model can be run in one call."""
         ...
 
 

@@ -35,7 +35,7 @@ class MtpLayer:
         self.head = build_head(config, weights, norm, layer.fused)
         self.carries_normed = config.model_type in CARRIES_NORMED
         in_one_call = front is not None
-        self.fused = weights.fused_draft(config.num_layers, norm, self.carries_normed) if in_one_call else None
+        self.fused = weights.fused.draft(config.num_layers, norm, self.carries_normed) if in_one_call else None
 
     def forward(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """(normed_TD, carried_TD) of T pairs: a token, and the state [D] of the token before it.

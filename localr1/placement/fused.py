@@ -18,7 +18,7 @@ from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.stacked import STACK_WEIGHTS, Stack
 from localr1.kernels.vocabulary_head import HeadBlock
 from localr1.model.config import GqaConfig, MlaConfig, ModelConfig
-from localr1.model.linear import Cache, ExpertBank, Fused, FusedDraft, FusedHead, FusedStack
+from localr1.model.linear import Cache, ExpertBank, Fused, FusedDraft, FusedHead, FusedParts, FusedStack
 from localr1.model.mla import LATENT_NORM_EPS, softmax_scale
 from localr1.model.rope import Arrays, Rotation
 from localr1.placement.bank import CpuBank
@@ -33,7 +33,7 @@ Inputs = tuple[Array, Array, Array, Array]
 """What a stack is called with."""
 
 
-class FusedLayers:
+class FusedLayers(FusedParts):
     """The blocks of one model, which share their scratch memory."""
 
     def __init__(self, store: Store) -> None:

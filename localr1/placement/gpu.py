@@ -9,15 +9,11 @@ from torch import Tensor
 
 from localr1.kernels import gpu
 from localr1.kernels.gpu import Kernels, plain
-from localr1.model.config import UP_PROJECTIONS, ModelConfig
+from localr1.model.config import UP_PROJECTIONS
 from localr1.model.linear import (
     Embedding,
-    ExpertBank,
     FeedForward,
-    Fused,
-    FusedDraft,
-    FusedHead,
-    FusedStack,
+    FusedParts,
     Linear,
     Position,
 )
@@ -70,6 +66,8 @@ class GpuWeights:
     """Parts whose int8 rows lie on the device, once, however many parts they are of: a tied model's head is its
     embedding, and an MTP layer's head the model's."""
 
+    fused = FusedParts()
+
     def __init__(self, store: Store, ops: GpuOps) -> None:
         self._store = store
         self._rows: dict[str, Int8Rows] = {}
@@ -98,18 +96,6 @@ class GpuWeights:
             return kernel(x_TD, weight, scb, slot, expert_T1, torch.ones(x_TD.shape[0], 1, device=device))
 
         return apply
-
-    def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
-        return Fused()
-
-    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
-        return None
-
-    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
-        return None
-
-    def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
-        return None
 
     def embedding(self, prefix: str) -> Embedding:
         (weight, scb), device = self._int8_rows(prefix), self.ops.device

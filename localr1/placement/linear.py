@@ -12,15 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from localr1.kernels import cpu
-from localr1.model.config import UP_PROJECTIONS, ModelConfig
+from localr1.model.config import UP_PROJECTIONS
 from localr1.model.linear import (
     Embedding,
-    ExpertBank,
     FeedForward,
-    Fused,
-    FusedDraft,
-    FusedHead,
-    FusedStack,
+    FusedParts,
     Linear,
 )
 from localr1.placement.ops import CpuOps
@@ -37,7 +33,7 @@ class StoreWeights:
         from localr1.placement.fused import FusedLayers  # it knows the banks, which know the float weights here
 
         self._store = store
-        self._fused = FusedLayers(store)
+        self.fused: FusedParts = FusedLayers(store)
 
     def tensor(self, name: str) -> Tensor:
         """In float32; what is large, as it lies."""
@@ -86,23 +82,11 @@ class StoreWeights:
 
         return apply
 
-    def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
-        return self._fused.layer(config, layer, experts)
-
-    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
-        return self._fused.stack(layers, norm)
-
-    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
-        return self._fused.draft(layer, norm, carries_normed)
-
-    def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
-        return self._fused.head(config, norm, head)
-
 
 class FloatWeights:
     """Parts in float32, straight from a checkpoint: four bytes a parameter."""
 
-    ops = CpuOps()
+    ops, fused = CpuOps(), FusedParts()
 
     def __init__(self, checkpoint: Checkpoint, block: tuple[int, int] | None = None) -> None:
         self._checkpoint = checkpoint
@@ -123,18 +107,6 @@ class FloatWeights:
     def embedding(self, prefix: str) -> Embedding:
         weight = self.tensor(prefix + ".weight")
         return lambda token_T: weight[token_T]
-
-    def fused(self, config: ModelConfig, layer: int, experts: ExpertBank | None) -> Fused:
-        return Fused()
-
-    def fused_stack(self, layers: int, norm: str) -> FusedStack | None:
-        return None
-
-    def fused_draft(self, layer: int, norm: str, carries_normed: bool) -> FusedDraft | None:
-        return None
-
-    def fused_head(self, config: ModelConfig, norm: str, head: str) -> FusedHead | None:
-        return None
 
 
 def expert_prefixes(layer: int, experts: int) -> Sequence[str]:
