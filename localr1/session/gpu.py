@@ -44,8 +44,6 @@ MOVED_BYTES_A_STEP = 32 << 20
 SHRINK = 0.75
 LEAST_SLOTS = 1
 WARM_UP_ROWS = (1, 2, 4, 16)
-TRITON_ERROR = "Triton Error"
-"""How Triton names what the driver refuses."""
 
 T = TypeVar("T")
 
@@ -167,7 +165,9 @@ def _slots(cold: ColdExperts, device: torch.device, resident: Sequence[Expert]) 
     while True:
         try:
             return ExpertSlots(cold, count, device, resident)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not kernels.out_of_memory(error):
+                raise
             count = smaller(count)
 
 
@@ -311,7 +311,7 @@ def _translated(run: Callable[[], T]) -> T:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if TRITON_ERROR in str(error) and "out of memory" in str(error):
+        if kernels.out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
         if (told := device_error(error)) is None:
             raise
@@ -320,9 +320,7 @@ def _translated(run: Callable[[], T]) -> T:
 
 def device_error(error: RuntimeError) -> LocalR1Error | None:
     """What to tell the user where the driver or the device failed; None where it was something else."""
-    kind = getattr(torch, "AcceleratorError", None)
-    names = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", TRITON_ERROR)
-    if not (kind is not None and isinstance(error, kind)) and not any(name in str(error) for name in names):
+    if not kernels.device_failed(error):
         return None
     return LocalR1Error(
         f"the GPU failed: {str(error).splitlines()[0]}",

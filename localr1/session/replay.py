@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.decode.cache import RowCache, Stopped
+from localr1.kernels.gpu import out_of_memory
 from localr1.model.decoder import Decoder
 from localr1.placement.slots import LEAST_ROWS
 from localr1.placement.split import SplitBank, call
@@ -119,13 +120,13 @@ class Replayer:
         try:
             step = self._recorded(token_T, cache)
             difference = float((step.replay(token_T, cache.length) - wanted_TD).abs().max() / wanted_TD.abs().max())
-        except torch.OutOfMemoryError:
-            if self._bank is not None and self._bank.slots.count > LEAST_ROWS:
-                raise  # experts can make room
-            self.given_up = "there is no memory for a recorded step"
-            return
         except RuntimeError as error:
-            self.given_up = f"a step could not be recorded: {error}"
+            if not out_of_memory(error):
+                self.given_up = f"a step could not be recorded: {error}"
+            elif self._bank is not None and self._bank.slots.count > LEAST_ROWS:
+                raise  # experts can make room
+            else:
+                self.given_up = "there is no memory for a recorded step"
             return
         if difference < TOLERANCE:
             self._steps[len(token_T)] = step

@@ -53,13 +53,14 @@ def test_where_triton_cannot_compile_torch_operations_say_why(
     assert "pip install triton" in gpu.choose(torch.device("cuda")).why_plain  # type: ignore[attr-defined]
 
 
-def test_memory_that_runs_out_is_no_reason_against_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("Triton Error [CUDA]: out of memory")])
+def test_memory_that_runs_out_is_no_reason_against_triton(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
     def tried(device: torch.device) -> None:
-        raise torch.OutOfMemoryError("full")
+        raise error
 
     monkeypatch.setattr(gpu, "_tried", tried)
     monkeypatch.setattr(gpu, "has_triton", lambda: True)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         gpu.choose(torch.device("cuda"))
 
 

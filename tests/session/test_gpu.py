@@ -160,14 +160,16 @@ def test_memory_that_runs_out_without_experts_is_told(config, store) -> None:
     assert "--context" in caught.value.hint
 
 
-class Full(Again):
-    """A recording that there is no memory for."""
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: out of memory")])
+def test_a_recording_without_room_makes_experts_leave_or_is_given_up(
+    config, store, wanted, error: RuntimeError
+) -> None:
+    class Full(Again):
+        """A recording that there is no memory for."""
 
-    def record(self, run: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("full")
+        def record(self, run: object) -> torch.Tensor:
+            raise error
 
-
-def test_a_recording_without_room_makes_experts_leave_or_is_given_up(config, store, wanted) -> None:
     model = on_device(config, store, 4, Full)
     for _ in range(4):
         assert tiny.difference(run(model, config), wanted) < 2e-3
@@ -281,12 +283,13 @@ def test_a_guess_is_found_where_its_logits_are(copies, monkeypatch) -> None:
     assert int(token_T) == 1 and copies == []
 
 
-def test_too_many_slots_at_load_become_fewer(config, store, monkeypatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: out of memory")])
+def test_too_many_slots_at_load_become_fewer(config, store, monkeypatch, error: RuntimeError) -> None:
     empty = torch.empty
 
     def small(*shape: object, **options: object) -> torch.Tensor:
         if options.get("dtype") is torch.int8 and shape[0] > 7:
-            raise torch.OutOfMemoryError("full")
+            raise error
         return empty(*shape, **options)
 
     monkeypatch.setattr(torch, "empty", small)
@@ -302,9 +305,18 @@ def test_a_failed_device_is_a_localr1_error(config, store) -> None:
     assert "--vram 0" in caught.value.hint
 
 
-def test_memory_that_triton_lacks_makes_experts_leave_too(config, store, wanted) -> None:
+FULL = (
+    "Triton Error [CUDA]: out of memory",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+)
+"""What others than torch's allocator say when memory runs out."""
+
+
+@pytest.mark.parametrize("words", FULL)
+def test_memory_that_others_lack_makes_experts_leave_too(config, store, wanted, words: str) -> None:
     model = on_device(config, store, 8)
-    failing(model, [RuntimeError("Triton Error [CUDA]: out of memory")])
+    failing(model, [RuntimeError(words)])
     assert tiny.difference(run(model, config), wanted) < 2e-3
     assert model.bank is not None and model.bank.slots.count == 6
     failing(model, [RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")])

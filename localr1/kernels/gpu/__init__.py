@@ -19,6 +19,9 @@ from torch import Tensor
 OLDEST = (7, 5)
 """The least compute capability that Triton's kernels are compiled for."""
 
+DEVICE_ERRORS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "Triton Error")
+"""How those who use the device name what went wrong with it."""
+
 
 class Kernels(Protocol):
     """One set of kernels. `start` is the number of committed tokens, or an int64 [1] that holds it on the device."""
@@ -58,6 +61,23 @@ class Kernels(Protocol):
         ...
 
 
+def device_failed(error: BaseException) -> bool:
+    """Whether the device or its driver failed, whoever says it: torch, its libraries or Triton."""
+    kind = getattr(torch, "AcceleratorError", None)
+    return (kind is not None and isinstance(error, kind)) or any(name in str(error) for name in DEVICE_ERRORS)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device failed for want of memory.
+
+    Only torch's allocator has an error of its own for that. The driver, as it loads a kernel or makes a graph, and
+    cuBLAS say it in words.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return device_failed(error) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+
+
 def has_triton() -> bool:
     """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
@@ -66,8 +86,8 @@ def has_triton() -> bool:
 def choose(device: torch.device) -> Kernels:
     """Triton's kernels where they run, else torch operations, which say why.
 
-    They run on a CUDA device, which is no older than OLDEST, and under TRITON_INTERPRET=1 on the CPU. Raises torch's
-    OutOfMemoryError.
+    They run on a CUDA device, which is no older than OLDEST, and under TRITON_INTERPRET=1 on the CPU. Raises what
+    `out_of_memory` knows.
     """
     from localr1.kernels.gpu import plain
 
@@ -76,9 +96,9 @@ def choose(device: torch.device) -> Kernels:
     if device.type == "cuda":
         try:
             return _tried(device)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # Triton, the compilers that it calls and their launchers raise errors of many kinds
+            if out_of_memory(error):
+                raise
             lines = str(error).splitlines() or [type(error).__name__]
             why = "Triton cannot compile a kernel here, often for want of a C compiler"
             return plain.PlainKernels(f"{why}: {lines[0]}")
