@@ -2,7 +2,8 @@
 
 Owns when a step is recorded and when a recording may be trusted: it is replayed once beside the eager step, and if it
 gives anything else recording is given up for good. A recording belongs to one cache and one number of tokens; where
-the step stands lies on the device.
+the step stands lies on the device. The first step of a number of tokens runs eagerly and is recorded at once: of the
+few steps by which `decode.depth` learns what a depth costs, only one is not a replay.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,6 @@ from localr1.model.decoder import Decoder
 from localr1.placement.slots import LEAST_ROWS
 from localr1.placement.split import SplitBank, call
 
-EAGER_STEPS = 2
-"""Steps of a number of tokens before they are recorded: their kernels are compiled by then."""
 TOLERANCE = 5e-3
 
 
@@ -84,7 +83,6 @@ class Replayer:
         self._record = record
         self._cache: RowCache | None = None
         self._steps: dict[int, Step] = {}
-        self._seen: dict[int, int] = {}
         self.given_up = ""
         """Why nothing is recorded any more; empty while recordings may be used."""
 
@@ -100,8 +98,7 @@ class Replayer:
                 raise Stopped
             return step.replay(token_T, cache.length)
         hidden_TD = self._decoder.forward(token_T, cache)
-        self._seen[rows] = self._seen.get(rows, 0) + 1
-        if self._seen[rows] > EAGER_STEPS and not self.given_up:
+        if not self.given_up:
             self._try(token_T, cache, hidden_TD)
         return hidden_TD
 
@@ -112,7 +109,7 @@ class Replayer:
 
     def forget(self) -> None:
         """Drop all recordings and the memory they hold."""
-        self._steps, self._seen, self._cache = {}, {}, None
+        self._steps, self._cache = {}, None
 
     def _try(self, token_T: Tensor, cache: RowCache, wanted_TD: Tensor) -> None:
         """Record this step; keep it if a replay gives what the eager step gave. Nothing is committed by either."""

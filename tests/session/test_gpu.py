@@ -105,7 +105,22 @@ def test_replayed_steps_give_what_the_cpu_engine_gives(config, store, wanted, sl
     Again.made = 0
     model = on_device(config, store, slots)
     assert tiny.difference(run(model, config), wanted) < 2e-3
-    assert Again.made == 1 and not model.notice, "single tokens were recorded once, after the first few"
+    assert Again.made == 2 and not model.notice, "single tokens were recorded once, and three at once"
+
+
+def test_the_first_step_of_a_number_of_tokens_is_recorded_and_all_others_are_replayed(config, store) -> None:
+    """So of a depth's three probes (`decode.depth.PROBES`) the median is of a replay."""
+    replays: list[int] = []
+
+    class Counted(Again):
+        def replay(self) -> None:
+            replays.append(len(self.result))
+            super().replay()
+
+    model, cache = on_device(config, store, 5, Counted), cache_for(config)
+    for count in (3, 1, 3, 1, 3, 1):
+        forward(model, cache, TOKENS[cache.length : cache.length + count])
+    assert replays == [3, 1, 3, 1, 3, 1], "at first beside the eager step"
 
 
 def test_a_recording_belongs_to_its_cache(config, store, wanted) -> None:
@@ -113,7 +128,7 @@ def test_a_recording_belongs_to_its_cache(config, store, wanted) -> None:
     model = on_device(config, store, 5)
     for _ in range(2):
         assert tiny.difference(run(model, config), wanted) < 2e-3
-    assert Again.made == 2
+    assert Again.made == 4
 
 
 def test_a_recording_that_differs_is_not_used(config, store, wanted) -> None:
