@@ -36,6 +36,8 @@ PROGRAM_BYTES = 600 << 20
 """RAM of the program itself: Python, torch, the kernels."""
 CUDA_BYTES = 512 << 20
 """GPU memory that the driver's context, its libraries and their workspaces take."""
+CONTEXT_BYTES = 300 << 20
+"""Of those, the context's: it is there already when the driver is asked what is free, the others come later."""
 STREAMED_EXPERTS = 16
 """GPU memory of so many experts is left for prefill: two pass through buffers (`placement.lanes`), the rest is for what
 their products widen and for what the allocator cannot use. A reserve; what is taken was not measured."""

@@ -35,7 +35,7 @@ from localr1.placement.shape import shape_of
 from localr1.placement.slots import ColdExperts, ExpertSlots
 from localr1.placement.split import FEW, Observe, SplitBank
 from localr1.quantities import parse_size
-from localr1.session.outlook import RESERVED_VRAM_BYTES, TRUSTED_TOKENS, budget_of, checked_forecast, glance_at_computer
+from localr1.session.outlook import TRUSTED_TOKENS, budget_of, checked_forecast, given_vram_bytes, glance_at_computer
 from localr1.session.replay import Recording, Replayer
 from localr1.weights.store import Store
 
@@ -81,7 +81,7 @@ def plan_for(
     budget = budget_of(replace(options, context=context), hardware.facts, shape, what_if=True)
     free_bytes, _ = torch.cuda.mem_get_info()
     wanted = parse_size(options.vram, "--vram") if options.vram is not None else free_bytes
-    budget = replace(budget, vram_bytes=max(0, min(wanted, free_bytes - RESERVED_VRAM_BYTES)))
+    budget = replace(budget, vram_bytes=min(wanted, given_vram_bytes(free_bytes)))
     rates = hardware.rates if hardware.rates.gpu is not None else replace(hardware.rates, gpu=ROUGH_GPU)
     return checked_forecast(shape, budget, hotness, rates).plan
 

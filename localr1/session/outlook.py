@@ -23,7 +23,7 @@ from localr1.model.config import ModelConfig
 from localr1.options import EngineOptions
 from localr1.placement.forecast import Forecast, choose, pace, reasons
 from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, Rates, diagnose, glance, survey, to_record
-from localr1.placement.plan import Budget, DoesNotFitError, Hotness, table
+from localr1.placement.plan import CONTEXT_BYTES, Budget, DoesNotFitError, Hotness, table
 from localr1.placement.probe import ROUGH_GPU, System
 from localr1.placement.shape import KvOption, ModelShape, shape_of
 from localr1.quantities import bytes_text, parse_size
@@ -152,9 +152,14 @@ def _ram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
     return size
 
 
+def given_vram_bytes(free_bytes: int) -> int:
+    """GPU memory that a plan may use: what is free but a reserve, and the driver's context, which a plan counts too."""
+    return max(0, free_bytes - RESERVED_VRAM_BYTES + CONTEXT_BYTES)
+
+
 def _vram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
     if options.vram is None:
-        return max(0, facts.gpu.free_bytes - RESERVED_VRAM_BYTES) if facts.gpu else 0
+        return given_vram_bytes(facts.gpu.free_bytes) if facts.gpu else 0
     size = parse_size(options.vram, "--vram")
     if size and facts.gpu is None and not what_if:
         raise UsageError(f"--vram {options.vram}: there is no GPU that could be used", "see `localr1 doctor`")

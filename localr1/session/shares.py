@@ -12,7 +12,7 @@ from localr1.errors import UsageError
 from localr1.options import EngineOptions
 from localr1.quantities import bytes_text, parse_size
 from localr1.session import gpu
-from localr1.session.outlook import RESERVED_VRAM_BYTES
+from localr1.session.outlook import given_vram_bytes
 
 
 def shared_out(settings: Sequence[EngineOptions]) -> tuple[tuple[EngineOptions, ...], int]:
@@ -25,7 +25,7 @@ def shared_out(settings: Sequence[EngineOptions]) -> tuple[tuple[EngineOptions, 
     if len(on_gpu) < 2:
         return tuple(settings), 0
     torch.cuda.empty_cache()
-    free_bytes = max(0, torch.cuda.mem_get_info()[0] - RESERVED_VRAM_BYTES)
+    free_bytes = given_vram_bytes(torch.cuda.mem_get_info()[0])
     named = [parse_size(one.vram, "--vram") for one in on_gpu if one.vram is not None]
     if sum(named) > free_bytes:
         raise UsageError(

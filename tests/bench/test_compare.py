@@ -14,6 +14,7 @@ from localr1.errors import UsageError
 from localr1.events import result_of
 from localr1.options import BenchOptions, EngineOptions
 from localr1.session import Engine, gpu
+from localr1.session.outlook import given_vram_bytes
 from localr1.session.shares import shared_out
 
 BASE = EngineOptions(threads=1)
@@ -102,10 +103,10 @@ def test_sides_share_the_gpu_and_the_loaded_engine_makes_way(a_gpu, monkeypatch)
     nano = result_of(subject.open_model("nano", replace(BASE, ram="8GiB", context=256, speculate="off")))
     options = BenchOptions(prompt_tokens=16, decode_tokens=4, repeats=1, depths="0", compare=("threads=1,2",))
     notes = result_of(measure.bench(nano, options)).section("compare threads").notes
-    free_bytes = (4 << 30) - gpu.RESERVED_VRAM_BYTES
+    free_bytes = given_vram_bytes(4 << 30)
     assert given == [free_bytes, free_bytes // 2, free_bytes // 2]
     assert nano.engine.placed.bank.slots.count == gpu.LEAST_SLOTS
-    assert notes[-1] == "each may use 1.9 GB of GPU memory, an equal part, since all are loaded at once"
+    assert notes[-1] == "each may use 2.0 GB of GPU memory, an equal part, since all are loaded at once"
 
 
 def test_what_a_setting_names_of_gpu_memory_is_its_own(a_gpu):
@@ -113,10 +114,10 @@ def test_what_a_setting_names_of_gpu_memory_is_its_own(a_gpu):
         settings, part_bytes = shared_out([EngineOptions(vram=one) for one in named])
         return [one.vram for one in settings], part_bytes
 
-    free_bytes = (4 << 30) - gpu.RESERVED_VRAM_BYTES
+    free_bytes = given_vram_bytes(4 << 30)
     assert parts("0", None) == (["0", None], 0), "there is nobody to share with"
     assert parts("1GiB", "2GiB") == (["1GiB", "2GiB"], 0)
     left = (free_bytes - (1 << 30)) // 2
     assert parts("1GiB", None, "0", None) == (["1GiB", f"{left}B", "0", f"{left}B"], left)
-    with pytest.raises(UsageError, match=r"name 4\.3 GB of GPU memory, 3\.8 GB may be used"):
+    with pytest.raises(UsageError, match=r"name 4\.3 GB of GPU memory, 4\.1 GB may be used"):
         parts("2GiB", "2GiB")
