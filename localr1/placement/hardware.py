@@ -40,6 +40,11 @@ class GpuFacts:
     total_bytes: int
     free_bytes: int
 
+    @property
+    def supported(self) -> bool:
+        """Whether it is as new as the kernels need."""
+        return self.capability >= OLDEST_CAPABILITY
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -293,13 +298,13 @@ def _gpu_findings(facts: Facts) -> Iterator[Finding]:
                 + (
                     f"needs driver {least}, {facts.driver} is installed"
                     if old
-                    else f"and driver {facts.driver} disagree"
+                    else f"and driver {facts.driver} disagree, or its memory is full"
                 ),
                 "update the NVIDIA driver, then start the computer again",
             )
     if facts.gpu is None:
         return
-    if facts.gpu.capability < OLDEST_CAPABILITY:
+    if not facts.gpu.supported:
         has, least_text = ".".join(map(str, facts.gpu.capability)), ".".join(map(str, OLDEST_CAPABILITY))
         what = f"{facts.gpu.name} has compute capability {has}, the GPU kernels need {least_text}"
         yield Finding("wrong", what, "models run on the CPU; --vram 0 says so explicitly")

@@ -84,7 +84,8 @@ class System:
         )
 
     def rates(self, facts: Facts) -> Progress[Rates]:
-        stages = (*KERNELS, "RAM", "processor", "disk", *(("GPU",) if facts.gpu else ()))
+        has_gpu = facts.gpu is not None and facts.gpu.supported
+        stages = (*KERNELS, "RAM", "processor", "disk", *(("GPU",) if has_gpu else ()))
         names = iter(range(len(stages)))
         cold = compilation.cache_is_cold(KERNELS)
         for kernel in KERNELS:
@@ -100,7 +101,7 @@ class System:
         yield LoadProgress("measuring the disk", next(names), len(stages))
         disk = disk_rate(self.folder)
         gpu = None
-        if facts.gpu is not None:
+        if has_gpu:
             yield LoadProgress("measuring the GPU", next(names), len(stages))
             gpu = _gpu_rates()
         layers = _rough_layers(row, int8_flops[-1][1])
@@ -113,7 +114,7 @@ class System:
         read = ROUGH_BYTES / _best_s(lambda: words.sum(), REPEATS)
         flops = ROUGH_FLOPS_A_THREAD * facts.threads
         curve = ((1, 2 * ROW_SHARE * read), (64, flops), (512, flops))
-        gpu = ROUGH_GPU if facts.gpu else None
+        gpu = ROUGH_GPU if facts.gpu and facts.gpu.supported else None
         layers = _rough_layers(ROW_SHARE * read, flops)
         return Rates(read, ROW_SHARE * read, curve, flops / 2, layers, None, gpu, rough=True)
 
@@ -208,10 +209,14 @@ def triton_lacks() -> str:
 
 
 def _gpu_facts() -> GpuFacts | None:
+    """None also where the driver refuses: without free memory it cannot even be asked how much is free."""
     if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(0)
-    free_bytes, total_bytes = torch.cuda.mem_get_info(0)
+    try:
+        properties = torch.cuda.get_device_properties(0)
+        free_bytes, total_bytes = torch.cuda.mem_get_info(0)
+    except RuntimeError:
+        return None
     return GpuFacts(properties.name, (properties.major, properties.minor), total_bytes, free_bytes)
 
 

@@ -329,8 +329,9 @@ def device_error(error: RuntimeError) -> LocalR1Error | None:
 
 
 def gpu_bytes() -> tuple[int, int] | None:
-    """What of the first GPU's memory is in use, by whatever program, and all of it; None without a GPU."""
-    if not torch.cuda.is_available():
-        return None
-    free, total = torch.cuda.mem_get_info(0)
-    return total - free, total
+    """What of the first GPU's memory is in use, by whatever program, and all of it; None where none can be asked."""
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):
+            free, total = torch.cuda.mem_get_info(0)
+            return total - free, total
+    return None

@@ -159,7 +159,7 @@ def given_vram_bytes(free_bytes: int) -> int:
 
 def _vram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
     if options.vram is None:
-        return given_vram_bytes(facts.gpu.free_bytes) if facts.gpu else 0
+        return given_vram_bytes(facts.gpu.free_bytes) if facts.gpu and facts.gpu.supported else 0
     size = parse_size(options.vram, "--vram")
     if size and facts.gpu is None and not what_if:
         raise UsageError(f"--vram {options.vram}: there is no GPU that could be used", "see `localr1 doctor`")

@@ -2,11 +2,12 @@
 
 Owns the format: for a matrix [O, I], `SCB` float32 [O] is each row's largest magnitude and q = round(127 w / SCB) as
 int8, never -128, so w ~ q * SCB / 127 (LLM.int8(), arXiv 2208.07339, without the outlier columns). bitsandbytes does
-the quantizing where there is a GPU; on a CPU `int8_rows` does, with the same numbers.
+the quantizing where there is a GPU that can; on a CPU `int8_rows` does, with the same numbers.
 """
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ class Int8Rows(NamedTuple):
 
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 """Of a matrix in float32, what is quantized at once: what a CPU's cache holds, and enough to fill a GPU."""
+OLDEST_CAPABILITY = (7, 5)
+"""Of a GPU: for older ones newer torch and bitsandbytes have no kernels, and bitsandbytes then ends the process."""
 SMALLEST_ABSMAX = 1e-30
 
 
@@ -46,7 +49,7 @@ def int8_chunks(
     infinity.
     """
     rows, columns = shape
-    device, quantize = ("cuda", _on_gpu) if torch.cuda.is_available() else ("cpu", _on_cpu)
+    device, quantize = ("cuda", _on_gpu) if _gpu().quantizes else ("cpu", _on_cpu)
     chunk_rows = max(1, CHUNK_BYTES[device] // (4 * max(columns, 1)))
     weight = torch.empty(min(chunk_rows, rows), columns, dtype=torch.int8)
     for start in range(0, rows, chunk_rows):
@@ -69,10 +72,35 @@ def _on_cpu(matrix_OI: Tensor, into: Int8Rows) -> None:
     quantize(words.numpy(), into.weight.numpy(), into.scb.numpy())
 
 
+class Gpu:
+    """The GPU as long as it is of use: it is as new as bitsandbytes needs, and has not failed."""
+
+    failed = False
+
+    @property
+    def quantizes(self) -> bool:
+        if not self.failed and torch.cuda.is_available():
+            with suppress(RuntimeError):
+                return torch.cuda.get_device_capability() >= OLDEST_CAPABILITY
+        return False
+
+
+@cache
+def _gpu() -> Gpu:
+    return Gpu()
+
+
 def _on_gpu(matrix_OI: Tensor, into: Int8Rows) -> None:
-    quantized, scb, _ = _bitsandbytes_quant()(matrix_OI.to("cuda", torch.float16))
-    into.weight.copy_(quantized)
-    into.scb.copy_(scb)
+    """On the CPU after all where the GPU fails, as it does when its memory is full."""
+    if not _gpu().failed:
+        try:
+            quantized, scb, _ = _bitsandbytes_quant()(matrix_OI.to("cuda", torch.float16))
+            into.weight.copy_(quantized)
+            into.scb.copy_(scb)
+            return
+        except RuntimeError:
+            _gpu().failed = True
+    _on_cpu(matrix_OI, into)
 
 
 @cache

@@ -1,12 +1,14 @@
 """`localr1 doctor` and `localr1 plan` on computers that are described, not measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from localr1.quantities import bytes_text
 from localr1.session import outlook
-from tests.placement.computers import FACTS, GB, RATES, WITH_GPU, Computer
+from tests.placement.computers import CARD, FACTS, GB, RATES, WITH_GPU, Computer
+from tests.placement.test_plan import V2_LITE
 
 
 @pytest.fixture
@@ -75,6 +77,12 @@ def test_plan_of_another_computer(computer, localr1_command) -> None:
     assert more["decode_tokens_per_s"] > half["decode_tokens_per_s"]
     computer.told = WITH_GPU
     assert json.loads(localr1_command("plan", "v2-lite", "--json").out)["notes"] == []
+
+
+def test_the_memory_of_a_gpu_that_cannot_be_used_is_no_budget() -> None:
+    old = replace(WITH_GPU, gpu=replace(CARD, capability=(6, 1)))
+    budgets = [outlook.budget_of(outlook.EngineOptions(), facts, V2_LITE).vram_bytes for facts in (old, WITH_GPU)]
+    assert budgets[0] == 0 < budgets[1]
 
 
 def test_plan_of_the_built_in_model(computer, localr1_command) -> None:

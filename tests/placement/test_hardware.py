@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from localr1.events import Progress, result_of
 from localr1.kernels.jit import SOURCES_STAMP
@@ -150,6 +151,23 @@ def test_this_very_computer_can_be_looked_at(tmp_path: Path) -> None:
     rough = system.rough_rates(facts)
     assert 1e8 < rough.read_bytes_per_s < 1e13
     assert json.dumps(to_record(glance(system, tmp_path / "none.json")))
+
+
+def test_a_gpu_that_the_kernels_are_not_made_for_is_neither_measured_nor_guessed(tmp_path: Path) -> None:
+    old, system = replace(WITH_GPU, gpu=replace(CARD, capability=(6, 1))), System(tmp_path)
+    assert system.rough_rates(old).gpu is None and system.rough_rates(WITH_GPU).gpu is not None
+    stages = {facts: next(system.rates(facts)).total for facts in (old, WITH_GPU)}
+    assert stages[WITH_GPU] == stages[old] + 1
+
+
+def test_a_gpu_that_has_no_memory_left_to_be_asked_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(device: int) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: CARD)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    assert System(tmp_path).facts().gpu is None
 
 
 def test_the_drivers_words() -> None:

@@ -372,6 +372,15 @@ def test_the_plan_leaves_other_programs_their_memory(config, monkeypatch: pytest
     assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None).device == "cpu"
 
 
+def test_a_driver_that_does_not_say_what_is_free_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(device: int) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    assert gpu.gpu_bytes() is None
+
+
 NANO = Path(engine.__file__).parent.parent / "nano"
 QUESTION = "What is 17 + 25?"
 

@@ -1,5 +1,7 @@
 """Int8 rows are bitsandbytes' numbers, and FP8 blocks DeepSeek's."""
 
+from functools import cache
+
 import pytest
 import torch
 from bitsandbytes.functional import int8_vectorwise_quant
@@ -42,6 +44,29 @@ def test_a_value_that_is_not_finite_is_named(bad: float) -> None:
     matrix[1, 2] = bad
     with pytest.raises(CorruptError, match=r"lm_head.*row 1"):
         quantize_rows(matrix, "lm_head.weight")
+
+
+@pytest.mark.parametrize(("capability", "tries"), [((6, 1), 0), ((8, 9), 1)])
+def test_an_old_gpu_is_left_alone_and_one_that_fails_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], tries: int
+) -> None:
+    tried: list[object] = []
+
+    def fail() -> None:
+        tried.append(None)
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    matrix = torch.randn(9, 8)
+    weight, scb, _ = int8_vectorwise_quant(matrix)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(quantize, "_bitsandbytes_quant", fail)
+    monkeypatch.setattr(quantize, "_gpu", cache(quantize.Gpu))
+    monkeypatch.setattr(quantize, "CHUNK_BYTES", {"cpu": 4 * 8 * 4, "cuda": 4 * 8 * 4})
+    for _ in range(2):
+        rows = quantize_rows(matrix, "m")
+        assert torch.equal(rows.weight, weight) and torch.equal(rows.scb, scb)
+    assert len(tried) == tries
 
 
 @settings(max_examples=30, deadline=None)
