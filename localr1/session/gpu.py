@@ -82,7 +82,7 @@ def plan_for(
     free_bytes, _ = torch.cuda.mem_get_info()
     wanted = parse_size(options.vram, "--vram") if options.vram is not None else free_bytes
     budget = replace(budget, vram_bytes=min(wanted, given_vram_bytes(free_bytes)))
-    rates = hardware.rates if hardware.rates.gpu is not None else replace(hardware.rates, gpu=ROUGH_GPU)
+    rates = hardware.rates if hardware.rates.gpu is not None else replace(hardware.rates, gpu=ROUGH_GPU, rough=True)
     return checked_forecast(shape, budget, hotness, rates).plan
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from localr1.placement.forecast import Forecast, choose, forecast, layer_s, pace
 from localr1.placement.hardware import GpuRates
 from localr1.placement.plan import Budget, plan_cpu
+from localr1.placement.probe import ROUGH_GPU
 from tests.placement.computers import GPU_RATES, RATES
 from tests.placement.test_plan import DENSE, GB, GLM, SHAPES, V2_LITE
 
@@ -77,6 +78,17 @@ def test_a_gpu_that_only_slows_things_down_is_left_alone() -> None:
     alone = choose(V2_LITE, Budget(8 * GB, 64 * GB, 4096), None, slow).plan
     assert alone.device == "cpu" and alone.notes == ("CPU only: with the GPU it would be slower",)
     assert choose(V2_LITE, Budget(8 * GB, 64 * GB, 4096), None, WITH_GPU).plan.device == "gpu"
+
+
+@pytest.mark.parametrize("read", [40e9, 400e9])
+def test_a_guess_keeps_nothing_from_the_gpu(read: float) -> None:
+    """Neither where RAM looks fast beside the usual GPU, nor where it was read from a cache."""
+    budget = Budget(24 << 30, 64 * GB, 4096)
+    guessed = replace(RATES, read_bytes_per_s=read, row_bytes_per_s=0.75 * read, gpu=ROUGH_GPU, rough=True)
+    foretold = choose(V2_LITE, budget, None, guessed)
+    assert foretold.rough and foretold.plan.slots == V2_LITE.expert_count and not foretold.plan.notes
+    measured = choose(V2_LITE, budget, None, replace(guessed, rough=False))
+    assert measured.plan.slots < V2_LITE.expert_count
 
 
 def test_all_in_gpu_memory_is_bound_by_it() -> None:
