@@ -49,7 +49,7 @@ def load(
 def _foretold(loading: "Progress[Engine]", options: EngineOptions | None) -> "Progress[Engine]":
     engine = yield from loading
     if options is not None:
-        yield Notice(_session().expectation(engine.name, options))
+        yield Notice(_session().expectation(engine.name, options, engine.foretold))
     return engine
 
 

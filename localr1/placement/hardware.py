@@ -39,6 +39,7 @@ class GpuFacts:
     capability: tuple[int, int]
     total_bytes: int
     free_bytes: int
+    """For this program: what it holds itself could be placed anew."""
 
     @property
     def supported(self) -> bool:

@@ -217,7 +217,8 @@ def _gpu_facts() -> GpuFacts | None:
         free_bytes, total_bytes = torch.cuda.mem_get_info(0)
     except RuntimeError:
         return None
-    return GpuFacts(properties.name, (properties.major, properties.minor), total_bytes, free_bytes)
+    ours_bytes = torch.cuda.memory_reserved(0)
+    return GpuFacts(properties.name, (properties.major, properties.minor), total_bytes, free_bytes + ours_bytes)
 
 
 def _gpu_rates() -> GpuRates:

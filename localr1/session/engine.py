@@ -30,6 +30,7 @@ from localr1.model.mtp import MtpLayer
 from localr1.model.registry import Model
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank, FloatBank
+from localr1.placement.forecast import Forecast
 from localr1.placement.hints import Foretold
 from localr1.placement.linear import FloatWeights, StoreWeights
 from localr1.placement.shape import KvType, kv_type
@@ -76,6 +77,11 @@ class Engine:
         """How its caches keep their rows."""
         latent = isinstance(self.config.attention, MlaConfig)
         return kv_type(asked_kv(self.options), latent, "cpu" if self.placed is None else "gpu")
+
+    @property
+    def foretold(self) -> Forecast | None:
+        """What was expected when it was placed on a GPU; None where it runs on the CPU alone."""
+        return self.placed.foretold if self.placed is not None else None
 
     @property
     def notice(self) -> str:

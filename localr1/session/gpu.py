@@ -24,9 +24,10 @@ from localr1.model.decoder import Decoder, first_highest
 from localr1.model.linear import Cache
 from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
+from localr1.placement.forecast import Forecast
 from localr1.placement.gpu import GpuOps, GpuWeights, in_ram
 from localr1.placement.graphs import Recorder
-from localr1.placement.plan import DoesNotFitError, Expert, Hotness, PlacementPlan
+from localr1.placement.plan import DoesNotFitError, Expert, Hotness
 from localr1.placement.policy import Policy, Slots
 from localr1.placement.probe import ROUGH_GPU
 from localr1.placement.replay import adapted_policy
@@ -56,6 +57,8 @@ class Placed:
     bank: SplitBank | None
     device: torch.device
     notes: tuple[str, ...] = ()
+    foretold: Forecast | None = None
+    """The plan by which it was placed, and its speeds."""
 
 
 def usable_device(options: EngineOptions) -> torch.device | None:
@@ -68,9 +71,7 @@ def usable_device(options: EngineOptions) -> torch.device | None:
     return device if torch.cuda.get_device_capability(device) >= kernels.OLDEST else None
 
 
-def plan_for(
-    config: ModelConfig, mtp: bool, context: int, options: EngineOptions, hotness: Hotness | None
-) -> PlacementPlan:
+def plan_for(config: ModelConfig, mtp: bool, context: int, options: EngineOptions, hotness: Hotness | None) -> Forecast:
     """What `localr1 plan` says, but that no more GPU memory is given than is free beside the reserve.
 
     Raises as `outlook.checked_forecast`.
@@ -83,7 +84,7 @@ def plan_for(
     wanted = parse_size(options.vram, "--vram") if options.vram is not None else free_bytes
     budget = replace(budget, vram_bytes=min(wanted, given_vram_bytes(free_bytes)))
     rates = hardware.rates if hardware.rates.gpu is not None else replace(hardware.rates, gpu=ROUGH_GPU, rough=True)
-    return checked_forecast(shape, budget, hotness, rates).plan
+    return checked_forecast(shape, budget, hotness, rates)
 
 
 def place_on_gpu(
@@ -110,13 +111,14 @@ def place_on_gpu(
     if history is not None and history.tokens >= TRUSTED_TOKENS:
         hotness = history.hotness(registry.expert_layers(config, mtp))
     try:
-        plan = safely(lambda: plan_for(config, mtp, context, options, hotness))
+        foretold = safely(lambda: plan_for(config, mtp, context, options, hotness))
     except DoesNotFitError as error:
         return None, (f"this runs on the CPU and may fail: {error.message}; {error.hint}",)
+    plan = foretold.plan
     if plan.device == "cpu":
         return None, plan.notes
     placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, history=history))
-    return placed, placed.notes
+    return replace(placed, foretold=foretold), placed.notes
 
 
 def place(

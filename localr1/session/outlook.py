@@ -232,8 +232,13 @@ def summary(foretold: Forecast) -> str:
     return f"up to {', '.join(places)}; {speed} expected"
 
 
-def expectation(model: str, options: EngineOptions) -> str:
-    """The line that `chat` begins with: where the model lies and how fast it should be, or why it will be slow."""
+def expectation(model: str, options: EngineOptions, placed: Forecast | None) -> str:
+    """The line that `chat` begins with: where the model lies and how fast it should be, or why it will be slow.
+
+    `placed` is what was foretold when it was placed on a GPU, whose memory is no longer free.
+    """
+    if placed is not None:
+        return summary(placed)
     try:
         hardware, subject = glance_at_computer(options), find_subject(model, options)
         return summary(foresee(subject, budget_of(options, hardware.facts, subject.shape, what_if=True), hardware))

@@ -95,9 +95,9 @@ def test_sides_share_the_gpu_and_the_loaded_engine_makes_way(a_gpu, monkeypatch)
     given, plan_for = [], gpu.plan_for
 
     def planned(*arguments):
-        plan = plan_for(*arguments)
-        given.append(plan.budget.vram_bytes)
-        return plan
+        foretold = plan_for(*arguments)
+        given.append(foretold.plan.budget.vram_bytes)
+        return foretold
 
     monkeypatch.setattr(gpu, "plan_for", planned)
     nano = result_of(subject.open_model("nano", replace(BASE, ram="8GiB", context=256, speculate="off")))

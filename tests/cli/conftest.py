@@ -44,9 +44,11 @@ class FakeSession(types.ModuleType):
         yield LoadProgress("opening")
         if self.error:
             raise self.error
-        return types.SimpleNamespace(name="nano", context_limit=4096, converse=self.converse, routing=self.routing)
+        return types.SimpleNamespace(
+            name="nano", context_limit=4096, converse=self.converse, routing=self.routing, foretold=None
+        )
 
-    def expectation(self, model, engine):
+    def expectation(self, model, engine, placed):
         return f"{model} in RAM; about 20 tokens/s expected"
 
     def gpu_bytes(self):

@@ -128,13 +128,13 @@ def test_a_narrow_terminal_shows_it_all(computer, localr1_command, command, monk
 
 def test_the_line_that_chat_begins_with(computer, tmp_path, monkeypatch, localr1_command) -> None:
     monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
-    line = outlook.expectation("nano", outlook.EngineOptions())
+    line = outlook.expectation("nano", outlook.EngineOptions(), None)
     assert line.endswith(" in RAM; over 300 tokens/s expected"), "more than is foretold of any conversation"
     record = json.loads(localr1_command("plan", "nano", "--json").out)
     everything = bytes_text(record["ram_bytes"])
     assert line.startswith(f"up to {everything} in RAM"), "the program counts, as in the bar below the conversation"
     computer.told = FACTS.__class__(**{**vars(FACTS), "ram_free_bytes": GB})
-    assert outlook.expectation("nano", outlook.EngineOptions()).startswith("this may be slow or fail: nano")
+    assert outlook.expectation("nano", outlook.EngineOptions(), None).startswith("this may be slow or fail: nano")
 
 
 def test_what_is_said_before_a_download(computer, tmp_path, monkeypatch) -> None:

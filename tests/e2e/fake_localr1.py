@@ -119,14 +119,16 @@ class Conversation:
 def load(model, engine, instead_of=None):
     yield LoadProgress("opening a model")
     time.sleep(float(os.environ.get("LOCALR1_FAKE_SLOW", 0)))
-    return types.SimpleNamespace(name="echo", routing=None, converse=lambda sampling, options: Conversation())
+    return types.SimpleNamespace(
+        name="echo", routing=None, foretold=None, converse=lambda sampling, options: Conversation()
+    )
 
 
 session = types.ModuleType("localr1.session")
 session.__path__ = [str(Path(localr1.__file__).parent / "session")]  # for /plan, which is the real one
 session.load = load
 session.gpu_bytes = lambda: None
-session.expectation = lambda model, engine: "in RAM; about 20 tokens/s expected"
+session.expectation = lambda model, engine, placed: "in RAM; about 20 tokens/s expected"
 sys.modules["localr1.session"] = localr1.session = session
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,6 +159,19 @@ def test_a_gpu_that_the_kernels_are_not_made_for_is_neither_measured_nor_guessed
     assert system.rough_rates(old).gpu is None and system.rough_rates(WITH_GPU).gpu is not None
     stages = {facts: next(system.rates(facts)).total for facts in (old, WITH_GPU)}
     assert stages[WITH_GPU] == stages[old] + 1
+
+
+def test_what_this_program_holds_of_a_gpu_is_free_to_be_placed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(name="Some Card", major=8, minor=9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * GB, 12 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9 * GB)
+    facts = System(tmp_path).facts()
+    assert facts.gpu == replace(CARD, free_bytes=11 * GB)
+    assert not any("other programs" in finding.what for finding in diagnose(replace(WITH_GPU, gpu=facts.gpu)))
 
 
 def test_a_gpu_that_has_no_memory_left_to_be_asked_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

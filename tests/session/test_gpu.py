@@ -21,10 +21,11 @@ from localr1.model.decoder import Decoder, Head, first_highest
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement import gpu as placement_gpu
 from localr1.placement.bank import CpuBank
+from localr1.placement.forecast import Forecast
 from localr1.placement.linear import StoreWeights
 from localr1.placement.plan import CONTEXT_BYTES
 from localr1.session import engine, gpu
-from localr1.session.outlook import RESERVED_VRAM_BYTES
+from localr1.session.outlook import RESERVED_VRAM_BYTES, expectation
 from localr1.weights.store import Store
 from tests import tiny
 from tests.placement.test_cpu import stored
@@ -366,10 +367,10 @@ def test_the_plan_leaves_other_programs_their_memory(config, monkeypatch: pytest
         vram: gpu.plan_for(config, False, 512, EngineOptions(vram=vram, ram="8GiB"), None)
         for vram in (None, "2GiB", "8GiB")
     }
-    budgets = {vram: plan.budget.vram_bytes for vram, plan in given.items()}
+    budgets = {vram: foretold.plan.budget.vram_bytes for vram, foretold in given.items()}
     most = free_bytes - RESERVED_VRAM_BYTES + CONTEXT_BYTES  # what is free was counted beside the driver's context
     assert budgets == {None: most, "2GiB": 2 << 30, "8GiB": most}
-    assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None).device == "cpu"
+    assert gpu.plan_for(config, False, 512, EngineOptions(vram="100MiB", ram="8GiB"), None).plan.device == "cpu"
 
 
 def test_a_driver_that_does_not_say_what_is_free_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,9 +412,25 @@ def test_a_conversation_is_the_same_on_either_device(a_gpu: None, speculate: str
     assert on_gpu.placed is not None and on_gpu.placed.bank is not None and on_gpu.placed.bank.slots.holds_all
 
 
+def test_the_line_that_chat_begins_with_is_of_the_plan_that_placed_the_model(
+    a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EngineOptions(vram="2GiB", ram="8GiB", context=256)
+    opened = engine._open("nano", NANO, options)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 8 << 30))
+    assert " on the GPU with 80 of 80 experts, " in expectation("nano", options, opened.foretold)
+    on_cpu = replace(options, vram="0")
+    assert "GPU" not in expectation("nano", on_cpu, engine._open("nano", NANO, on_cpu).foretold)
+
+
 def test_what_is_chosen_on_a_gpu_goes_into_the_history(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     plan_for = gpu.plan_for
-    monkeypatch.setattr(gpu, "plan_for", lambda *a: replace(plan := plan_for(*a), resident=plan.resident[:30]))
+
+    def less(*arguments: object) -> Forecast:
+        foretold = plan_for(*arguments)
+        return replace(foretold, plan=replace(foretold.plan, resident=foretold.plan.resident[:30]))
+
+    monkeypatch.setattr(gpu, "plan_for", less)
     opened, said = answer(EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate="off"))
     assert said and opened.placed is not None and opened.placed.bank is not None and opened.routing is not None
     opened.placed.bank.turn_over()
