@@ -76,12 +76,11 @@ class Streamer:
         expert_TK: NDArray[np.int64],
         weight_TK: Tensor,
     ) -> "Future[tuple[float, Tensor]]":
-        """(seconds, weighted sum [T, D] on the device) of these experts, computed in another thread."""
-        ready = None
-        if self._compute is not None:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record()
-        return self._thread.submit(self._run, layer, experts, hidden_TD, expert_TK, weight_TK, ready)
+        """(seconds, weighted sum [T, D] on the device) of these experts, computed in another thread.
+
+        The device must be done with what the inputs came from; for what it was given since nothing waits.
+        """
+        return self._thread.submit(self._run, layer, experts, hidden_TD, expert_TK, weight_TK)
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -94,14 +93,11 @@ class Streamer:
         hidden_TD: Tensor,
         expert_TK: NDArray[np.int64],
         weight_TK: Tensor,
-        ready: "torch.cuda.Event | None",
     ) -> tuple[float, Tensor]:
         start_s = time.perf_counter()
         with torch.cuda.stream(self._compute):
             if not self._stages:
                 self._stages = [Stage(self._cold.rows((layer, 0)), self._device) for _ in range(BUFFERS)]
-            if self._compute is not None and ready is not None:
-                self._compute.wait_event(ready)
             sum_TD = torch.zeros_like(hidden_TD)
             chosen = [(expert_TK == expert).nonzero() for expert in experts]
             counts = [len(token) for token, _ in chosen]

@@ -183,7 +183,8 @@ class SplitBank:
         self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None
     ) -> Tensor:
         """A prefill chunk: of the cold experts those of many tokens pass through the device, the CPU has the others."""
-        chosen_TK = expert_TK.cpu().numpy()  # the host waits here, before the device gets work to do meanwhile
+        # The host waits here, before the device gets work to do meanwhile; so the streamer's inputs are there, too.
+        chosen_TK = expert_TK.cpu().numpy()
         ram_TD, ram_TK = hidden_TD.cpu(), weight_TK.cpu()
         out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
         if self._watched:

@@ -7,7 +7,9 @@ experts run as they do on a GPU. What only a GPU has (streams, recorded steps) i
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -202,6 +204,30 @@ def test_prefill_through_the_device_or_on_the_cpu(store: Store, alone: CpuBank, 
     monkeypatch.setattr(lanes, "FIRST_TOKENS", 0 if stream else 1 << 30)
     check(bank, alone, 1, 50, 0)
     assert (bank.lanes.stream_s is not None, bank.lanes.pair_s is not None) == (stream, not stream)
+
+
+class Stream:
+    """A device's stream; notes what its user has it do, or does with it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def wait_event(self, event: object) -> None:
+        self.done.append("wait for other work")
+
+    def synchronize(self) -> None:
+        self.done.append("wait for the end")
+
+
+def test_the_passage_does_not_wait_for_the_resident_experts(store: Store, alone: CpuBank, monkeypatch) -> None:
+    """Which the device was given just before: the copies can begin while it is at them."""
+    monkeypatch.setattr(lanes, "FIRST_TOKENS", 0)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", Mock)
+    bank, stream = split(store, alone, 3, all_experts()[:3]), Stream()
+    monkeypatch.setattr(bank._streamer, "_compute", stream)
+    check(bank, alone, 1, 50, 0)
+    assert stream.done == ["wait for the end"]
 
 
 def test_both_lanes_end_together_by_what_they_cost() -> None:
