@@ -179,8 +179,8 @@ def parse_report(text: str, name: str) -> Report:
     """A report from the JSON that `to_json` wrote; `name` is for messages. Raises CorruptError for anything else."""
     try:
         record = json.loads(text)
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}, this is {FORMAT}")
+        if (found := record.get("format")) != FORMAT:
+            raise ValueError(f"format {found!r}, this is {FORMAT}")
         return Report(
             str(record["model"]),
             bool(record["synthetic"]),

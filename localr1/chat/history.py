@@ -180,13 +180,15 @@ def read(path: Path) -> Saved:
     except OSError as error:
         raise NotFoundError(f"cannot read {path}: {error.strerror}") from error
     saved: Saved | None = None
-    for record in _records(lines):
-        if record["kind"] == "conversation":
-            saved = Saved(
-                _id_of(path), path, str(record.get("created", "")), str(record.get("model", "")), record.get("system")
-            )
-        elif saved is not None:
-            _replay(saved, record)
+    try:
+        for record in _records(lines):
+            if record["kind"] == "conversation":
+                created, model = str(record.get("created", "")), str(record.get("model", ""))
+                saved = Saved(_id_of(path), path, created, model, record.get("system"))
+            elif saved is not None:
+                _replay(saved, record)
+    except (TypeError, ValueError) as error:
+        raise CorruptError(f"{path} holds what no conversation has: {error}", "delete it, or restore it") from error
     if saved is None:
         raise CorruptError(f"{path} holds no conversation", "delete it, or restore it from a copy")
     return saved
@@ -195,7 +197,7 @@ def read(path: Path) -> Saved:
 def listing(folder: Path, words: str = "") -> list[Saved]:
     """The conversations of a folder that hold all the words, newest first; files that are none are left out."""
     found = []
-    for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(folder.glob("*.jsonl"), key=_changed_s, reverse=True):
         try:
             saved = read(path)
         except (NotFoundError, CorruptError):
@@ -222,6 +224,13 @@ def latest(folder: Path) -> Saved:
     if not found:
         raise NotFoundError("there is no saved conversation yet", "start one with: localr1 chat")
     return found[0]
+
+
+def _changed_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _records(lines: list[str]) -> Iterator[dict[str, Any]]:

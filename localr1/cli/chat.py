@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _NEAR = 0.75
 _BEGINNING = 5
+_PATH = re.compile(r"[\w.~-]*(/[\w.-]+)*/[\w.-]*[a-z][\w.-]*/?(@\S+)?", re.ASCII | re.IGNORECASE)
+"""`org/repo` or a folder's name, which a sum like 12/4 is not."""
 _SIZE = re.compile(r"-\d+(\.\d+)?[bm]$")
 """How names of models end, and no other words: -7b, -1.5b, -135m."""
 
@@ -70,7 +72,7 @@ def run(
         return _list(environment, folder, " ".join(words))
     resumed, words = _resumed(folder, words) if chat.resume else (None, words)
     model, asked = split_words(words)
-    question = "\n\n".join(filter(None, [asked, environment.read_piped()]))
+    question = "\n\n".join(part for part in (asked, environment.read_piped()) if part.strip())
     _check(environment, chat, options, question)
     if resumed is not None:
         model = model or resumed.model or None
@@ -111,6 +113,8 @@ def _talk(
     if request.json:
         return _status(_answer_json(environment, talk, question, loaded.name), options)
     if question:
+        if resumed is not None:
+            environment.status(f"Going on with {resumed.id}: {visible(resumed.title)}", "dim")
         end = answer(environment, conversation.stop, talk.ask(question), terminal)
         talk.keep()
         talk.close()
@@ -141,7 +145,8 @@ def _status(end: TurnEnd | None, options: ConversationOptions) -> ExitStatus:
             raise ContextError("the context was full before the answer had its form", "raise --context")
         if end.reason == "max_tokens":
             raise LocalR1Error("the answer was cut before it had its form", "raise --max-tokens")
-    return ExitStatus.INTERRUPTED if end is not None and end.reason == "interrupted" else ExitStatus.OK
+    reasons = {"interrupted": ExitStatus.INTERRUPTED, "context": ExitStatus.CONTEXT}
+    return reasons.get(end.reason, ExitStatus.OK) if end is not None else ExitStatus.OK
 
 
 def _converse(background: Background, engine: "Engine", settings: "Settings") -> "Conversation":
@@ -229,21 +234,25 @@ def _resumed(folder: Path, words: list[str]) -> "tuple[Saved, list[str]]":
         try:
             return find(folder, words[0]), words[1:]
         except NotFoundError:
-            if len(words) == 1 and not any(character.isspace() for character in words[0]):
+            quoted = [" " in word for word in words]
+            if not quoted[0] and (len(words) == 1 or any(quoted)) and not _looks_like_model(words[0]):
                 raise
     return latest(folder), words
 
 
 def _list(environment: Environment, folder: Path, words: str) -> ExitStatus:
     """ID, day, turns, model and first line of each, newest first."""
+    from rich.cells import set_cell_size
+
     from localr1.chat.history import listing
 
     found = listing(folder, words)
     for saved in found:
         title = visible(saved.title)
         row = f"{saved.id}  {saved.created[:10]}  {len(saved.turns):>3}  {visible(saved.model)}  {title}"
-        room = environment.size()[0] - 1 if environment.stdout.isatty() else len(row)
-        environment.stdout.write(row[:room].rstrip() + "\n")
+        if environment.stdout.isatty():
+            row = set_cell_size(row, environment.size()[0] - 1)
+        environment.stdout.write(row.rstrip() + "\n")
     if not found:
         environment.status(f"No saved conversation holds {words!r}." if words else "No conversation is saved yet.")
     elif environment.stdout.isatty():
@@ -284,8 +293,9 @@ def _looks_like_model(word: str) -> bool:
         bool(difflib.get_close_matches(name, CATALOG, n=1, cutoff=_NEAR))
         or (len(name) >= _BEGINNING and any(known.startswith(name) for known in CATALOG))
         or _SIZE.search(name) is not None
-        or "/" in word
-        or os.sep in word
+        or _PATH.fullmatch(word) is not None
+        or (os.sep != "/" and os.sep in word)
+        or ("/" in word and Path(word).is_dir())
         or any((Path(word) / file).is_file() for file in ("config.json", "manifest.json"))
     )
 

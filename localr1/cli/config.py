@@ -13,7 +13,7 @@ from typing import Any
 
 import platformdirs
 
-from localr1.errors import DiskError, ExitStatus, UsageError, meant
+from localr1.errors import AccessError, DiskError, ExitStatus, UsageError, meant
 from localr1.options import ConfigOptions, ConversationOptions, EngineOptions, SamplingOptions, TerminalOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.settings import read_value
@@ -71,7 +71,9 @@ def read_config(path: Path, leave_out: str = "") -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "mend or delete that file") from error
+        home = isinstance(error, NotADirectoryError)
+        hint = "set LOCALR1_HOME to a folder of yours" if home else "mend or delete that file"
+        raise UsageError(f"cannot read {path}: {error}", hint) from error
     checked = {}
     values.pop(leave_out, None)
     for name, value in values.items():
@@ -128,7 +130,8 @@ def _set(environment: Environment, path: Path, name: str, text: str) -> None:
         beside.write_text("".join(_line(each, values[each]) for each in SETTINGS if each in values), encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}", "see whether the folder may be written") from error
+        kind = AccessError if isinstance(error, PermissionError) else DiskError
+        raise kind(f"cannot write {path}: {error.strerror}", "see whether the folder may be written") from error
     environment.status(f"{name} is {'the default' if value == default else _text(value)}, in {path}", "dim")
 
 

@@ -37,11 +37,14 @@ def run(environment: Environment, options: PlanOptions, engine: EngineOptions) -
 def _look(options: PlanOptions, engine: EngineOptions) -> "Progress[tuple[Subject, Hardware, tuple[str, ...]]]":
     yield STARTING
     from localr1.bench.stand_ins import measure_layers
-    from localr1.session.outlook import assume_gpu, find_subject, survey_computer
+    from localr1.session.outlook import assume_gpu, disturbed, find_subject, survey_computer
 
     subject = find_subject(options.model, engine)
     hardware = yield from survey_computer(engine, lambda: measure_layers(engine))
     hardware, notes = assume_gpu(engine, hardware)
+    if hardware.rates.unsure:
+        busy = disturbed(hardware.rates)
+        notes = (*notes, f"{busy.what}; {busy.mend}")
     return subject, hardware, (*subject.notes, *notes)
 
 

@@ -17,9 +17,8 @@ def usage_error(refusal: typer.TyperException, commands: Collection[str], words:
     asked = f"localr1 {name}" if name in commands else "localr1"
     match refusal:  # Typer names only some of the kinds in public
         case typer.TyperException(option_name=option, possibilities=near):  # type: ignore[misc]
-            return UsageError(
-                f"unknown option {option}", f"did you mean {near[0]}?" if near else f"{asked} --help lists the options"
-            )
+            listed = f"{asked} --help lists the options; words that begin with - go after --"
+            return UsageError(f"unknown option {option}", f"did you mean {near[0]}?" if near else listed)
         case typer.BadParameter(param=parameter, message="") if parameter is not None:
             told = (parameter.help or "").rstrip(".")
             return UsageError(f"{asked} needs {parameter.metavar}", f"give {told[:1].lower()}{told[1:]}")

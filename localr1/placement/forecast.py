@@ -80,13 +80,14 @@ def forecast(chosen: PlacementPlan, rates: Rates) -> Forecast:
         parts, prefill_s = _gpu_token(chosen, rates, rates.gpu), _gpu_prefill_s(chosen, rates, rates.gpu)
     else:
         parts, prefill_s = _cpu_token(chosen, rates), _cpu_prefill_s(chosen, rates)
+    token_s = sum(seconds for _, seconds in parts)
     return Forecast(
         chosen,
-        1 / sum(seconds for _, seconds in parts),
+        1 / token_s,
         PROMPT_TOKENS / prefill_s,
-        1 / _floor_s(chosen, rates),
+        1 / min(token_s, _floor_s(chosen, rates)),  # a layer's time and the bandwidth are of two different moments
         tuple(parts),
-        rates.rough,
+        rates.rough or rates.unsure,
     )
 
 

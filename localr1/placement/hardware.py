@@ -266,12 +266,17 @@ class Finding:
     mend: str
 
 
+def disturbed(rates: Rates) -> Finding:
+    """That the computer was busy while it was measured."""
+    what = f"other programs took {percent_text(rates.others_share)} of the processors while this was measured"
+    return Finding("mind", what, "when the computer is quiet, measure again: localr1 doctor --fresh")
+
+
 def diagnose(facts: Facts, rates: Rates | None = None) -> tuple[Finding, ...]:
     """What is wrong, with how the rates were measured if they are given; the worst first."""
     found = [*_gpu_findings(facts), *_memory_findings(facts)]
     if rates is not None and rates.unsure:
-        what = f"other programs took {percent_text(rates.others_share)} of the processors while this was measured"
-        found.append(Finding("mind", what, "when the computer is quiet, measure again: localr1 doctor --fresh"))
+        found.append(disturbed(rates))
     if facts.vector_bits == 0:
         what = "the CPU kernels run without vector instructions: this processor lacks AVX2"
         found.append(Finding("mind", what, "expect a fraction of the speed; there is nothing to install"))

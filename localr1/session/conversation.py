@@ -89,7 +89,7 @@ class Conversation:
         if options.think is not None and not self.engine.template.switches_thinking:
             raise UsageError(
                 f"{self.engine.name} leaves no choice about thinking",
-                "leave out --think and --no-think; in a conversation, /think auto",
+                "leave out --think and --no-think; in a conversation, /think auto; localr1 config set think default",
             )
         form: str | None = None
         if options.json_schema is not None or options.grammar is not None:

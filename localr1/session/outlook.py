@@ -22,7 +22,18 @@ from localr1.model import registry
 from localr1.model.config import ModelConfig
 from localr1.options import EngineOptions
 from localr1.placement.forecast import Forecast, choose, pace, reasons
-from localr1.placement.hardware import Facts, Finding, Hardware, LayerTime, Rates, diagnose, glance, survey, to_record
+from localr1.placement.hardware import (
+    Facts,
+    Finding,
+    Hardware,
+    LayerTime,
+    Rates,
+    diagnose,
+    disturbed,
+    glance,
+    survey,
+    to_record,
+)
 from localr1.placement.plan import CONTEXT_BYTES, Budget, DoesNotFitError, Hotness, table
 from localr1.placement.probe import ROUGH_GPU, System
 from localr1.placement.shape import KvOption, ModelShape, shape_of
@@ -30,7 +41,7 @@ from localr1.quantities import bytes_text, parse_size
 from localr1.session.routing import open_routing
 from localr1.weights.store import Store
 
-__all__ = ["Finding", "Forecast", "Hardware", "diagnose", "pace", "reasons", "table", "to_record"]
+__all__ = ["Finding", "Forecast", "Hardware", "diagnose", "disturbed", "pace", "reasons", "table", "to_record"]
 
 DEFAULT_CONTEXT_TOKENS = 32_768
 RESERVED_RAM_BYTES = 1 << 30

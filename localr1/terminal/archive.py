@@ -5,14 +5,13 @@ LocalR1Error and changes nothing.
 """
 
 import dataclasses
-from pathlib import Path
 
 from localr1.chat.history import Recorder, find, listing
 from localr1.errors import DiskError, UnsupportedError, UsageError
 from localr1.quantities import count_text
 from localr1.terminal.blocks import code_blocks
 from localr1.terminal.clipboard import copy as copy_text
-from localr1.terminal.files import read_attachment
+from localr1.terminal.files import is_there, read_attachment, typed_path
 from localr1.terminal.repl import Repl
 from localr1.terminal.talk import as_json, as_markdown
 from localr1.terminal.visible import visible
@@ -25,19 +24,19 @@ def read(repl: Repl, text: str) -> None:
     if not text:
         raise UsageError("/read needs a file", "for example /read notes.txt What is missing?")
     name, question = _file_and_question(text)
-    attachment = read_attachment(Path(name))
+    attachment = read_attachment(typed_path(name))
     for note in attachment.notes:
         repl.say(f"{attachment.name}: {note}.")
     repl.attachments.append(attachment)
     if question:
         repl.ask(question)
     else:
-        repl.say(f"{attachment.name}, {len(attachment.text):,} characters, goes with the next message.")
+        repl.say(f"{attachment.name}, {count_text(len(attachment.text), 'character')}, goes with the next message.")
 
 
 def _file_and_question(text: str) -> tuple[str, str]:
     """A file's name may hold spaces if it is all there is, or stands within quotation marks."""
-    if Path(text).expanduser().exists():
+    if is_there(typed_path(text)):
         return text, ""
     if text[0] in "\"'":
         name, _, question = text[1:].partition(text[0])
@@ -110,11 +109,11 @@ def load(repl: Repl, text: str) -> None:
 
 def export(repl: Repl, text: str) -> None:
     """The conversation as a file for people or programs."""
-    path = Path(text).expanduser()
+    path = typed_path(text)
     writers = {".md": as_markdown, ".json": as_json}
     if path.suffix.lower() not in writers:
         raise UsageError("/export needs a file that ends in .md or .json", "for example /export talk.md")
-    if path.exists():
+    if is_there(path):
         raise UsageError(f"{path} is there already", "choose another name")
     if not repl.talk.turns:
         raise UsageError("nothing was said yet", "type a message first")

@@ -5,6 +5,7 @@ Ctrl-D on an empty line raises EOFError, Ctrl-C KeyboardInterrupt; on another li
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ def plain_reader(environment: Environment) -> ReadMessage:
         except KeyboardInterrupt:
             stdout.write("\n")  # below the line that it ended
             raise
+        if not line:
+            stdout.write("\n")
         if not line or line.startswith(_CTRL_D):  # typed while nothing was read, it is a character like others
             raise EOFError
         return line.rstrip("\n")
@@ -134,6 +137,19 @@ def _history(file: Path | None) -> "History":
     """Messages of earlier runs, in a file for its owner alone."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    class Kept(FileHistory):
+        """What the disk refuses is remembered for this run alone."""
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
+
+        def load_history_strings(self) -> "Iterable[str]":
+            try:
+                return list(super().load_history_strings())
+            except OSError:
+                return []
+
     if file is None:
         return InMemoryHistory()
     try:
@@ -141,7 +157,7 @@ def _history(file: Path | None) -> "History":
         file.touch(mode=0o600)
     except OSError:
         return InMemoryHistory()
-    return FileHistory(str(file))
+    return Kept(str(file))
 
 
 def _completer(commands: Mapping[str, str], arguments: Callable[[str], Iterable[str]]) -> "Completer":

@@ -4,6 +4,7 @@ Owns what may be read and how it is put into a message. Invariant: what comes ba
 the tokenizer too, which takes no special token from a message.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +29,26 @@ class Attachment:
         return f"{self.name}:\n{fence}\n{self.text}\n{fence}"
 
 
+def typed_path(text: str) -> Path:
+    """The path that was typed; `~name` stays as it is where there is no such user."""
+    with suppress(RuntimeError):
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, as far as can be seen; a name may also be too long to be one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def read_attachment(path: Path, largest_bytes: int = LARGEST_BYTES) -> Attachment:
     """The beginning of the file, all of it where it is no larger than that.
 
     Raises NotFoundError, AccessError, or UnsupportedError for a folder, a device or a file that is no text.
     """
-    path = path.expanduser()
     try:
         if path.exists() and not path.is_file():
             raise UnsupportedError(f"{path} is not a file", "name one file")

@@ -129,6 +129,9 @@ class Repl:
                     self.say("Ctrl-C again leaves.")
                 except LocalR1Error as error:
                     self.environment.error(error)
+                if self.talk.untold:
+                    self.say(self.talk.untold)
+                    self.talk.untold = ""
         finally:
             self.talk.close()
 

@@ -69,6 +69,8 @@ class Talk:
         self.turns = turns or []
         self.ends: list[TurnEnd] = []
         self.recalled = ""
+        self.untold = ""
+        """What is still to be told of a change that could not be recorded."""
         self.context = (0, 0)
         """Tokens that the conversation takes, and may; 0 and 0 where that is not known."""
         if self.turns:
@@ -96,8 +98,7 @@ class Talk:
         except Exception:
             if not turn.answer and not turn.thought:
                 self.turns.remove(turn)
-                with contextlib.suppress(DiskError):
-                    self._change("undo")
+                self._change("undo")
             raise
 
     def go_on(self) -> Iterator[Event]:
@@ -165,7 +166,10 @@ class Talk:
 
     def _change(self, kind: str, **values: str | None) -> None:
         if self.recorder:
-            self.recorder.change(kind, **values)
+            try:
+                self.recorder.change(kind, **values)
+            except DiskError as error:
+                self.untold = f"{error.message}; {error.hint}"
 
     def _pass(self, events: Iterator[Event], turn: Said) -> Iterator[Event]:
         try:

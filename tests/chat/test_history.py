@@ -137,3 +137,14 @@ def test_two_that_go_on_with_one_conversation_do_not_mix(tmp_path):
     say(first, "four", "4")
     say(second, "five", "5")
     assert turns(read(second.path)) == [("one", "", "1"), ("two", "", "2"), ("five", "", "5")]
+
+
+def test_one_broken_conversation_hides_no_other(tmp_path):
+    recorder = Recorder(tmp_path, "nano", None)
+    say(recorder, "one", "1")
+    (tmp_path / "gone-aaaa.jsonl").symlink_to(tmp_path / "nowhere")
+    broken = tmp_path / "broken-bbbb.jsonl"
+    broken.write_text('{"kind": "conversation"}\n{"kind": "user", "text": "q"}\n{"kind": "end", "tokens": null}\n')
+    assert [saved.id for saved in listing(tmp_path)] == [recorder.id] == [latest(tmp_path).id]
+    with pytest.raises(CorruptError):
+        read(broken)

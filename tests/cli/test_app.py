@@ -50,7 +50,7 @@ def test_version(localr1_command):
         ("nonsense", "unknown command nonsense", "localr1 --help lists the commands"),
         ("--vrsion", "unknown option --vrsion", "did you mean --version?"),
         ("chat --topp 1", "unknown option --topp", "did you mean --top-p?"),
-        ("chat -x", "unknown option -x", "localr1 chat --help lists the options"),
+        ("chat -x", "unknown option -x", "localr1 chat --help lists the options; words that begin with - go after --"),
         ("chat --seed", "option '--seed' requires an argument", "localr1 chat --help says what it takes"),
         ("chat --plain=3", "option '--plain' does not take a value", "localr1 chat --help says what it takes"),
         ("chat --top-p 2 hi", "--top-p cannot be 2", "it is at least 0 and at most 1"),

@@ -1,7 +1,10 @@
 import time
+from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
+from localr1.chat.history import Recorder, listing
 from localr1.cli.chat import split_words
 from localr1.errors import ContextError, NotFoundError, UsageError
 from localr1.events import AnswerText, ReasoningText
@@ -24,6 +27,9 @@ from tests.terminal.fakes import press_ctrl_c, turn_end
         (["r1 is what?"], None, "r1 is what?"),
         ([""], None, ""),
         (["moon", "landing", "date?"], None, "moon landing date?"),
+        (["12/4"], None, "12/4"),
+        (["12/4=?"], None, "12/4=?"),
+        (["天空是蓝的/绿的？"], None, "天空是蓝的/绿的？"),
     ],
 )
 def test_the_first_word_is_the_model_only_if_it_can_be_one(words, model, question):
@@ -149,10 +155,40 @@ def test_an_answer_cut_before_it_had_its_form_is_an_error(
     monkeypatch.setattr(session.conversation, "ask", lambda text: iter([AnswerText('{"a'), turn_end(reason=reason)]))
     outcome = localr1_command("chat", "--json-schema", str(tmp_path / "sum.json"), *json, "Who?")
     assert (outcome.status, hint in outcome.err) == (status, True) and '{"a' in outcome.out.replace("\\", "")
-    assert localr1_command("chat", "Who?").status == 0
+    assert localr1_command("chat", "Who?").status == (9 if reason == "context" else 0), "--max-tokens was asked for"
 
 
 def test_no_command_is_named_where_none_can_be_typed(session, localr1_command):
     session.conversation.answers["hi there"] = [ReasoningText("Hm."), AnswerText("Hi.")]
     outcome = localr1_command("chat", "hi there", tty="ioe")
     assert "thought for" in outcome.out and "/thoughts" not in outcome.out
+
+
+def talked(folder: Path, question: str) -> str:
+    """The ID of a conversation in which this was asked."""
+    recorder = Recorder(folder, "nano", None)
+    recorder.question(question)
+    recorder.end("end", 1)
+    recorder.close()
+    return recorder.id
+
+
+def test_a_question_that_goes_on_says_with_what_and_a_wrong_id_changes_nothing(session, localr1_command, tmp_path):
+    name = talked(tmp_path / "home" / "conversations", "first")
+    wrong = localr1_command("chat", "--resume", "1234", "What is 9 + 4?")
+    assert wrong.status == 3 and "no saved conversation 1234" in wrong.err and session.calls == []
+    assert f"Going on with {name}: first" in localr1_command("chat", "--resume", "And", "then?").err
+    assert f"Going on with {name}: first" in localr1_command("chat", "--resume", name, "What is 9 + 4?").err
+    (saved,) = listing(tmp_path / "home" / "conversations")
+    assert [turn.question for turn in saved.turns] == ["first", "And then?", "What is 9 + 4?"]
+
+
+def test_the_list_cuts_wide_characters_where_the_window_ends(localr1_command, tmp_path):
+    talked(tmp_path / "home" / "conversations", "天空是蓝的" * 10)
+    (line, *_) = localr1_command("chat", "--list", tty="o").out.splitlines()
+    assert "天空" in line and cell_len(line) < 80
+
+
+def test_a_blank_question_is_none(session, localr1_command):
+    assert localr1_command("chat", "   ", stdin=" \n").status == 2
+    assert session.calls == []

@@ -100,3 +100,10 @@ def test_no_file_is_no_settings(tmp_path):
 
 def test_every_option_of_a_conversation_is_a_setting():
     assert {"temperature", "system", "thoughts", "plain", "keys", "save", "threads", "context"} <= SETTINGS.keys()
+
+
+def test_a_home_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError) as caught:
+        read_config(tmp_path / "file" / "config.toml")
+    assert "LOCALR1_HOME" in caught.value.hint

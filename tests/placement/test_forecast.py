@@ -116,3 +116,10 @@ def test_experts_of_few_rows_take_longer_to_read_a_prompt() -> None:
     foretold = [forecast(plan_cpu(V2_LITE, Budget(0, 64 * GB, 4096)), rates) for rates in (RATES, steep)]
     assert foretold[1].prefill_tokens_per_s < foretold[0].prefill_tokens_per_s
     assert foretold[1].decode_tokens_per_s == foretold[0].decode_tokens_per_s
+
+
+def test_no_forecast_is_above_what_memory_allows_even_where_it_was_busy_as_that_was_measured() -> None:
+    busy = replace(RATES, read_bytes_per_s=RATES.read_bytes_per_s / 10, others_share=0.9)
+    foretold = forecast(plan_cpu(V2_LITE, Budget(0, 64 * GB, 4096)), busy)
+    assert decode(foretold) <= foretold.floor_tokens_per_s
+    assert foretold.rough, "a busy computer's speeds are no more than rough"

@@ -295,6 +295,34 @@ def test_a_conversation_that_cannot_be_saved_goes_on_and_is_saved_later(repl):
     assert [turn.question for turn in latest(repl.host.folder).turns] == ["hello", "again"]
 
 
+@pytest.mark.parametrize(("line", "asked"), [("/retry", ["one", "two", "two"]), ("/undo", ["one", "two"])])
+def test_what_cannot_be_recorded_is_done_and_told(repl, line, asked):
+    do(repl, "one")
+    do(repl, "two")
+    with repl.talk.recorder.path.open("a") as other:
+        other.write("{}\n")
+    do(repl, line)
+    assert repl.talk.conversation.asked == asked and len(repl.talk.turns) == len(asked) - 1
+    assert "another localr1 goes on" in repl.talk.untold
+
+
+@pytest.mark.parametrize("line", ["/read notes.txt " + "please " * 60, '/read "notes.txt" Why?'])
+def test_a_question_may_be_longer_than_any_files_name(repl, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("Pears.")
+    do(repl, line)
+    assert "notes.txt:\n```\nPears.\n```" in repl.talk.turns[0].question
+
+
+@pytest.mark.parametrize(
+    "line", ["/read ~nobody-of-that-name/x", "/read " + "x" * 300, "/export ~nobody-of-that-name/x.md"]
+)
+def test_names_that_lead_nowhere_are_an_error_and_no_more(repl, line):
+    do(repl, "hello")
+    with pytest.raises(LocalR1Error):
+        do(repl, line)
+
+
 def test_a_setting_that_is_refused_is_not_kept(repl, monkeypatch):
     def refuse(sampling, options):
         raise NotFoundError("there is no schema.json")

@@ -8,6 +8,7 @@ from localr1.errors import ContextError, UsageError
 from localr1.events import AnswerText
 from localr1.options import TerminalOptions
 from localr1.terminal.commands import COMMANDS, find_command
+from localr1.terminal.editor import _history
 from localr1.terminal.repl import Host, Repl, Settings, answer
 from localr1.terminal.talk import Talk
 from tests.terminal.fakes import FakeConversation, environment, err, out, press_ctrl_c, turn_end
@@ -73,6 +74,16 @@ def test_what_follows_ctrl_c_at_once_has_the_history():
     conversation = FakeConversation()
     converse(f"first{ENTER}never{CTRL_C}{UP}{ENTER}{CTRL_D}", conversation)
     assert conversation.asked == ["first", "first"]
+
+
+def test_a_history_that_the_disk_refuses_is_none(tmp_path):
+    kept = _history(tmp_path / "history")
+    kept.store_string("first")
+    assert list(kept.load_history_strings()) == ["first"]
+    (tmp_path / "history").unlink()
+    (tmp_path / "history").mkdir()
+    kept.store_string("second")
+    assert list(kept.load_history_strings()) == []
 
 
 def test_commands_are_not_asked():
