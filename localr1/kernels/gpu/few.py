@@ -13,9 +13,9 @@ import triton.language as tl
 
 @triton.jit
 def linear(x_TD, q_OD, scb_O, out_TO, T, D, O, ROWS: tl.constexpr, BO: tl.constexpr, BD: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: E741
-    """out = x W^T; program (i, j) makes BO outputs of ROWS tokens."""
-    o = tl.program_id(0) * BO + tl.arange(0, BO)
-    first = tl.program_id(1) * ROWS
+    """out = x W^T; program (i, j) makes BO outputs of ROWS tokens; those of the same weights are neighbours."""
+    o = tl.program_id(1) * BO + tl.arange(0, BO)
+    first = tl.program_id(0) * ROWS
     row = q_OD + o.to(tl.int64)[:, None] * D
     sums = (tl.zeros((BO, BD), tl.float32),) * ROWS
     for start in range(0, D, BD):

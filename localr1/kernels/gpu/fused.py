@@ -49,7 +49,7 @@ class FusedKernels:
         out_TO = torch.empty(T, O, device=x_TD.device)
         rows = 1 if T == 1 else 2 if T == 2 else 4
         BO, BD = tile(O, D)
-        grid = (triton.cdiv(O, BO), triton.cdiv(T, rows))
+        grid = (triton.cdiv(T, rows), triton.cdiv(O, BO))
         few.linear[grid](x_TD.contiguous(), q_OD, scb_O, out_TO, T, D, O, ROWS=rows, BO=BO, BD=BD, num_warps=4)
         return out_TO
 
