@@ -1,9 +1,10 @@
 """How near the CPU kernels come to the machine's ceilings, measured in one run.
 
 For each model's shapes and each number of token rows, a call of the kernel, a plain streaming read of as many bytes
-and an fp32 matrix product take turns; so a machine that is busy with other things slows all three alike. One-row
-kernels are judged by the read, prefill by the product. Weights are distinct and cycled through a pool of at least 1
-GiB, so they come from RAM.
+and an fp32 matrix product take turns; so a machine that is busy with other things slows all three alike. Kernel and
+read follow the product in turn, since it leaves its result in the caches to be written back. One-row kernels are judged
+by the read, prefill by the product. Weights are distinct and cycled through a pool of at least 1 GiB, so they come from
+RAM.
 
     python -m benchmarks.kernels [--models v2-lite,r1] [--rows 1,2,512] [--seconds 1.5] [--json FILE]
 
@@ -107,25 +108,30 @@ class Bench:
 
     def measure(self, model: str, kernel: str, rows: int, step: Callable[[], tuple[int, float]]) -> None:
         """`step` runs the kernel once and returns (bytes of weights or cache it had to read, operations it did)."""
-        step()
+        moved, operations = step()
         times, reads, gemms = [], [], []
-        moved, operations = 0, 0.0
+
+        def take_kernel() -> None:
+            begin = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - begin)
+
+        def take_read() -> None:
+            ahead = self.take(min(max(moved, 1 << 22), self.pool.size // 4))
+            reads.append(seconds(lambda: cpu.read(ahead)) / ahead.size)
+
         start = time.perf_counter()
         while len(times) < LEAST_SAMPLES or time.perf_counter() - start < self.seconds:
-            begin = time.perf_counter()
-            moved, operations = step()
-            times.append((time.perf_counter() - begin, moved))
-            ahead = self.take(min(max(moved, 1 << 22), self.pool.size // 4))
-            reads.append(seconds(lambda ahead=ahead: cpu.read(ahead)) / ahead.size)
             gemms.append(seconds(lambda: self.left @ self.right) / (2 * 512 * 2048 * 1024))
-        call, per_byte = quick([t for t, _ in times]), quick([t / b for t, b in times])
-        read, gemm = quick(reads), quick(gemms)
+            for take in (take_kernel, take_read) if len(gemms) % 2 else (take_read, take_kernel):
+                take()
+        call, read, gemm = quick(times), quick(reads), quick(gemms)
         result = Measured(
             model, kernel, rows, call * 1e3,
-            read / per_byte,
-            float(np.median([r * b / t for (t, b), r in zip(times, reads, strict=True)])),
+            read * moved / call,
+            float(np.median([r * moved / t for t, r in zip(times, reads, strict=True)])),
             gemm * operations / call,
-            float(np.median([g * operations / t for (t, _), g in zip(times, gemms, strict=True)])),
+            float(np.median([g * operations / t for t, g in zip(times, gemms, strict=True)])),
             1e-9 / read, 1e-9 / gemm,
         )  # fmt: skip
         self.results.append(result)
