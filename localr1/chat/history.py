@@ -126,7 +126,7 @@ class Recorder:
             taken = {_id_of(path) for path in self._folder.glob("*.jsonl")}
             name = next(name for name in _names() if name not in taken)
             path = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.jsonl"
-            self._file = _append(path)
+            self._file, self._size_bytes = _append(path), 0
         except OSError as error:
             raise self._failure(f"cannot save the conversation in {self._folder}: {error.strerror}") from error
         self.id, self.path = name, path
@@ -140,12 +140,14 @@ class Recorder:
                 self._file.write("\n")
                 self._file.flush()
             self._size_bytes = os.fstat(self._file.fileno()).st_size
+            if resumed.model != self._model:
+                self.change("model", name=self._model)
+            if resumed.system != self._system:
+                self.change("system", text=self._system)
         except OSError as error:
             raise DiskError(f"cannot write {resumed.path}: {error.strerror}", "go on with --no-save") from error
-        if resumed.model != self._model:
-            self.change("model", name=self._model)
-        if resumed.system != self._system:
-            self.change("system", text=self._system)
+        except DiskError as error:
+            raise DiskError(error.message, "go on with --no-save") from error
 
     def _write(self, kind: str, **values: Any) -> None:
         if self._file is None:
@@ -184,10 +186,10 @@ def read(path: Path) -> Saved:
         for record in _records(lines):
             if record["kind"] == "conversation":
                 created, model = str(record.get("created", "")), str(record.get("model", ""))
-                saved = Saved(_id_of(path), path, created, model, record.get("system"))
+                saved = Saved(_id_of(path), path, created, model, _system_of(record.get("system")))
             elif saved is not None:
                 _replay(saved, record)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CorruptError(f"{path} holds what no conversation has: {error}", "delete it, or restore it") from error
     if saved is None:
         raise CorruptError(f"{path} holds no conversation", "delete it, or restore it from a copy")
@@ -258,9 +260,15 @@ def _replay(saved: Saved, record: dict[str, Any]) -> None:
         case "clear":
             saved.turns.clear()
         case "system":
-            saved.system = record.get("text")
+            saved.system = _system_of(record.get("text"))
         case "model":
             saved.model = str(record.get("name", ""))
+
+
+def _system_of(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"a system prompt that is {value!r}")
+    return value
 
 
 def _append(path: Path) -> TextIO:

@@ -231,11 +231,13 @@ def _resumed(folder: Path, words: list[str]) -> "tuple[Saved, list[str]]":
     from localr1.chat.history import find, latest
 
     if words:
+        alone = len(words) == 1 or any(" " in word for word in words[1:])
         try:
-            return find(folder, words[0]), words[1:]
+            saved = find(folder, words[0])
+            if alone or saved.id == words[0].lower():  # a short word may be the beginning of an ID by chance
+                return saved, words[1:]
         except NotFoundError:
-            quoted = [" " in word for word in words]
-            if not quoted[0] and (len(words) == 1 or any(quoted)) and not _looks_like_model(words[0]):
+            if alone and " " not in words[0] and not _looks_like_model(words[0]):
                 raise
     return latest(folder), words
 
@@ -295,9 +297,17 @@ def _looks_like_model(word: str) -> bool:
         or _SIZE.search(name) is not None
         or _PATH.fullmatch(word) is not None
         or (os.sep != "/" and os.sep in word)
-        or ("/" in word and Path(word).is_dir())
-        or any((Path(word) / file).is_file() for file in ("config.json", "manifest.json"))
+        or ("/" in word and _is_there(Path(word)))
+        or any(_is_there(Path(word) / file) for file in ("config.json", "manifest.json"))
     )
+
+
+def _is_there(path: Path) -> bool:
+    """A question may be too long to be a name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _check_encodable(question: str) -> None:

@@ -114,7 +114,7 @@ def merge(g, q, highest_NGP, total_NGP, sum_NGQV, out_V):  # type: ignore[no-unt
 
 @compiled(inline=True)
 def run_step(width):  # type: ignore[no-untyped-def]
-    """Runs begin at multiples of so many cache rows, which is two blocks of most ways, and one of bytes."""
+    """Runs begin at multiples of so many cache rows: two blocks, or one of bytes where rows have up to 593 numbers."""
     return 2 * block_rows(width)
 
 

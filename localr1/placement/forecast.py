@@ -40,7 +40,9 @@ DISK_BYTES_PER_S = 500e6
 class Forecast:
     """What is expected of a placement, tokens a second; `parts` are the seconds of a decoded token, by what they go to.
 
-    `floor_tokens_per_s` is what memory bandwidth alone would allow: the slower of the two lanes, nothing else counted.
+    `floor_tokens_per_s` is what memory bandwidth alone would allow: the slower of the two lanes, nothing else counted;
+    no less than what is expected, though, where other programs slowed the measuring of the one more than of the other.
+    `rough`: by guessed rates; `busy`: by those of a computer that did other things.
     """
 
     plan: PlacementPlan
@@ -49,6 +51,7 @@ class Forecast:
     floor_tokens_per_s: float
     parts: tuple[tuple[str, float], ...]
     rough: bool
+    busy: bool = False
 
 
 def choose(shape: ModelShape, budget: Budget, hotness: Hotness | None, rates: Rates) -> Forecast:
@@ -85,9 +88,10 @@ def forecast(chosen: PlacementPlan, rates: Rates) -> Forecast:
         chosen,
         1 / token_s,
         PROMPT_TOKENS / prefill_s,
-        1 / min(token_s, _floor_s(chosen, rates)),  # a layer's time and the bandwidth are of two different moments
+        1 / min(token_s, _floor_s(chosen, rates)),
         tuple(parts),
-        rates.rough or rates.unsure,
+        rates.rough,
+        rates.unsure,
     )
 
 

@@ -236,7 +236,7 @@ def summary(foretold: Forecast) -> str:
     places.append(f"{bytes_text(chosen.ram_bytes)} in RAM")
     if chosen.disk_bytes:
         places.append(f"{bytes_text(chosen.disk_bytes)} read from disk when needed")
-    about = "roughly" if foretold.rough else "about"
+    about = "roughly" if foretold.rough or foretold.busy else "about"
     speed = f"{about} {' '.join(pace(foretold.decode_tokens_per_s))}"
     if foretold.decode_tokens_per_s > FORETOLD_TOKENS_PER_S:
         speed = f"over {FORETOLD_TOKENS_PER_S} tokens/s"

@@ -92,6 +92,8 @@ def load(repl: Repl, text: str) -> None:
         history(repl, "")
         return
     saved = find(repl.host.folder, text)
+    saving = repl.settings.terminal.save
+    recorder = Recorder(repl.host.folder, repl.host.model, saved.system, saved) if saving else None
     repl.configure(conversation=dataclasses.replace(repl.settings.conversation, system=saved.system))
     talk = repl.talk
     talk.keep()
@@ -100,8 +102,7 @@ def load(repl: Repl, text: str) -> None:
     talk.move_to(talk.conversation)
     talk.recall(saved.path)
     talk.ends.clear()
-    saving = repl.settings.terminal.save
-    talk.recorder = Recorder(repl.host.folder, repl.host.model, saved.system, saved) if saving else None
+    talk.recorder = recorder
     repl.say(f"Loaded {saved.id}, {count_text(len(saved.turns), 'turn')}: {saved.title}")
     if talk.recalled:
         repl.say(talk.recalled)
@@ -120,8 +121,9 @@ def export(repl: Repl, text: str) -> None:
     shown = writers[path.suffix.lower()](repl.talk.turns, repl.host.model, repl.settings.conversation.system)
     try:
         path.write_text(shown, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}", "choose another file") from error
+    except (OSError, ValueError) as error:  # the latter where a name holds what none may
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DiskError(f"cannot write {path}: {why}", "choose another file") from error
     repl.say(f"Written: {path}")
 
 

@@ -59,6 +59,8 @@ def read_attachment(path: Path, largest_bytes: int = LARGEST_BYTES) -> Attachmen
         raise NotFoundError(f"there is no file {path}", "Tab completes names after /read") from None
     except OSError as error:
         raise AccessError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # the name holds what none may
+        raise NotFoundError(f"there is no file {str(path)!r}: {error}") from error
     if b"\0" in data[:8192]:
         raise UnsupportedError(f"{path} is not text", "only text files can be read")
     notes = []

@@ -144,7 +144,7 @@ class Talk:
 
     def keep(self) -> None:
         """Before the conversation is left: has its cache kept beside its record."""
-        if self.recorder and self.recorder.path:
+        if self.recorder and self.recorder.path and not self.recorder.failed:
             with contextlib.suppress(LocalR1Error):
                 self.conversation.keep(kept_cache(self.recorder.path))
 
@@ -186,8 +186,10 @@ class Talk:
                 yield event
         finally:
             if self.recorder:
-                with contextlib.suppress(DiskError):
+                try:
                     self.recorder.flush()
+                except DiskError as error:
+                    self.untold = f"{error.message}; {error.hint}"
 
     def _record(self, write: Callable[[Recorder], None]) -> Iterator[Notice]:
         """Have this written; where it cannot be, say so once and go on without."""

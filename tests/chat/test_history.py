@@ -146,5 +146,7 @@ def test_one_broken_conversation_hides_no_other(tmp_path):
     broken = tmp_path / "broken-bbbb.jsonl"
     broken.write_text('{"kind": "conversation"}\n{"kind": "user", "text": "q"}\n{"kind": "end", "tokens": null}\n')
     assert [saved.id for saved in listing(tmp_path)] == [recorder.id] == [latest(tmp_path).id]
-    with pytest.raises(CorruptError):
-        read(broken)
+    for line in ('{"kind": "end", "tokens": 1e999}', "[" * 100_000, '{"kind": "system", "text": 5}'):
+        broken.write_text('{"kind": "conversation"}\n{"kind": "user", "text": "q"}\n' + line + "\n")
+        with pytest.raises(CorruptError):
+            read(broken)

@@ -28,6 +28,8 @@ from tests.terminal.fakes import press_ctrl_c, turn_end
         ([""], None, ""),
         (["moon", "landing", "date?"], None, "moon landing date?"),
         (["12/4"], None, "12/4"),
+        (["天" * 200], None, "天" * 200),
+        (["天/" * 200], None, "天/" * 200),
         (["12/4=?"], None, "12/4=?"),
         (["天空是蓝的/绿的？"], None, "天空是蓝的/绿的？"),
     ],
@@ -179,8 +181,10 @@ def test_a_question_that_goes_on_says_with_what_and_a_wrong_id_changes_nothing(s
     assert wrong.status == 3 and "no saved conversation 1234" in wrong.err and session.calls == []
     assert f"Going on with {name}: first" in localr1_command("chat", "--resume", "And", "then?").err
     assert f"Going on with {name}: first" in localr1_command("chat", "--resume", name, "What is 9 + 4?").err
+    assert localr1_command("chat", "--resume", name[0], "shorter", "version").status == 0
     (saved,) = listing(tmp_path / "home" / "conversations")
-    assert [turn.question for turn in saved.turns] == ["first", "And then?", "What is 9 + 4?"]
+    asked = ["first", "And then?", "What is 9 + 4?", f"{name[0]} shorter version"]
+    assert [turn.question for turn in saved.turns] == asked
 
 
 def test_the_list_cuts_wide_characters_where_the_window_ends(localr1_command, tmp_path):

@@ -323,6 +323,42 @@ def test_names_that_lead_nowhere_are_an_error_and_no_more(repl, line):
         do(repl, line)
 
 
+def test_a_conversation_that_cannot_be_gone_on_with_is_not_loaded(repl, monkeypatch):
+    do(repl, "one")
+    first = repl.talk.recorder
+    do(repl, "/clear")
+    do(repl, "two")
+    current = repl.talk.recorder
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("localr1.chat.history._append", refuse)
+        with pytest.raises(DiskError, match="cannot write"):
+            do(repl, f"/load {first.id}")
+    do(repl, "three")
+    assert repl.talk.recorder is current and [turn.question for turn in repl.talk.turns] == ["two", "three"]
+    assert [turn.question for turn in read(current.path).turns] == ["two", "three"]
+
+
+def test_what_could_not_be_written_as_an_answer_broke_off_is_told(repl, monkeypatch):
+    do(repl, "one")
+
+    def fails(piece):
+        with repl.talk.recorder.path.open("a") as other:
+            other.write("{}\n")
+        if piece:
+            raise LocalR1Error("the GPU failed")
+
+    monkeypatch.setattr("localr1.chat.history._FLUSH_S", 60.0)
+    repl.talk.conversation.answers["two"] = [AnswerText("a"), AnswerText("b")]
+    repl.talk.conversation.before_piece = fails
+    with pytest.raises(LocalR1Error, match="GPU"):
+        do(repl, "two")
+    assert "another localr1 goes on" in repl.talk.untold + err(repl.environment)
+
+
 def test_a_setting_that_is_refused_is_not_kept(repl, monkeypatch):
     def refuse(sampling, options):
         raise NotFoundError("there is no schema.json")
