@@ -287,6 +287,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str]:
 
 def _looks_like_model(word: str) -> bool:
     from localr1.hub.catalog import CATALOG
+    from localr1.terminal.files import is_there
 
     if not word or any(character.isspace() for character in word):
         return False
@@ -297,17 +298,9 @@ def _looks_like_model(word: str) -> bool:
         or _SIZE.search(name) is not None
         or _PATH.fullmatch(word) is not None
         or (os.sep != "/" and os.sep in word)
-        or ("/" in word and _is_there(Path(word)))
-        or any(_is_there(Path(word) / file) for file in ("config.json", "manifest.json"))
+        or ("/" in word and is_there(Path(word)))
+        or any(is_there(Path(word) / file) for file in ("config.json", "manifest.json"))
     )
-
-
-def _is_there(path: Path) -> bool:
-    """A question may be too long to be a name."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _check_encodable(question: str) -> None:

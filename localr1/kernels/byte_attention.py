@@ -20,7 +20,7 @@ from localr1.kernels.byte_attention_loops import (
     byte_score_two,
     byte_softmax,
     byte_value,
-    zip_bytes,
+    byte_zip,
 )
 from localr1.kernels.byte_products import STEP
 from localr1.kernels.features import LANES
@@ -192,7 +192,7 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
                 scale_2B[0, r + i], scale_2B[1, r + i] = 0, 0
             source, source_bytes = whole_steps(words, word_bytes, here, C, copy)
             values = address_of(value_BV4) + r // GROUP * value_BV4.shape[1]
-            zip_bytes(source, source_bytes, SCORE_ROWS // GROUP, values, value_BV4.shape[1], steps)
+            byte_zip(source, source_bytes, SCORE_ROWS // GROUP, values, value_BV4.shape[1], steps)
             following = words + SCORE_ROWS * word_bytes
             byte_scores(
                 source, source_bytes, query_sP4, start_SP, scale_SP, columns, scales, scores, following,

@@ -22,10 +22,10 @@ SPLIT = 64
 """Numbers of a query that share a scale."""
 
 
-def emit_zip_bytes(
+def emit_byte_zip(
     e: Emitter, rows: Any, row_bytes: Any, groups: Any, values: Any, value_bytes: Any, steps: Any
 ) -> None:
-    """`zip_bytes(rows, row_bytes, groups, values, value_bytes, steps)`: `groups` groups of rows of `steps` vectors of
+    """`byte_zip(rows, row_bytes, groups, values, value_bytes, steps)`: `groups` groups of rows of `steps` vectors of
     int8 as values [number][row], `value_bytes` from group to group."""
     pairs = ir.VectorType(I16, STEP // 2)
 
@@ -100,7 +100,7 @@ def make_byte_score(panels: int) -> Any:
     return returning_nothing(emit, 12, f"byte_score_{panels}")
 
 
-zip_bytes = returning_nothing(emit_zip_bytes, 6, "byte_zip")
+byte_zip = returning_nothing(emit_byte_zip, 6, "byte_zip")
 byte_score_one, byte_score_two = make_byte_score(1), make_byte_score(2)
 byte_value = make_value("byte_value", VALUE_PANELS, dot_bytes)
 byte_softmax = make_softmax("byte_softmax", GROUP, diffused=True)

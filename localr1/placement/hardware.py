@@ -1,6 +1,6 @@
-"""What this computer has and how fast it is, as records, and what is wrong with it.
+"""What this computer has and how fast it is, as records.
 
-Owns the records, their cache on the disk and the diagnosis. Measures nothing itself and imports no torch, as `probe`
+Owns the records and their cache on the disk. Measures nothing itself and imports no torch, as `probe`
 does; whoever asks hands in a `Source`, so a test can be any computer. Invariants: cached rates are used only for the
 hardware and software, this program's included, that they were measured with; those measured while other programs kept
 the processors busy are measured again at the next chance; what changes by the minute (free memory) is never cached.
@@ -10,25 +10,17 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from localr1.events import LoadProgress, Progress
 from localr1.placement.load import BUSY_SHARE
-from localr1.quantities import bytes_text, percent_text
 
 FORMAT = 3
 MOST_PROBES = 3
 """Of a computer that is always busy: then the best of so many is what it can."""
 OLDEST_CAPABILITY = (7, 5)
-LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
-"""The NVIDIA driver that a torch built for this CUDA needs."""
-LITTLE_RAM_BYTES = 7_500_000_000
-LITTLE_FREE_BYTES = 3_000_000_000
-LITTLE_DISK_BYTES = 5_000_000_000
-SWAP_IN_USE_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -255,101 +247,3 @@ def _write(cache: Path, facts: Facts, rates: Rates) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             scratch.unlink()
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that stands in the way, and how to mend it."""
-
-    weight: Literal["wrong", "mind"]
-    what: str
-    mend: str
-
-
-def disturbed(rates: Rates) -> Finding:
-    """That the computer was busy while it was measured."""
-    what = f"other programs took {percent_text(rates.others_share)} of the processors while this was measured"
-    return Finding("mind", what, "when the computer is quiet, measure again: localr1 doctor --fresh")
-
-
-def diagnose(facts: Facts, rates: Rates | None = None) -> tuple[Finding, ...]:
-    """What is wrong, with how the rates were measured if they are given; the worst first."""
-    found = [*_gpu_findings(facts), *_memory_findings(facts)]
-    if rates is not None and rates.unsure:
-        found.append(disturbed(rates))
-    if facts.vector_bits == 0:
-        what = "the CPU kernels run without vector instructions: this processor lacks AVX2"
-        found.append(Finding("mind", what, "expect a fraction of the speed; there is nothing to install"))
-    if facts.disk_free_bytes < LITTLE_DISK_BYTES:
-        what = f"{bytes_text(facts.disk_free_bytes)} are free on the disk of {facts.disk_folder}"
-        found.append(Finding("mind", what, "free some room, or set LOCALR1_HOME to a folder on a larger disk"))
-    return tuple(sorted(found, key=lambda finding: finding.weight == "mind"))
-
-
-def _gpu_findings(facts: Facts) -> Iterator[Finding]:
-    names = ", ".join(facts.driver_gpus)
-    if facts.gpu is None and facts.driver_gpus:
-        if facts.torch_cuda is None:
-            yield Finding(
-                "wrong",
-                f"torch {facts.torch_version} was built without CUDA, so {names} stays idle",
-                "install torch's CUDA build: PyTorch's own install page gives the command for your system",
-            )
-        else:
-            least = LEAST_DRIVERS.get(_major(facts.torch_cuda), 0)
-            old = _major(facts.driver) < least
-            yield Finding(
-                "wrong",
-                f"torch {facts.torch_version} cannot use {names}: its CUDA {facts.torch_cuda} "
-                + (
-                    f"needs driver {least}, {facts.driver} is installed"
-                    if old
-                    else f"and driver {facts.driver} disagree, or its memory is full"
-                ),
-                "update the NVIDIA driver, then start the computer again",
-            )
-    if facts.gpu is None:
-        return
-    if not facts.gpu.supported:
-        has, least_text = ".".join(map(str, facts.gpu.capability)), ".".join(map(str, OLDEST_CAPABILITY))
-        what = f"{facts.gpu.name} has compute capability {has}, the GPU kernels need {least_text}"
-        yield Finding("wrong", what, "models run on the CPU; --vram 0 says so explicitly")
-    elif facts.triton is None:
-        package = "triton-windows" if facts.system == "Windows" else "triton"
-        what = "Triton is missing, so the GPU runs plain torch operations, far slower"
-        yield Finding("wrong", what, f"pip install {package}")
-    elif facts.triton_lacks:
-        what = f"Triton needs {facts.triton_lacks}, so the GPU runs plain torch operations, far slower"
-        yield Finding("wrong", what, "install what is missing, such as gcc and python3-dev of your system")
-    if facts.gpu.free_bytes < 0.6 * facts.gpu.total_bytes:
-        used = bytes_text(facts.gpu.total_bytes - facts.gpu.free_bytes)
-        yield Finding("mind", f"other programs hold {used} of GPU memory", "close them for more experts on the GPU")
-
-
-def _memory_findings(facts: Facts) -> Iterator[Finding]:
-    if facts.ram_bytes < LITTLE_RAM_BYTES:
-        what = f"{bytes_text(facts.ram_bytes)} of RAM is little"
-        yield Finding("wrong", what, "the smallest models fit: localr1 models")
-    elif facts.ram_free_bytes < LITTLE_FREE_BYTES:
-        what = f"{bytes_text(facts.ram_free_bytes)} of {bytes_text(facts.ram_bytes)} RAM are free"
-        yield Finding("mind", what, "close other programs before a larger model")
-    if facts.swap_used_bytes > SWAP_IN_USE_BYTES:
-        what = f"{bytes_text(facts.swap_used_bytes)} of swap are in use: memory was too little"
-        yield Finding(
-            "mind", what, "close other programs; a model that is swapped out is read from disk for every token"
-        )
-
-
-def _major(version: str | None) -> int:
-    digits = (version or "").split(".")[0]
-    return int(digits) if digits.isdigit() else 0
-
-
-def to_record(hardware: Hardware) -> dict[str, Any]:
-    """All of it as JSON, with what is wrong."""
-    facts = asdict(hardware.facts)
-    return {
-        **facts,
-        "rates": asdict(hardware.rates),
-        "findings": [asdict(one) for one in diagnose(hardware.facts, hardware.rates)],
-    }

@@ -7,7 +7,7 @@ answered stays in the history, also when a turn is stopped or its consumer leave
 import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,51 +18,18 @@ from localr1.chat.transcript import Message, Transcript
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.errors import ContextError, UsageError
-from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
+from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText
 from localr1.hub.cache import weights_id
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.session import snapshot
 from localr1.session.engine import Engine
+from localr1.session.turn import Turn
 
 if TYPE_CHECKING:
     from localr1.chat.structure import Structure, Structures
 
 ANSWER_SHARE = 8
 """A sliding context drops turns until an eighth of it is free for the answer."""
-
-
-@dataclass
-class Turn:
-    """One turn as it goes: all its tokens, and its text on the way out; `answer` holds the pieces so far."""
-
-    prompt_tokens: int
-    tokens: list[int]
-    splitter: ThoughtSplitter
-    budget: ThinkBudget | None
-    legs: list[Finished] = field(default_factory=list)
-    reasoning_tokens: int = 0
-    closing_thought: bool = False
-    thinking_since_s: float | None = None
-    thought_s: float = 0.0
-    answer: list[str] = field(default_factory=list)
-    form: "Structure | None" = None
-
-    def push(self, text: str) -> list[Piece]:
-        """The text of one more token, or of some; where it ends a thought, the answer's form begins."""
-        pieces = self.splitter.push(text)
-        if self.form is not None:
-            self.form.thinking = self.splitter.thinking
-        return pieces
-
-    def end_thought(self) -> ThoughtEnd:
-        """The model has turned to its answer."""
-        self.thought_s += time.monotonic() - (self.thinking_since_s or 0.0)
-        self.thinking_since_s = None
-        return ThoughtEnd(self.reasoning_tokens, self.thought_s)
-
-    @property
-    def generated_tokens(self) -> int:
-        return sum(leg.generated_tokens for leg in self.legs)
 
 
 class Conversation:
@@ -289,7 +256,7 @@ class Conversation:
         if self.engine.notice != self._noticed:
             self._noticed = self.engine.notice
             yield Notice(self._noticed)
-        yield self._turn_end(turn)
+        yield turn.end(self._cache.capacity)
 
     def _leg(self, turn: Turn) -> Iterator[Event]:
         stream = self.engine.tokenizer.stream()
@@ -323,23 +290,6 @@ class Conversation:
                 self._read_s += item.prefill_s
             elif first or not isinstance(item, PrefillProgress):
                 yield item
-
-    def _turn_end(self, turn: Turn) -> TurnEnd:
-        first, later = turn.legs[0], turn.legs[1:]
-        return TurnEnd(
-            reason=turn.legs[-1].reason,
-            prompt_tokens=turn.prompt_tokens,
-            cached_tokens=first.cached_tokens,
-            generated_tokens=turn.generated_tokens,
-            reasoning_tokens=turn.reasoning_tokens,
-            prefill_s=first.prefill_s,
-            decode_s=first.decode_s + sum(leg.prefill_s + leg.decode_s for leg in later),
-            context_tokens=len(turn.tokens),
-            context_limit_tokens=self._cache.capacity,
-            steps=sum(leg.counts.steps for leg in turn.legs),
-            drafted_tokens=sum(leg.counts.drafted for leg in turn.legs),
-            accepted_tokens=sum(leg.counts.accepted for leg in turn.legs),
-        )
 
 
 def _texts(pieces: list[Piece]) -> Iterator[Event]:

@@ -21,19 +21,9 @@ from localr1.kernels.threads import set_threads
 from localr1.model import registry
 from localr1.model.config import ModelConfig
 from localr1.options import EngineOptions
+from localr1.placement.diagnosis import Finding, diagnose, disturbed, to_record
 from localr1.placement.forecast import Forecast, choose, pace, reasons
-from localr1.placement.hardware import (
-    Facts,
-    Finding,
-    Hardware,
-    LayerTime,
-    Rates,
-    diagnose,
-    disturbed,
-    glance,
-    survey,
-    to_record,
-)
+from localr1.placement.hardware import Facts, Hardware, LayerTime, Rates, glance, survey
 from localr1.placement.plan import CONTEXT_BYTES, Budget, DoesNotFitError, Hotness, table
 from localr1.placement.probe import ROUGH_GPU, System
 from localr1.placement.shape import KvOption, ModelShape, shape_of

@@ -13,7 +13,8 @@ import torch
 from localr1.events import Progress, result_of
 from localr1.kernels.jit import SOURCES_STAMP
 from localr1.placement import hardware, probe
-from localr1.placement.hardware import MOST_PROBES, Facts, Rates, diagnose, glance, read_rates, survey, to_record
+from localr1.placement.diagnosis import diagnose, to_record
+from localr1.placement.hardware import MOST_PROBES, Facts, Rates, glance, read_rates, survey
 from localr1.placement.probe import System, disk_rate, parse_driver
 from tests.placement.computers import CARD, FACTS, GB, GPU_RATES, RATES, WITH_GPU, Computer
 
