@@ -75,7 +75,9 @@ def rows(hardware: "Hardware") -> Iterator[tuple[str, str]]:
         yield "  memory", f"{bytes_text(facts.gpu.total_bytes)}, {bytes_text(facts.gpu.free_bytes)} free"
     else:
         yield "GPU", "none that can be used: models run on the CPU"
-    if rates.gpu is not None:
+    if rates.gpu is not None and rates.rough:
+        yield "  speed", "not measured: too little of its memory is free"
+    elif rates.gpu is not None:
         yield "  streaming", _speed(rates.gpu.read_bytes_per_s)
         yield "  from RAM", f"{_speed(rates.gpu.pinned_bytes_per_s)} pinned, {_speed(rates.gpu.upload_bytes_per_s)} not"
         yield "  16-bit products", f"{rates.gpu.gemm_flops / 1e12:.1f} TFLOP/s"

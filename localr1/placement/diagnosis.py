@@ -38,6 +38,9 @@ def diagnose(facts: Facts, rates: Rates | None = None) -> tuple[Finding, ...]:
     found = [*_gpu_findings(facts), *_memory_findings(facts)]
     if rates is not None and rates.unsure:
         found.append(disturbed(rates))
+    if rates is not None and rates.rough and facts.gpu is not None:
+        what = "the GPU has too little memory free to be measured, so what is expected of it is a guess"
+        found.append(Finding("mind", what, "close what uses it, then run: localr1 doctor"))
     if facts.vector_bits == 0:
         what = "the CPU kernels run without vector instructions: this processor lacks AVX2"
         found.append(Finding("mind", what, "expect a fraction of the speed; there is nothing to install"))

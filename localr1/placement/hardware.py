@@ -124,7 +124,7 @@ class Rates:
     disk_bytes_per_s: float | None
     gpu: GpuRates | None
     rough: bool = False
-    """Guessed from a fraction of a second's measuring."""
+    """Guessed from a fraction of a second's measuring, or of a GPU that is too full to be measured."""
     others_share: float = 0.0
     """Of the processors' time, what other programs took meanwhile; of several probes, in the quietest."""
     probes: int = 1
@@ -144,7 +144,7 @@ class Source(Protocol):
         ...
 
     def rates(self, facts: Facts) -> Progress[Rates]:
-        """Measure, in some seconds."""
+        """Measure, in some seconds; rough where a GPU cannot be measured now."""
         ...
 
     def rough_rates(self, facts: Facts) -> Rates:
@@ -163,7 +163,8 @@ class Hardware:
 def survey(source: Source, cache: Path, *, fresh: bool = False) -> Progress[Hardware]:
     """The hardware, with rates from the cache where it holds those of this very hardware, else measured and cached.
 
-    Cached ones of a busy computer are measured again, a few times at most, and the best of both are kept.
+    Cached ones of a busy computer are measured again, a few times at most, and the best of both are kept. What is
+    partly a guess is not kept.
     """
     yield LoadProgress("looking at this computer")
     facts = source.facts()
@@ -171,6 +172,8 @@ def survey(source: Source, cache: Path, *, fresh: bool = False) -> Progress[Hard
     if before is not None and not (before.unsure and before.probes < MOST_PROBES):
         return Hardware(facts, before)
     rates = yield from source.rates(facts)
+    if rates.rough:
+        return Hardware(facts, before or rates)
     if before is not None:
         rates = best_of(before, rates)
     _write(cache, facts, rates)

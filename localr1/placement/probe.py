@@ -24,11 +24,14 @@ import torch
 from localr1.events import LoadProgress, Progress
 from localr1.kernels import compilation, cpu, threads
 from localr1.kernels.features import BITS
+from localr1.kernels.gpu import out_of_memory
 from localr1.kernels.jit import SOURCES_STAMP
 from localr1.placement.hardware import Facts, GpuFacts, GpuRates, LayerKind, LayerTime, Rates
 from localr1.placement.load import OtherPrograms
 
 STREAM_BYTES = 512 << 20
+LEAST_STREAM_BYTES = 128 << 20
+"""Of a GPU that has little memory free: less could lie in its caches."""
 MATRIX = 2048
 ROWS = (1, 8, 64, 512)
 REPEATS = 3
@@ -106,10 +109,12 @@ class System:
         if has_gpu:
             yield LoadProgress("measuring the GPU", next(names), len(stages))
             gpu = _gpu_rates()
+        guessed = has_gpu and gpu is None
         layers = _rough_layers(row, int8_flops[-1][1])
         if self.measure_layers is not None:
             layers = yield from self.measure_layers()
-        return Rates(read, row, int8_flops, gemm, layers, disk, gpu, others_share=others.share())
+        gpu = ROUGH_GPU if guessed else gpu
+        return Rates(read, row, int8_flops, gemm, layers, disk, gpu, rough=guessed, others_share=others.share())
 
     def rough_rates(self, facts: Facts) -> Rates:
         words = torch.ones(ROUGH_BYTES // 8, dtype=torch.int64)
@@ -223,15 +228,23 @@ def _gpu_facts() -> GpuFacts | None:
     return GpuFacts(properties.name, (properties.major, properties.minor), total_bytes, free_bytes + ours_bytes)
 
 
-def _gpu_rates() -> GpuRates:
-    rates = _measure_gpu()
-    torch.cuda.empty_cache()
-    return rates
+def _gpu_rates() -> GpuRates | None:
+    """None where too little of the GPU's memory is free to measure it."""
+    try:
+        return _measure_gpu()
+    except RuntimeError as error:
+        if out_of_memory(error):
+            return None
+        raise
+    finally:
+        torch.cuda.empty_cache()
 
 
-def _measure_gpu() -> GpuRates:
+def _measure_gpu() -> GpuRates | None:
     free_bytes, _ = torch.cuda.mem_get_info(0)
     size = min(STREAM_BYTES, free_bytes // 4) // 8 * 8
+    if size < LEAST_STREAM_BYTES:
+        return None
     there, here = torch.ones(size, dtype=torch.int8, device="cuda"), torch.ones(size // 2, dtype=torch.int8)
     pinned = here.pin_memory()
 

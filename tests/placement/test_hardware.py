@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from localr1.cli import doctor
 from localr1.events import Progress, result_of
 from localr1.kernels.jit import SOURCES_STAMP
 from localr1.placement import hardware, probe
 from localr1.placement.diagnosis import diagnose, to_record
 from localr1.placement.hardware import MOST_PROBES, Facts, Rates, glance, read_rates, survey
-from localr1.placement.probe import System, disk_rate, parse_driver
+from localr1.placement.probe import LEAST_STREAM_BYTES, ROUGH_GPU, System, disk_rate, parse_driver
 from tests.placement.computers import CARD, FACTS, GB, GPU_RATES, RATES, WITH_GPU, Computer
 
 
@@ -96,6 +97,38 @@ def test_rates_of_a_busy_computer_give_way_to_those_of_a_quiet_one(tmp_path: Pat
     assert computer.measured == 1 and not diagnose(FACTS, result_of(survey(computer, cache)).rates)
 
 
+def test_a_gpu_too_full_to_be_measured_is_guessed_and_the_guess_is_not_kept(tmp_path: Path) -> None:
+    class Full(Computer):
+        def rates(self, facts: Facts) -> Progress[Rates]:
+            return replace((yield from super().rates(facts)), gpu=ROUGH_GPU, rough=True)
+
+    full, cache = Full(WITH_GPU), tmp_path / "hardware.json"
+    found = result_of(survey(full, cache))
+    assert found.rates.gpu == ROUGH_GPU and not cache.exists()
+    assert ("  speed", "not measured: too little of its memory is free") in list(doctor.rows(found))
+    (finding,) = diagnose(found.facts, found.rates)
+    assert "guess" in finding.what and "localr1 doctor" in finding.mend
+    hardware._write(cache, WITH_GPU, replace(RATES, gpu=GPU_RATES, others_share=0.9))
+    assert result_of(survey(full, cache)).rates.gpu == GPU_RATES and full.measured == 2  # the busy computer's are kept
+    result_of(survey(Computer(WITH_GPU), cache))
+    assert read_rates(cache, WITH_GPU) == replace(RATES, gpu=GPU_RATES, probes=2)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("of the allocator"), RuntimeError("CUDA error: out of memory")]
+)
+def test_a_gpu_without_room_is_not_measured(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_size: int, **_kind: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2 * LEAST_STREAM_BYTES, 8 * GB))
+    assert probe._gpu_rates() is None  # a quarter of that would lie in its caches
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (GB, 8 * GB))
+    monkeypatch.setattr(torch, "ones", fails)
+    assert probe._gpu_rates() is None
+
+
 def test_another_version_of_the_program_or_its_kernels_measures_anew(tmp_path: Path) -> None:
     cache = tmp_path / "hardware.json"
     result_of(survey(Computer(replace(FACTS, program="1.0, kernels aa")), cache))
@@ -139,8 +172,8 @@ def test_where_nothing_can_be_kept_it_is_measured_each_time(tmp_path: Path) -> N
     assert computer.measured == 2
 
 
-def test_the_record_is_json() -> None:
-    record = json.loads(json.dumps(to_record(glance(Computer(WITH_GPU), Path("/none/hardware.json")))))
+def test_the_record_is_json(tmp_path: Path) -> None:
+    record = json.loads(json.dumps(to_record(result_of(survey(Computer(WITH_GPU), tmp_path / "hardware.json")))))
     assert record["gpu"]["name"] == "Some Card" and record["rates"]["gpu"]["read_bytes_per_s"] == 500e9
     assert record["findings"] == []
 
