@@ -93,8 +93,11 @@ def make_dot(rows: int, taken: int) -> Any:
     return returning_nothing(emit, 6, f"dot_{rows}" if taken < QUAD else f"dot_quad_{rows}")
 
 
-TILE_ROWS = 8 if BITS == 512 else 6
-TILE_PANELS = 3 if BITS == 512 else 2
+TILE_ROWS = 6
+"""Weight rows of a tile. Ice Lake multiplies twice a cycle in tiles of 6 rows, and once where 8 meet three panels."""
+
+TILE_PANELS = 4 if BITS == 512 else 2
+"""Panels of a tile at most: their sums, activations and a weight fill the registers."""
 
 
 def make_tile(panels: int) -> Any:
@@ -230,4 +233,4 @@ widen_chunks = returning_nothing(emit_widen, 3, "widen_chunks")
 largest_of_vectors = returning_nothing(emit_largest, 3, "largest_of_vectors")
 transpose = returning_nothing(emit_transpose, 5, "transpose")
 round_chunks = make_round(CHUNK)
-tile_1, tile_2, tile_3 = make_tile(1), make_tile(2), make_tile(TILE_PANELS)
+tile_1, tile_2, tile_3, tile_4 = make_tile(1), make_tile(2), make_tile(3), make_tile(4)

@@ -16,7 +16,7 @@ from localr1.kernels.intrinsics import MAX_STEPS, QUAD, SHORT_ROW, TILE_PANELS, 
 from localr1.kernels.jit import address_of, compiled, int8_at, stay_out_of_line, used
 from localr1.kernels.packing import FEW, padded, part_steps
 
-ROW_BLOCK = 4 * TILE_ROWS
+ROW_BLOCK = 8 * TILE_ROWS  # and a multiple of LANES
 """Weight rows of one task where activation rows go through tiles."""
 
 TASK_ROWS = 64
@@ -37,7 +37,7 @@ rows_1, rows_2, rows_3, rows_4 = byte_products.rows_1, byte_products.rows_2, byt
 rows_5, rows_6 = byte_products.rows_5, byte_products.rows_6
 rows_1_long = byte_products.rows_1_long
 widen_chunks, transpose = intrinsics.widen_chunks, intrinsics.transpose
-tile_1, tile_2, tile_3 = intrinsics.tile_1, intrinsics.tile_2, intrinsics.tile_3
+tile_1, tile_2, tile_3, tile_4 = intrinsics.tile_1, intrinsics.tile_2, intrinsics.tile_3, intrinsics.tile_4
 
 
 @compiled(inline=True)
@@ -182,31 +182,36 @@ def widen_rows(q, rows, K, begin, depth, wide):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
+def tile(panels, weights, activations, panel_bytes, pairs, place):  # type: ignore[no-untyped-def]
+    """TILE_ROWS widened weight rows times some panels, added to the tiles at `place` (see `intrinsics.make_tile`)."""
+    row_bytes, sum_bytes = WIDE_STRIDE * 2, ROW_BLOCK * LANES * 4
+    if panels == 1:
+        tile_1(weights, row_bytes, activations, panel_bytes, pairs, place, sum_bytes)
+    elif panels == 2:
+        tile_2(weights, row_bytes, activations, panel_bytes, pairs, place, sum_bytes)
+    elif panels == 3:
+        tile_3(weights, row_bytes, activations, panel_bytes, pairs, place, sum_bytes)
+    else:
+        tile_4(weights, row_bytes, activations, panel_bytes, pairs, place, sum_bytes)
+
+
+@compiled(inline=True)
 def multiply_many(q, rows, K, packed, n, sums, block, wide, tiles):  # type: ignore[no-untyped-def]
     panels = (n + LANES - 1) // LANES
+    turns = (panels + TILE_PANELS - 1) // TILE_PANELS
     panel_bytes = padded(K) * LANES * 2
     tiles[: panels * ROW_BLOCK * LANES] = 0
     for begin in range(0, K, DEPTH):
         depth = min(DEPTH, K - begin)
         pairs = (depth + 1) // 2
         widen_rows(q, rows, K, begin, depth, wide)
-        for r in range(0, rows, TILE_ROWS):
-            p = 0
-            while p < panels:
-                left = panels - p
+        for turn in range(turns):
+            p, next_p = turn * panels // turns, (turn + 1) * panels // turns
+            activations = address_of(packed) + p * panel_bytes + begin * LANES * 2
+            for r in range(0, rows, TILE_ROWS):
                 weights = address_of(wide) + r * WIDE_STRIDE * 2
-                activations = address_of(packed) + p * panel_bytes + begin * LANES * 2
                 place = address_of(tiles) + (p * ROW_BLOCK + r) * LANES * 4
-                sum_bytes = ROW_BLOCK * LANES * 4
-                if left == 1:
-                    tile_1(weights, WIDE_STRIDE * 2, activations, panel_bytes, pairs, place, sum_bytes)
-                    p += 1
-                elif TILE_PANELS == 2 or left == 2 or left == 4:
-                    tile_2(weights, WIDE_STRIDE * 2, activations, panel_bytes, pairs, place, sum_bytes)
-                    p += 2
-                else:
-                    tile_3(weights, WIDE_STRIDE * 2, activations, panel_bytes, pairs, place, sum_bytes)
-                    p += 3
+                tile(next_p - p, weights, activations, panel_bytes, pairs, place)
 
     for p in range(panels):
         for r in range(0, ROW_BLOCK, LANES):
