@@ -12,10 +12,11 @@ overflows: over a SPLIT of a query it stays below 256 * 128 * SPLIT, over a bloc
 
 import numpy as np
 
-from localr1.kernels.attention_loops import LARGEST_BF16, SCORE_ROWS, SMALLEST, VALUE_PANELS, VALUE_ROWS
+from localr1.kernels.attention_loops import LARGEST_BF16, SCORE_ROWS, VALUE_PANELS, VALUE_ROWS
 from localr1.kernels.byte_attention_loops import (
     GROUP,
     SPLIT,
+    byte_query,
     byte_score_one,
     byte_score_two,
     byte_softmax,
@@ -31,7 +32,6 @@ from localr1.kernels.jit import (
     copy_numbers,
     floats_at,
     int8_at,
-    nearest,
     stay_out_of_line,
     used,
 )
@@ -49,43 +49,41 @@ from localr1.kernels.latent_attention import (
     row_ratios,
 )
 from localr1.kernels.latent_attention import SPLIT as KEY_SPLIT
-from localr1.kernels.packing import largest, padded, steps_of
+from localr1.kernels.packing import padded, steps_of
 
 BLOCK = 128
 """Cache rows between two updates of the sums."""
 
-LARGEST_QUERY = np.float32(127.0)
 LARGEST_WEIGHT = np.float32(254.0)  # half a unit, left by the row before, still rounds to a byte
 
 
 @compiled()
-def byte_query(x_C, query_sP4, start_SP, scale_SP, q):  # type: ignore[no-untyped-def]
-    """Write a query's latent as int8; a split that holds no numbers is worth not-a-number."""
-    C = x_C.size
-    for first in range(0, C, SPLIT):
-        split, x = first // SPLIT, x_C[first : first + SPLIT]
-        top, total = largest(x), np.int32(0)
-        finite, fits = top <= LARGEST_FLOAT, SMALLEST <= top <= LARGEST_FLOAT
-        times = np.float32(LARGEST_QUERY / top) if fits else np.float32(0.0)
-        for i in range(x.size if fits else 0):
-            number = nearest(x[i] * times)
-            query_sP4[(first + i) // GROUP, q, i % GROUP] = np.int8(number)
-            total += number
-        start_SP[split, q] = -128 * total
-        scale_SP[split, q] = top / LARGEST_QUERY if fits else np.float32(0.0 if finite else np.nan)
+def take_query(x_C, query_sP, start_SP, scale_SP, q):  # type: ignore[no-untyped-def]
+    """Write a query's latent as int8, GROUP to an int32 (see `byte_attention_loops.emit_byte_query`)."""
+    C, step_bytes = x_C.size, 4 * query_sP.shape[1]
+    whole = C // SPLIT
+    numbers, queries = address_of(x_C), address_of(query_sP) + 4 * q
+    starts, scales = address_of(start_SP) + 4 * q, address_of(scale_SP) + 4 * q
+    byte_query(numbers, whole, queries, step_bytes, starts, scales)
+    if whole * SPLIT < C:
+        last = np.zeros(SPLIT, np.float32)
+        last[: C - whole * SPLIT] = x_C[whole * SPLIT :]
+        queries += whole * SPLIT // GROUP * step_bytes
+        byte_query(address_of(last), 1, queries, step_bytes, starts + whole * step_bytes, scales + whole * step_bytes)
+        used(last)
 
 
 @compiled()
-def byte_queries(query_QW, C, scale, query_sP4, start_SP, scale_SP, key_kP2, key_scale_P):  # type: ignore[no-untyped-def]
+def byte_queries(query_QW, C, scale, query_sP, start_SP, scale_SP, key_kP2, key_scale_P):  # type: ignore[no-untyped-def]
     """All queries: latents in bytes, rotary parts as int16, and what scores must be multiplied by."""
-    query_sP4[:] = 0
+    query_sP[:] = 0
     start_SP[:] = 0
     scale_SP[:] = 0
     key_kP2[:] = 0
     key_scale_P[:] = 0
     R = query_QW.shape[1] - C
     for q in range(query_QW.shape[0]):
-        byte_query(query_QW[q, :C], query_sP4, start_SP, scale_SP, q)
+        take_query(query_QW[q, :C], query_sP, start_SP, scale_SP, q)
         key_scale_P[q] = scale / fix_query(query_QW[q, C:], min(KEY_SPLIT, R), LARGEST_BF16, key_kP2, q)
     for split in range(scale_SP.shape[0]):
         for q in range(query_QW.shape[0]):
@@ -107,12 +105,12 @@ def whole_steps(words, row_bytes, rows, C, copy):  # type: ignore[no-untyped-def
 
 
 @compiled(inline=True)
-def byte_scores(rows, row_bytes, query_sP4, start_SP, scale_SP, columns, row_scale, score, following, flips):  # type: ignore[no-untyped-def]
+def byte_scores(rows, row_bytes, query_sP, start_SP, scale_SP, columns, row_scale, score, following, flips):  # type: ignore[no-untyped-def]
     """The scores of SCORE_ROWS rows by their latents; all but `columns` and the queries are addresses."""
     splits, P = scale_SP.shape
     p = 0
     while p < columns:
-        a, b, c = address_of(query_sP4) + 4 * p, address_of(start_SP) + 4 * p, address_of(scale_SP) + 4 * p
+        a, b, c = address_of(query_sP) + 4 * p, address_of(start_SP) + 4 * p, address_of(scale_SP) + 4 * p
         d = score + 4 * p
         if columns - p > LANES:
             byte_score_two(rows, row_bytes, a, 4 * P, splits, b, c, row_scale, d, 4 * P, following, flips)
@@ -151,8 +149,13 @@ def byte_values(weight_BP, value_BV4, groups, state_4P, sum_QX):  # type: ignore
 @compiled()
 def in_order(sum_X, out_V):  # type: ignore[no-untyped-def]
     """Sums in the order of values, from that of the loops."""
-    part = STEP // 4
-    for v in range(out_V.size):
+    part, whole = STEP // 4, min(sum_X.size, out_V.size // STEP * STEP)
+    for first in range(0, whole, STEP):
+        for lane in range(4):
+            for j in range(part // 4):
+                for i in range(4):
+                    out_V[first + lane * part + 4 * j + i] = sum_X[first + j * part + 4 * lane + i]
+    for v in range(whole, out_V.size):
         lane, i = v % STEP // part, v % part
         out_V[v] = sum_X[v - v % STEP + i // 4 * part + lane * 4 + i % 4] if v < sum_X.size else np.float32(0.0)
 
@@ -167,10 +170,10 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
     query_QW, columns, R = query_GQk[0], highest_P.size, W - C
     P, steps = (columns + LANES - 1) // LANES * LANES, steps_of(C)
     width, keys, splits = steps * STEP, padded(R), (C + SPLIT - 1) // SPLIT
-    query_sP4, start_SP = np.empty((splits * SPLIT // GROUP, P, GROUP), np.int8), np.empty((splits, P), np.int32)
+    query_sP, start_SP = np.empty((splits * SPLIT // GROUP, P), np.int32), np.empty((splits, P), np.int32)
     scale_SP = np.empty((splits, P), np.float32)
     key_kP2, key_scale_P = np.empty((keys // 2, P, 2), np.int16), np.empty(P, np.float32)
-    byte_queries(query_QW, C, scale, query_sP4, start_SP, scale_SP, key_kP2, key_scale_P)
+    byte_queries(query_QW, C, scale, query_sP, start_SP, scale_SP, key_kP2, key_scale_P)
     key_RK, flip = np.empty((SCORE_ROWS, keys), np.int16), np.full(STEP, -128, np.int8)
     scale_2B = np.empty((2, BLOCK), np.float32)
     value_BV4 = np.empty((BLOCK // GROUP, GROUP * width + STEP), np.int8)  # a little longer, for the cache's sets
@@ -195,7 +198,7 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
             byte_zip(source, source_bytes, SCORE_ROWS // GROUP, values, value_BV4.shape[1], steps)
             following = words + SCORE_ROWS * word_bytes
             byte_scores(
-                source, source_bytes, query_sP4, start_SP, scale_SP, columns, scales, scores, following,
+                source, source_bytes, query_sP, start_SP, scale_SP, columns, scales, scores, following,
                 address_of(flip),
             )  # fmt: skip
             fix_keys(words + behind, word_bytes, here, R, address_of(key_RK), 2 * keys, key_scales, copy)
@@ -217,7 +220,7 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
     used(copy)
     used(flip)
     used(key_RK)
-    used(query_sP4)
+    used(query_sP)
     used(start_SP)
     used(scale_SP)
     used(key_kP2)

@@ -10,9 +10,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from localr1.kernels.attention_loops import SCORE_ROWS, VALUE_PANELS, make_softmax, make_value
+from localr1.kernels.attention_loops import SCORE_ROWS, SMALLEST, VALUE_PANELS, make_softmax, make_value
 from localr1.kernels.byte_products import BYTES, FLOATS, INTS, STEP, dot_bytes
-from localr1.kernels.emitter import F32, I16, I32, I64, Emitter, returning_nothing
+from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
 from localr1.kernels.features import LANES
 
 GROUP = 4
@@ -20,6 +20,9 @@ GROUP = 4
 
 SPLIT = 64
 """Numbers of a query that share a scale."""
+
+LARGEST_QUERY = 127.0
+"""What the largest magnitude of a split becomes."""
 
 
 def emit_byte_zip(
@@ -48,6 +51,42 @@ def emit_byte_zip(
                 for half in range(2):
                     zipped = unpack(pairs, first_two, last_two, half)
                     e.store(zipped, e.at(group_at, e.b.add(e.b.mul(at, I64(GROUP)), I64(STEP * (2 * high + half)))))
+
+
+def emit_byte_query(
+    e: Emitter, numbers: Any, splits: Any, queries: Any, step_bytes: Any, starts: Any, scales: Any
+) -> None:
+    """`byte_query(numbers, splits, queries, step_bytes, starts, scales)`: `splits` times SPLIT float32 numbers of a
+    query as int8 in [step][GROUP], steps `step_bytes` apart, with what `byte_score` has to know of each split (see
+    there).
+
+    A split whose largest magnitude is below SMALLEST becomes zeros; one that holds no numbers is worth not-a-number.
+    """
+    floats, ints = ir.VectorType(F32, SPLIT), ir.VectorType(I32, SPLIT)
+    words = ir.VectorType(I32, SPLIT // GROUP)
+
+    def reduced(name: str, vector: Any) -> Any:
+        kind = ir.FunctionType(I32, [ints])
+        function = cgutils.get_or_insert_function(e.b.module, kind, f"llvm.vector.reduce.{name}.v{SPLIT}i32")
+        return e.b.call(function, [vector])
+
+    with cgutils.for_range_slice(e.b, I64(0), splits, I64(1)) as (s, _):
+        x = e.load(floats, e.at(numbers, e.b.mul(s, I64(4 * SPLIT))), 4)
+        bits = e.b.and_(e.b.bitcast(x, ints), ir.Constant(ints, [0x7FFFFFFF] * SPLIT))
+        top_bits = reduced("umax", bits)
+        top = e.b.bitcast(top_bits, F32)
+        fits = e.b.and_(e.b.fcmp_ordered(">=", top, F32(SMALLEST)), e.b.icmp_unsigned("<", top_bits, I32(0x7F800000)))
+        times = e.broadcast(e.b.select(fits, e.b.fdiv(F32(LARGEST_QUERY), top), F32(0.0)), SPLIT)
+        whole = e.b.fptosi(e.call(f"llvm.rint.v{SPLIT}f32", floats, e.b.fmul(x, times)), ints)
+        whole = e.b.select(e.broadcast(fits, SPLIT), whole, e.zero(ints))
+        four = e.b.bitcast(e.b.trunc(whole, ir.VectorType(I8, SPLIT)), words)
+        place = e.at(queries, e.b.mul(e.b.mul(s, I64(SPLIT // GROUP)), step_bytes))
+        for i in range(SPLIT // GROUP):
+            e.store(e.b.extract_element(four, I32(i)), e.at(place, e.b.mul(step_bytes, I64(i))), 4)
+        of_split = e.b.mul(s, step_bytes)
+        e.store(e.b.mul(reduced("add", whole), I32(-128)), e.at(starts, of_split), 4)
+        worth = e.b.select(fits, e.b.fdiv(top, F32(LARGEST_QUERY)), e.b.fmul(top, F32(0.0)))
+        e.store(worth, e.at(scales, of_split), 4)
 
 
 def make_byte_score(panels: int) -> Any:
@@ -100,6 +139,7 @@ def make_byte_score(panels: int) -> Any:
     return returning_nothing(emit, 12, f"byte_score_{panels}")
 
 
+byte_query = returning_nothing(emit_byte_query, 6, "byte_query")
 byte_zip = returning_nothing(emit_byte_zip, 6, "byte_zip")
 byte_score_one, byte_score_two = make_byte_score(1), make_byte_score(2)
 byte_value = make_value("byte_value", VALUE_PANELS, dot_bytes)
