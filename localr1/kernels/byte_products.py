@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from localr1.kernels.emitter import F32, I8, I16, I32, I64, SECOND_LEVEL, Emitter, returning_nothing
-from localr1.kernels.features import LANES
+from localr1.kernels.features import LANES, STREAMS
 
 STEP = 4 * LANES
 """Weights of a vector."""
@@ -26,8 +26,9 @@ UNROLL = 2
 
 AHEAD_BYTES = 2048
 MORE_AHEAD_BYTES = 8192
-"""How many bytes of weights before their turn memory is asked for into the second-level cache: for one packed row, and
-for several or weight rows that are not one stream."""
+STREAMS_AHEAD_BYTES = 4096
+"""How many bytes of weights before their turn memory is asked for into the second-level cache: for one packed row; for
+several, or weight rows that are not one stream; and for STREAMS of these together."""
 
 LONG_ROW = 8192
 """Weights of a row from which LONG_TAKEN are taken at once for one packed row, which by itself nearly fills the
@@ -81,9 +82,10 @@ def make_rows(n: int, long: bool = False) -> Any:
     """`rows(weights, row_bytes, length, count, activations, step_bytes, sums, sum_stride, add)`: `count` rows of
     `length` weights, `row_bytes` from one to the next, times n packed rows, whose steps lie `step_bytes` apart;
     `sum_stride` bytes from one packed row's sums to the next one's, which are added to if `add` is not 0."""
-    taken = LONG_TAKEN if long else 2 if n >= PAIRED_ROWS else 1
+    taken = max(LONG_TAKEN if long else 2 if n >= PAIRED_ROWS else 1, STREAMS // n)
     unroll = UNROLL if taken == 1 else 1
-    ahead_bytes = I64((AHEAD_BYTES if n == taken == 1 else MORE_AHEAD_BYTES) // taken)
+    together = AHEAD_BYTES if n == taken == 1 else STREAMS_AHEAD_BYTES if n * taken == STREAMS else MORE_AHEAD_BYTES
+    ahead_bytes = I64(together // taken)
     cells = [(w, i, half) for w in range(taken) for i in range(n) for half in range(2)]
 
     def emit(

@@ -15,6 +15,11 @@ def target_features() -> set[str]:
     return {name for name, present in llvm.get_host_cpu_features().items() if present}
 
 
+def target_processor() -> str:
+    """What numba compiles for, by LLVM's name, such as `znver4`."""
+    return str(config.CPU_NAME or llvm.get_host_cpu_name())
+
+
 def vector_bits(features: set[str]) -> int:
     """The width of the 16-bit multiply-add that the kernels use: 512, 256, or 0 where there is none."""
     if {"avx512f", "avx512bw", "avx512vl"} <= features:
@@ -27,8 +32,15 @@ def has_byte_products(features: set[str]) -> bool:
     return vector_bits(features) == 512 and "avx512vnni" in features
 
 
+def streams(processor: str) -> int:
+    """How many weight rows a core should read at once for one activation row. One stream leaves Ice Lake at 0.90 of a
+    plain read, eight bring it to 0.98; with two Zen 4 has half of what one gives."""
+    return 1 if processor.startswith("znver") else 8
+
+
 BITS = vector_bits(target_features())
 BYTE_PRODUCTS = has_byte_products(target_features())
+STREAMS = streams(target_processor())
 LANES = max(BITS, 128) // 32
 """Floats, or int32 sums, in a vector."""
 

@@ -36,6 +36,11 @@ def test_byte_products_take_wide_vectors_and_their_instruction():
     assert not features.has_byte_products({"avx2", "fma", "avxvnni", "avx512vnni"})  # narrow vectors
 
 
+def test_weight_rows_are_one_stream_on_zen_only():
+    assert [features.streams(name) for name in ("znver4", "znver5", "icelake-server", "rocketlake")] == [1, 1, 8, 8]
+    assert features.streams(features.target_processor()) == features.STREAMS
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("bits", [bits for bits in LESSER if bits < features.BITS])
 def test_the_kernels_agree_with_the_reference_on_a_lesser_processor(bits):
