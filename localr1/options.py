@@ -79,7 +79,7 @@ class RemoveOptions:
 
     model: str = argument("", "A model that is here, whole or in part (see `localr1 models`).", "MODEL")
     yes: bool = option(False, "Do not ask.")
-    keep_conversations: bool = option(False, "Leave the conversations that were held with it.")
+    keep_conversations: bool = option(False, "Keep the conversations in which only it answered.")
 
 
 @dataclass(frozen=True)

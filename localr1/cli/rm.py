@@ -10,7 +10,7 @@ from localr1.terminal.environment import Environment
 
 
 def run(environment: Environment, options: RemoveOptions) -> ExitStatus:
-    """Delete a model: every version that is here, what unfinished downloads left, and its saved conversations.
+    """Delete a model: every version that is here, what unfinished downloads left, and conversations with it alone.
 
     Name one version with NAME@REVISION. Files that other programs share in the Hugging Face cache stay.
     """

@@ -1,14 +1,12 @@
 """From a repository of the hub to its files on this disk: resumed, verified, shared with the Hugging Face cache.
 
-Owns the order of things: list, tell, check the room, reuse, fetch, verify, give names. What a file's bytes go through
-is `transfer`; where they lie is `hub_cache`. Invariant: every file that is handed out has the hash that the hub states
-for it, and a snapshot is returned only when all of its files are there.
+Owns the order of things: tell, reuse, fetch, verify, give names. What a file's bytes go through is `transfer`; where
+they lie is `hub_cache`. Invariant: every file that is handed out has the hash that the hub states for it.
 """
 
 import shutil
 from collections import deque
 from collections.abc import Collection, Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -21,16 +19,13 @@ from localr1.errors import DiskError
 from localr1.events import DownloadPlan, Event, FetchProgress, Notice
 from localr1.hub.failures import AGAIN
 from localr1.hub.hub_cache import HashedFiles, HubCache, hash_into, remember
-from localr1.hub.lookup import look_up, talking_to_hub
 from localr1.hub.parallel import Job, Parallel, Report
 from localr1.hub.remote import Listing, RemoteFile
-from localr1.hub.room import SPARE_BYTES, by_disk, is_full, require
+from localr1.hub.room import SPARE_BYTES, by_disk, is_full
 from localr1.hub.source import HubRepo, Snapshot
 from localr1.hub.transfer import Unfinished, receive, receive_start, unfinished
 from localr1.hub.turns import SHARDS_AT_ONCE, Turns
 from localr1.quantities import bytes_text
-
-__all__ = ["Arrived", "Download", "HubRepo", "Snapshot", "fetch"]
 
 CONNECTIONS = 4
 STORE_SHARE = 0.52
@@ -47,27 +42,6 @@ class Arrived:
     name: str
     path: Path
     attempt: int
-
-
-def fetch(repo: HubRepo, connections: int = CONNECTIONS) -> Generator[Event, None, Snapshot]:
-    """Bring the needed files of `repo` into the Hugging Face cache; files that are there already are only verified.
-
-    Yields FetchProgress while bytes arrive or are hashed, and a Notice for what the user should know. Without a
-    connection, a commit that is here in full is used. What was received before an interruption is kept and continued.
-    Raises LocalR1Error: NetworkError, AccessError, NotFoundError, UnsupportedError, DiskError, CorruptError.
-    """
-    with talking_to_hub(repo):
-        found = yield from look_up(repo)
-        if isinstance(found, Snapshot):
-            return found
-        with closing(Download(repo, found, connections=connections)) as download:
-            download.check_room()
-            yield from download.small_files()
-            download.start([file.path for file in found.shards])
-            while not download.finished:
-                yield from download.news(wait=True)
-            download.publish()
-            return download.snapshot
 
 
 class Download:
@@ -135,11 +109,6 @@ class Download:
             gated=self._listing.gated,
             keeps_source=self.keeps_source,
         )
-
-    def check_room(self) -> None:
-        """Raise DiskError when the source files do not fit."""
-        for disk in by_disk([(self._cache.root, self._source_need_bytes())]):
-            require(disk, str(self._repo))
 
     def small_files(self) -> Generator[Event, None, Path]:
         """Configuration and tokenizer, in the Hugging Face cache; returns their folder."""

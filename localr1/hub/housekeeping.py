@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from xxhash import xxh3_128
@@ -110,11 +111,29 @@ def belongings(text: str) -> Belongings:
 
 
 def _conversations(models: set[str]) -> Iterator[Path]:
-    """The saved conversations that were begun with one of these models: files whose first line names it."""
+    """The saved conversations that were held with no other model than these."""
     for path in sorted((cache.home() / "conversations").glob("*.jsonl")):
-        with contextlib.suppress(OSError, ValueError, AttributeError), path.open(encoding="utf-8") as file:
-            if json.loads(file.readline()).get("model") in models:
+        with contextlib.suppress(OSError, ValueError):
+            if (held_with := _models_of(path)) and held_with <= models:
                 yield path
+
+
+def _models_of(conversation: Path) -> set[str]:
+    """The model that a conversation was begun with, and those that it moved on to."""
+    with conversation.open(encoding="utf-8") as file:
+        records = [_record(line) for line in file]
+    begun = {record.get("model") for record in records if record.get("kind") == "conversation"}
+    moved_on_to = {record.get("name") for record in records if record.get("kind") == "model"}
+    return {str(name) for name in begun | moved_on_to}
+
+
+def _record(line: str) -> dict[str, Any]:
+    """What a line of a conversation says; nothing, if it was cut when the process or the machine died."""
+    with contextlib.suppress(ValueError):
+        record = json.loads(line)
+        if isinstance(record, dict):
+            return record
+    return {}
 
 
 def _with_caches(conversations: Iterable[Path]) -> Iterator[Path]:

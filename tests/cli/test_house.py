@@ -112,6 +112,18 @@ def test_rm_takes_the_models_conversations_unless_told_to_leave_them(home, local
     assert sorted(path.name for path in folder.iterdir()) == ["other.jsonl", "other.safetensors"]
 
 
+def test_rm_leaves_a_conversation_that_moved_on_to_another_model_or_came_from_one(home, localr1_command):
+    folder = home / "conversations"
+    folder.mkdir(parents=True)
+    for name, begun, then in (("left", "org/model", "nano"), ("came", "nano", "org/model"), ("stayed", "org/model", "")):
+        moved = json.dumps({"kind": "model", "name": then}) + "\n" if then else '{"kind": "us'
+        line = json.dumps({"kind": "conversation", "model": begun}) + "\n"
+        (folder / f"{name}.jsonl").write_text(line + moved)
+    make_store(home)
+    assert "1 conversation" in localr1_command("rm", "org/model", "--yes").err
+    assert sorted(path.stem for path in folder.iterdir()) == ["came", "left"]
+
+
 def test_rm_never_deletes_unasked(home, localr1_command):
     folder = make_store(home)
     outcome = localr1_command("rm", "org/model")

@@ -1,4 +1,4 @@
-"""Run `fetch` as a program of its own, since the hub client reads its environment when imported.
+"""Fetch all files of a model, as a program of its own, since the hub client reads its environment when imported.
 
     python -m tests.hub.run_fetch MODEL
 
@@ -9,12 +9,32 @@ this process can make neither symbolic nor hard links; TEST_CONNECTIONS bounds t
 import json
 import os
 import sys
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 from localr1.errors import LocalR1Error
-from localr1.hub.catalog import HubRepo, resolve
-from localr1.hub.download import fetch
+from localr1.events import Event
+from localr1.hub.catalog import resolve
+from localr1.hub.download import Download
+from localr1.hub.lookup import look_up, talking_to_hub
+from localr1.hub.source import HubRepo, Snapshot
+
+
+def fetch(repo: HubRepo, connections: int) -> Generator[Event, None, Snapshot]:
+    """The files of `repo` in the Hugging Face cache; without a hub, the snapshot that is there in full."""
+    with talking_to_hub(repo):
+        found = yield from look_up(repo)
+        if isinstance(found, Snapshot):
+            return found
+        with closing(Download(repo, found, connections=connections)) as download:
+            yield from download.small_files()
+            download.start([file.path for file in found.shards])
+            while not download.finished:
+                yield from download.news(wait=True)
+            download.publish()
+            return download.snapshot
 
 
 def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""`fetch` through the real client against a loopback hub: what arrives, what is reused, what survives."""
+"""`Download` through the real client against a loopback hub: what arrives, what is reused, what survives."""
 
 import json
 import os
