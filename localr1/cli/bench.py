@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from localr1.bench.replay import Comparison
     from localr1.bench.report import Report, Section
 
+LEAVE_OUT = "leave one of them out"
+
 
 def run(environment: Environment, options: BenchOptions, engine: EngineOptions) -> ExitStatus:
     """Measure how fast a model runs here and how near that is to what this machine could do."""
@@ -63,11 +65,12 @@ def _check(options: BenchOptions) -> None:
     if options.shape is None and options.layers is not None:
         raise UsageError("--layers belongs to --shape", "say which shape: --shape NAME")
     if options.shape is not None and options.words:
-        raise UsageError(f"either a model ({options.words[0]}) or a shape ({options.shape})", "leave one of them out")
+        raise UsageError(f"either a model ({options.words[0]}) or a shape ({options.shape})", LEAVE_OUT)
     if options.shape is not None and options.cold:
         raise UsageError("--cold is of models on the disk; a shape is made in memory", "leave --cold out")
-    if options.replay and options.shape is not None:
-        raise UsageError("--replay is of conversations, which a shape has none of", "leave out --shape")
+    for other in ("shape", "compare", "claims", "fidelity", "cold", "markdown", "csv"):
+        if options.replay and getattr(options, other):
+            raise UsageError(f"--replay is of your conversations and goes with --json only, not --{other}", LEAVE_OUT)
     if options.markdown and options.csv:
         raise UsageError("--markdown and --csv both write to stdout", "choose one")
     if options.plot is not None:

@@ -154,4 +154,9 @@ def test_what_is_said_before_a_download(computer, tmp_path, monkeypatch) -> None
 def test_a_replay_needs_conversations_with_experts(localr1_command) -> None:
     outcome = localr1_command("bench", "nano", "--replay")
     assert outcome.status == 2 and "talk with the model first" in outcome.err
-    assert localr1_command("bench", "--replay", "--shape", "v2-lite").status == 2
+
+
+def test_a_replay_goes_with_nothing_that_measures_or_prints_otherwise(localr1_command) -> None:
+    for other in (["--shape", "v2-lite"], ["--claims"], ["--fidelity"], ["--compare", "kv=int8,bf16"], ["--csv"]):
+        outcome = localr1_command("bench", "--replay", *other)
+        assert outcome.status == 2 and f"not {other[0]}" in outcome.err

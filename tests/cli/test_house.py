@@ -115,7 +115,11 @@ def test_rm_takes_the_models_conversations_unless_told_to_leave_them(home, local
 def test_rm_leaves_a_conversation_that_moved_on_to_another_model_or_came_from_one(home, localr1_command):
     folder = home / "conversations"
     folder.mkdir(parents=True)
-    for name, begun, then in (("left", "org/model", "nano"), ("came", "nano", "org/model"), ("stayed", "org/model", "")):
+    for name, begun, then in (
+        ("left", "org/model", "nano"),
+        ("came", "nano", "org/model"),
+        ("stayed", "org/model", ""),
+    ):
         moved = json.dumps({"kind": "model", "name": then}) + "\n" if then else '{"kind": "us'
         line = json.dumps({"kind": "conversation", "model": begun}) + "\n"
         (folder / f"{name}.jsonl").write_text(line + moved)
