@@ -24,7 +24,8 @@ from localr1.quantities import bytes_text
 from localr1.weights.safetensors_file import DTYPE_NAMES
 
 ALIGNMENT_BYTES = 64
-READ_BYTES = 4 << 20
+READ_BYTES = 256 << 10
+"""Read back at once: what a core's own cache holds, since it is hashed twice."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class FileWriter:
             path.unlink(missing_ok=True)
             raise disk_error(path, self._total_bytes, error) from error
         self._written = path.open("rb", buffering=0)
+        self._buffer = memoryview(bytearray(READ_BYTES))
 
     @property
     def names(self) -> Iterable[str]:
@@ -146,11 +148,11 @@ class FileWriter:
         self._hash = xxh3_128(self._header)
 
     def _read(self, start: int, end: int) -> Iterator[memoryview]:
-        """The bytes from `start` to `end` as they can be read now; fewer where the file is shorter."""
+        """The bytes from `start` to `end` as they can be read now, each piece where the one before it lay; fewer where
+        the file is shorter."""
         self._written.seek(start)
-        buffer = memoryview(bytearray(min(READ_BYTES, end - start)))
-        while start < end and (count := self._written.readinto(buffer[: end - start])):
-            yield buffer[:count]
+        while start < end and (count := self._written.readinto(self._buffer[: end - start])):
+            yield self._buffer[:count]
             start += count
 
     def sync(self) -> None:
