@@ -79,6 +79,7 @@ class RemoveOptions:
 
     model: str = argument("", "A model that is here, whole or in part (see `localr1 models`).", "MODEL")
     yes: bool = option(False, "Do not ask.")
+    partial: bool = option(False, "Only what unfinished downloads left.")
     keep_conversations: bool = option(False, "Keep the conversations in which only it answered.")
 
 

@@ -30,8 +30,10 @@ def run(environment: Environment) -> ExitStatus:
         facts = [f"made {store.created[:10]}", f"used {last[:10]}" if last else "not used yet", "complete"]
         rows.append((store.name, bytes_text(store.size_bytes), ", ".join([store.revision[:12], *facts])))
     unfinished = partials()
+    whole = {(store.name, store.revision) for store in here}
     for part in unfinished:
-        told = f"partial: `localr1 download {part.name}` goes on, `localr1 rm {part.name}` frees it"
+        again = " --force" if (part.name, part.revision) in whole else ""
+        told = f"partial: `localr1 download {part.name}{again}` goes on, `localr1 rm {part.name} --partial` frees it"
         rows.append((part.name, bytes_text(part.size_bytes), f"{part.revision[:12]} {told}".strip()))
     names_here = {store.name for store in here} | {part.name for part in unfinished}
     others = [

@@ -3,7 +3,7 @@
 import dataclasses
 
 from localr1.cli.download import ask, is_asking_possible
-from localr1.errors import ExitStatus, UsageError
+from localr1.errors import ExitStatus, NotFoundError, UsageError
 from localr1.options import RemoveOptions
 from localr1.quantities import bytes_text, count_text
 from localr1.terminal.environment import Environment
@@ -17,6 +17,10 @@ def run(environment: Environment, options: RemoveOptions) -> ExitStatus:
     from localr1.hub.housekeeping import belongings, remove
 
     doomed = belongings(options.model)
+    if options.partial:
+        doomed = dataclasses.replace(doomed, stores=(), conversations=())
+        if not doomed.partials:
+            raise NotFoundError(f"of {options.model} nothing unfinished is here", "see `localr1 models`")
     if options.keep_conversations:
         doomed = dataclasses.replace(doomed, conversations=())
     for store in doomed.stores:

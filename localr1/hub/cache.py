@@ -27,6 +27,8 @@ from localr1.hub.source import HubRepo, LocalFolder, Snapshot, Source
 MANIFEST = "manifest.json"
 UNFINISHED = (".partial", ".old", ".removed")
 COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,40}")
+DEFAULT_BRANCH = "HEAD"
+"""Under which name it is recorded what a repository without a revision meant."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,13 @@ class StoredModel:
 
 
 def home() -> Path:
-    """LOCALR1_HOME, or the user's data folder; it may not exist yet."""
+    """LOCALR1_HOME, or the user's data folder; it may not exist yet. Raises NotFoundError for `~` of no user."""
     chosen = os.environ.get("LOCALR1_HOME")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:
+            raise NotFoundError(f"LOCALR1_HOME is {chosen}: {error}", "set it to a folder of yours") from error
     return platformdirs.user_data_path("localr1", appauthor=False)
 
 
@@ -57,7 +62,8 @@ def store_folder(source: Snapshot | LocalFolder) -> Path:
 
 
 def find_store(source: Source) -> StoredModel | None:
-    """The newest store of `source` (of its revision, if it names one), without asking the hub; None if there is none.
+    """The store of `source`, without asking the hub; None if there is none. Without a revision it is that of the
+    default branch as it was last fetched, else the newest of any.
 
     A folder's store is found only while the folder's files are those that were converted. A folder that is itself a
     store is found as it is.
@@ -65,10 +71,11 @@ def find_store(source: Source) -> StoredModel | None:
     if isinstance(source, LocalFolder):
         return read_store(source.path) or read_store(store_folder(source))
     candidates = list(_stores_in(_models_of(source)))
-    if source.revision is not None:
-        commit = _recorded_commit(source) or source.revision
-        exact = bool(COMMIT_PREFIX.fullmatch(commit))
-        candidates = [store for store in candidates if exact and store.revision.startswith(commit)]
+    commit = _recorded_commit(source) or source.revision or ""
+    exact = bool(COMMIT_PREFIX.fullmatch(commit))
+    meant = [store for store in candidates if exact and store.revision.startswith(commit)]
+    if meant or source.revision is not None:
+        candidates = meant
     return max(candidates, key=lambda store: store.created, default=None)
 
 
@@ -86,9 +93,16 @@ def up_to_date(source: Source) -> StoredModel | None:
 
 
 def record_revision(source: HubRepo, commit: str) -> None:
-    """Remember which commit a branch or tag meant, so that its store is found without the hub."""
-    if source.revision is not None:
-        write_text(_revision_file(source), commit)
+    """Remember which commit a branch or tag, or none, meant, so that its store is found without the hub."""
+    write_text(_revision_file(source), commit)
+
+
+def superseded(source: Source, folder: Path) -> list[StoredModel]:
+    """The stores of `source` beside the one in `folder` that nobody means any more by a branch, tag or commit."""
+    if isinstance(source, HubRepo) and not _text_of(_models_of(source) / "refs" / DEFAULT_BRANCH):
+        return []  # it is not known what the default branch means
+    others = [store for store in _stores_in(_models_of(source)) if store.folder != folder]
+    return [store for store in others if not _is_pinned(store)]
 
 
 def stores() -> list[StoredModel]:
@@ -100,7 +114,8 @@ def stores() -> list[StoredModel]:
 
 
 def remove(store: StoredModel) -> int:
-    """Delete a store and return the bytes freed; it stops being a store before its first file goes."""
+    """Delete a store and return the bytes freed; it stops being a store before its first file goes. `forget_slug` then
+    takes what is empty, when nobody holds a lock in it."""
     root = (home() / "models").resolve()
     folder = store.folder.resolve()
     if len(folder.parts) != len(root.parts) + 2 or root not in folder.parents:
@@ -115,7 +130,6 @@ def remove(store: StoredModel) -> int:
         _forget_use(store.folder)
         for path in (routing := routing_file(folder)), routing.with_suffix(".lock"):
             path.unlink(missing_ok=True)
-        forget_slug(folder.parent)
     except OSError as error:
         raise _disk_failure("delete", folder, error) from error
     return store.size_bytes
@@ -173,8 +187,8 @@ def lock_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
-def is_pinned(store: StoredModel) -> bool:
-    """Whether a branch, tag or commit was asked for by name that is this store."""
+def _is_pinned(store: StoredModel) -> bool:
+    """Whether a branch, tag or commit that was asked for is this store."""
     refs = store.folder.parent / "refs"
     return any(_text_of(ref) == store.revision for ref in refs.glob("*"))
 
@@ -202,7 +216,7 @@ def _content_id(folder: Path) -> str:
 
 
 def _revision_file(source: HubRepo) -> Path:
-    return _models_of(source) / "refs" / quote(source.revision or "", safe="")
+    return _models_of(source) / "refs" / quote(source.revision or DEFAULT_BRANCH, safe="")
 
 
 def _recorded_commit(source: HubRepo) -> str | None:
@@ -239,15 +253,20 @@ def read_store(folder: Path) -> StoredModel | None:
     if folder.name.endswith(UNFINISHED) or not isinstance(source, str) or not isinstance(files, dict):
         return None
     revision, created = (str(manifest.get(key) or "") for key in ("revision", "created"))
-    return StoredModel(_name(source), folder, source, revision, created, _size(folder))
+    return StoredModel(_name(source), folder, source, revision, created, size_of(folder))
 
 
 def _name(source: str) -> str:
     return next((entry.name for entry in CATALOG.values() if source in (entry.repo_id, entry.name)), source)
 
 
-def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder, which may go meanwhile."""
+    total_bytes = 0
+    for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        with contextlib.suppress(FileNotFoundError):
+            total_bytes += file.lstat().st_size if file.is_file() else 0
+    return total_bytes
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -274,7 +293,7 @@ def write_text(path: Path, text: str) -> None:
 def forget_slug(slug: Path) -> None:
     """Drop a model's folder when nothing of it is left."""
     if slug.is_dir() and all(path.name == "refs" or path.name.endswith(".lock") for path in slug.iterdir()):
-        shutil.rmtree(slug)
+        shutil.rmtree(slug, ignore_errors=True)
 
 
 def _disk_failure(doing: str, path: Path, error: OSError) -> LocalR1Error:

@@ -142,11 +142,14 @@ class Download:
             self._cache.unfinished(file.oid).unlink(missing_ok=True)
 
     def start(self, names: Collection[str]) -> None:
-        """Begin to fetch these shards; `news` tells how it goes and fills `arrived`. The others are not needed."""
+        """Begin to fetch these shards; `news` tells how it goes and fills `arrived`. The others are not needed: what is
+        this program's of them goes."""
+        shards = tuple(file for file in self._listing.shards if file.path in names)
         for file in self._listing.shards:
             if file.path not in names:
                 self._done_bytes[file.path] = file.size_bytes
-        shards = tuple(file for file in self._listing.shards if file.path in names)
+                if self._scratch is not None and all(file.oid != wanted.oid for wanted in shards):
+                    self._cache.release(file)
         shared = self._scratch is None
         turns = Turns() if shared else Turns(max(self.shard_bytes.values()))
         self._begin(shards, [self._obtain_job(file, shared) for file in shards], turns)
@@ -195,7 +198,10 @@ class Download:
         try:
             remember(path, content)
         except OSError as error:
-            raise (self._full_disk() if is_full(error) else error) from error
+            if not is_full(error):
+                raise
+            hint = f"free {bytes_text(SPARE_BYTES)} more, or set LOCALR1_HOME to a larger disk; then {AGAIN}"
+            raise DiskError(f"the disk of {path.parent} is full", hint) from error
 
     def _full_disk(self) -> DiskError:
         """How much room must be made."""

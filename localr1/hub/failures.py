@@ -37,6 +37,8 @@ def explain(error: Exception, repo: HubRepo) -> LocalR1Error | None:
         return NetworkError(
             f"{repo} is not here in full, and HF_HUB_OFFLINE is set", "go online, and unset HF_HUB_OFFLINE"
         )
+    if isinstance(error, UnicodeEncodeError):
+        return AccessError("the token holds a character that no token has", f"copy it again: {LOG_IN}")
     if isinstance(error, HFValidationError):
         return UsageError(f"{repo} is not a repository's name", "write org/repo[@revision]")
     if isinstance(error, HfHubHTTPError | EntryNotFoundError):

@@ -33,7 +33,7 @@ CHECKSUMS: dict[str, Callable[[], Digest]] = {"xxh3_128": xxh3_128, "sha256": ha
 
 @dataclass(frozen=True)
 class PartialModel:
-    """What unfinished downloads and conversions of one model left; `name` is what to type to go on."""
+    """What unfinished downloads, conversions and deletions of one model left; `name` is what to type to go on."""
 
     name: str
     source: str
@@ -43,36 +43,60 @@ class PartialModel:
 
 
 def partials() -> list[PartialModel]:
-    """Every model that is here in part, by name; one that was refused before its first byte is not."""
-    found: dict[str, list[Path]] = {}
-    for folder in sorted((cache.home() / "models").glob("*/*.partial")):
-        found.setdefault(_source_of(folder), []).append(folder)
+    """Every revision of a model that is here in part, by name; one that was refused before its first byte is not."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for folder in [*_left_folders(), *damaged()]:
+        found.setdefault((_source_of(folder), _revision_of(folder)), []).append(folder)
     for blob in sorted(Path(constants.HF_HUB_CACHE).expanduser().glob("models--*/blobs/*.localr1*")):
         repo_id = blob.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        found.setdefault(repo_id, []).append(blob)
-    models = [_partial_model(source, paths) for source, paths in found.items()]
+        found.setdefault((repo_id, _wanting(blob, repo_id, found)), []).append(blob)
+    models = [_partial_model(source, revision, paths) for (source, revision), paths in found.items()]
     return sorted((model for model in models if model.size_bytes), key=lambda model: model.name.lower())
 
 
-def _partial_model(source: str, paths: list[Path]) -> PartialModel:
-    revisions = [path.name.removesuffix(".partial") for path in paths if path.suffix == ".partial"]
-    size_bytes = sum(_size(path) for path in paths)
+def damaged() -> list[Path]:
+    """Folders of stores that cannot be read as such, since their manifest is gone or wrong."""
+    weights = (cache.home() / "models").glob("*/*/*.safetensors")
+    folders = {path.parent for path in weights if not path.parent.name.endswith(cache.UNFINISHED)}
+    return sorted(folder for folder in folders if cache.read_store(folder) is None)
+
+
+def _left_folders() -> list[Path]:
+    return sorted(path for path in (cache.home() / "models").glob("*/*") if path.name.endswith(cache.UNFINISHED))
+
+
+def _partial_model(source: str, revision: str, paths: list[Path]) -> PartialModel:
+    size_bytes = sum(cache.size_of(path) for path in paths)
     name = next((entry.name for entry in CATALOG.values() if entry.repo_id == source), source)
-    return PartialModel(name, source, revisions[0] if revisions else "", tuple(paths), size_bytes)
+    return PartialModel(name, source, revision, tuple(paths), size_bytes)
 
 
-def _source_of(partial: Path) -> str:
-    """The repository or folder that an unfinished store is made of."""
-    with contextlib.suppress(OSError, ValueError, AttributeError), (partial / "journal.jsonl").open() as journal:
+def _wanting(blob: Path, repo_id: str, found: Iterable[tuple[str, str]]) -> str:
+    """Which unfinished revision of a repository a file is for: one that remembers it, else the only one."""
+    oid, revisions = blob.name.partition(".")[0], [revision for source, revision in found if source == repo_id]
+    headers = {
+        folder.parent.name for folder in (cache.home() / "models").glob("*/*.partial/headers") if _has(folder, oid)
+    }
+    remembered = [revision for revision in revisions if f"{revision}.partial" in headers]
+    return next(iter(remembered or revisions), "")
+
+
+def _has(headers: Path, oid: str) -> bool:
+    return any(headers.glob(f"{oid}.*"))
+
+
+def _revision_of(folder: Path) -> str:
+    return folder.stem if folder.name.endswith(cache.UNFINISHED) else folder.name
+
+
+def _source_of(folder: Path) -> str:
+    """The repository or folder that an unfinished store is made of, or one that is no longer whole was."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), (folder / "journal.jsonl").open() as journal:
         source = json.loads(journal.readline()).get("source")
         if isinstance(source, str):
             return source
-    return partial.parent.name.replace("--", "/", 1)
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    source = cache.read_json(folder / MANIFEST).get("source")
+    return source if isinstance(source, str) else folder.parent.name.replace("--", "/", 1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,7 @@ class Belongings:
         return (
             sum(store.size_bytes for store in self.stores)
             + parts_bytes
-            + sum(map(_size, _with_caches(self.conversations)))
+            + sum(map(cache.size_of, _with_caches(self.conversations)))
         )
 
 
@@ -101,7 +125,7 @@ def belongings(text: str) -> Belongings:
     if revision:
         stores = [store for store in stores if store.revision.startswith(revision)]
         parts = [part for part in parts if part.revision.startswith(revision)]
-    entry = CATALOG.get(text)
+    entry = CATALOG.get(text.lower())
     if not stores and not parts and entry is not None and entry.repo_id is None:
         raise NotFoundError(f"{text} is built into localr1, nothing to remove or verify", "see `localr1 models`")
     if not stores and not parts:
@@ -160,30 +184,30 @@ def _named(text: str) -> tuple[str, str]:
 
 def remove(doomed: Belongings) -> int:
     """Delete all of it and return about the bytes freed. Raises LocalR1Error when it is being written, or cannot go."""
-    freed_bytes = 0
-    for store in doomed.stores:
-        with _nobody_at(store.folder):
+    freed_bytes, left = 0, [path for part in doomed.partials for path in part.paths]
+    folders = [*(store.folder for store in doomed.stores), *left]
+    with contextlib.ExitStack() as nobody:
+        for lock, folder in {_lock_of(folder): folder for folder in folders}.items():
+            nobody.enter_context(only_one(lock, f"{folder.name[:12]} is being downloaded or converted just now"))
+        for store in doomed.stores:
             freed_bytes += cache.remove(store)
-    for part in doomed.partials:
-        for path in part.paths:
-            with _nobody_at(path.with_suffix("")):
-                _delete(path)
-        freed_bytes += part.size_bytes
+        for path in left:
+            freed_bytes += cache.size_of(path)
+            _delete(path)
     for path in _with_caches(doomed.conversations):
-        freed_bytes += _size(path)
+        freed_bytes += cache.size_of(path)
         _delete(path)
-    for slug in {path.parent for part in doomed.partials for path in part.paths if path.suffix == ".partial"}:
+    for slug in {folder.parent for folder in folders if folder.parent.name != "blobs"}:
         cache.forget_slug(slug)
     return freed_bytes
 
 
-def _nobody_at(folder: Path) -> contextlib.AbstractContextManager[None]:
-    if folder.parent.name == "blobs":
-        repository = folder.parent.parent
-        path = repository.parent / ".locks" / repository.name / "localr1.lock"
-    else:
-        path = cache.lock_path(folder)
-    return only_one(path, f"{folder.name[:12]} is being downloaded or converted just now")
+def _lock_of(path: Path) -> Path:
+    """The lock of whoever writes a store's folder, what is left of one, or an arriving file."""
+    if path.parent.name == "blobs":
+        repository = path.parent.parent
+        return repository.parent / ".locks" / repository.name / "localr1.lock"
+    return cache.lock_path(path.with_name(_revision_of(path)))
 
 
 def _delete(path: Path) -> None:
@@ -204,9 +228,11 @@ def verify(store: StoredModel) -> Progress[None]:
     That finds damage. That the weights are the publisher's, the sha256 said with which their source arrived.
     """
     files = cache.read_json(store.folder / MANIFEST).get("files", {})
-    total_bytes = sum(int(facts.get("bytes", 0)) for facts in files.values())
-    done_bytes = 0
     hint = f"make it again with `localr1 download {store.name} --force`"
+    if not all(isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for facts in files.values()):
+        raise CorruptError(f"{store.folder / MANIFEST} is damaged", hint)
+    total_bytes = sum(facts["bytes"] for facts in files.values())
+    done_bytes = 0
     for name, facts in files.items():
         path = store.folder / name
         kind = next((kind for kind in CHECKSUMS if kind in facts), "xxh3_128")

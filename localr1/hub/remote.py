@@ -29,7 +29,7 @@ SMALL_FILES = (
     "tiktoken.model",
     "*.safetensors.index.json",
 )
-SHARDS = ("model.safetensors", "model-*-of-*.safetensors")
+SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MOST_NAMED_FILES = 4
 
@@ -142,8 +142,9 @@ def _licence(info: ModelInfo, repo: HubRepo) -> str:
 def needed_files(paths: Iterable[str], model: str) -> set[str]:
     """The top-level files to fetch: configuration, tokenizer and safetensors.
 
-    Where the usual shard names exist, other safetensors (copies in another layout) are left out. Raises
-    UnsupportedError, naming the files, when the weights are pickles, GGUF or absent: pickles can run code when read.
+    Where the usual shard names exist, other safetensors (copies in another layout) are left out; where there are shards
+    with an index and one whole file, the shards are taken, as they are of a folder. Raises UnsupportedError, naming the
+    files, when the weights are pickles, GGUF or absent: pickles can run code when read.
     """
     names = [path for path in paths if "/" not in path and "\\" not in path and not path.startswith(".")]
     weights = [name for name in names if name.endswith(".safetensors")]
@@ -151,9 +152,10 @@ def needed_files(paths: Iterable[str], model: str) -> set[str]:
         raise _no_weights(names, model)
     if "config.json" not in names:
         raise UnsupportedError(f"{model} has no config.json", "choose a repository with a whole transformers model")
-    usual = [name for name in weights if any(fnmatch(name, pattern) for pattern in SHARDS)]
+    shards = [name for name in weights if fnmatch(name, SHARDS)]
+    single = [SINGLE] if SINGLE in weights and not (shards and INDEX in names) else []
     small = [name for name in names if any(fnmatch(name, pattern) for pattern in SMALL_FILES)]
-    return {*(usual or weights), *small}
+    return {*([*shards, *single] or weights), *small}
 
 
 def _no_weights(names: list[str], model: str) -> UnsupportedError:

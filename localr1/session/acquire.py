@@ -11,7 +11,6 @@ from localr1.errors import CorruptError, LocalR1Error, UnsupportedError
 from localr1.events import Event, Notice, Progress
 from localr1.hub import cache as hub_cache
 from localr1.hub import catalog
-from localr1.hub.cache import StoredModel
 from localr1.hub.download import Download
 from localr1.hub.lock import only_one
 from localr1.hub.lookup import look_up, newer_commit, talking_to_hub
@@ -23,7 +22,7 @@ from localr1.options import DownloadOptions, EngineOptions
 from localr1.quantities import bytes_text
 from localr1.session.outlook import outlook
 from localr1.weights.checkpoint import Checkpoint, HeaderError
-from localr1.weights.conversion import Conversion, partial_folder, reserved_bytes, write_store
+from localr1.weights.conversion import Conversion, partial_folder, replaced_folder, reserved_bytes, write_store
 from localr1.weights.safetensors_file import parse_header
 from localr1.weights.store import Origin
 
@@ -39,6 +38,9 @@ def download(options: DownloadOptions) -> Progress[Path]:
     source = catalog.resolve(options.model)
     here = None if options.force else hub_cache.find_store(source)
     if isinstance(source, LocalFolder):
+        if hub_cache.read_store(source.path) is not None:
+            yield Notice(f"{options.model} is an 8-bit store already: {source.path}")
+            return source.path
         folder = hub_cache.store_folder(source) if here is None else here.folder
         if here is None:
             yield from _convert_folder(source, folder, options.dry_run)
@@ -47,7 +49,7 @@ def download(options: DownloadOptions) -> Progress[Path]:
         if here is None or newest is not None:
             if here is not None and newest is not None:
                 yield Notice(f"{options.model} has a newer version: {newest[:12]} (here is {here.revision[:12]})")
-            return (yield from _from_hub(source, options, here))
+            return (yield from _from_hub(source, options))
         folder = here.folder
     if here is not None:
         _tidy(folder)
@@ -63,6 +65,7 @@ def _convert_folder(source: LocalFolder, folder: Path, dry_run: bool) -> Progres
     origin = Origin(str(source.path.resolve()), folder.name, str(source.path.resolve()))
     with _only_writer(folder, str(source.path)):
         yield from convert(source.path, folder, origin)
+        yield from _retire(source, folder)
 
 
 def _only_writer(folder: Path, model: str) -> AbstractContextManager[None]:
@@ -71,11 +74,13 @@ def _only_writer(folder: Path, model: str) -> AbstractContextManager[None]:
 
 def _tidy(folder: Path) -> None:
     """Remove what a run left that was killed after the store had its name."""
-    left = partial_folder(folder)
+    partial, old = partial_folder(folder), replaced_folder(folder)
+    left = [path for path in (partial, old) if path.is_dir() and not (path / "store").exists()]
     with suppress(LocalR1Error):
-        if left.is_dir() and not (left / "store").exists():
+        if left:
             with _only_writer(folder, folder.name):
-                shutil.rmtree(left, ignore_errors=True)
+                for path in left:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def convert(source: Path, folder: Path, origin: Origin) -> Progress[None]:
@@ -86,7 +91,7 @@ def convert(source: Path, folder: Path, origin: Origin) -> Progress[None]:
     yield from write_store(folder, checkpoint, expected, block=block, origin=origin, extras=extras)
 
 
-def _from_hub(source: HubRepo, options: DownloadOptions, old: StoredModel | None) -> Progress[Path]:
+def _from_hub(source: HubRepo, options: DownloadOptions) -> Progress[Path]:
     with ExitStack() as stack:
         stack.enter_context(talking_to_hub(source))
         found = yield from look_up(source)
@@ -98,9 +103,11 @@ def _from_hub(source: HubRepo, options: DownloadOptions, old: StoredModel | None
             yield Notice(f"{options.model} is already here: {folder}")
             return folder
         if isinstance(found, Snapshot):
-            if not options.dry_run:
-                yield from convert(found.folder, folder, Origin(found.repo_id, commit, str(found.folder)))
-                hub_cache.record_revision(source, commit)
+            if options.dry_run:
+                yield Notice(f"{found.folder} holds the files of {options.model}; the store would be {folder}")
+                return folder
+            yield from convert(found.folder, folder, Origin(found.repo_id, commit, str(found.folder)))
+            hub_cache.record_revision(source, commit)
             return folder
         scratch = None if options.keep_source else partial_folder(folder) / "headers"
         with closing(Download(source, found, scratch=scratch, connections=options.connections)) as arriving:
@@ -116,12 +123,13 @@ def _from_hub(source: HubRepo, options: DownloadOptions, old: StoredModel | None
                 arriving.publish()
             arriving.release_all()
     hub_cache.record_revision(source, commit)
-    yield from _retire(old, folder)
+    yield from _retire(source, folder)
     return folder
 
 
 def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Progress[None]:
     small = yield from arriving.small_files()
+    registry.read_config(small)  # what it cannot run needs no headers
     try:
         checkpoint, expected, block = yield from _announced(arriving, small)
     except (CorruptError, UnsupportedError):
@@ -133,7 +141,7 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
         with Conversion(folder, checkpoint, expected, block=block, origin=origin) as conversion:
             yield from conversion.resume()
             shards = [name for name in checkpoint.file_names if conversion.needs(name)]
-            arriving.start(shards)
+            arriving.start(checkpoint.file_names if arriving.keeps_source else shards)
             while not arriving.finished or arriving.arrived:
                 if not arriving.arrived and not arriving.growing:
                     conversion.wait()  # before more arrives than the disk was meant to hold
@@ -194,19 +202,18 @@ def _check(source: Path, checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec],
     return expected, config.weight_block_size
 
 
-def _retire(old: StoredModel | None, folder: Path) -> Iterator[Event]:
-    """The new version is whole, so the one it replaces may go, unless its revision was asked for by name."""
+def _retire(source: HubRepo | LocalFolder, folder: Path) -> Iterator[Event]:
+    """The new version is whole, so those that nobody means any more may go."""
     new = hub_cache.read_store(folder)
-    if old is None or new is None or old.folder == folder or hub_cache.is_pinned(old):
-        return
-    if (last := hub_cache.last_used()) is not None and last.folder == old.folder:
-        hub_cache.set_last_used(new)
-    try:
-        freed_bytes = hub_cache.remove(old)
-    except LocalR1Error as error:
-        yield Notice(f"the old version stays: {error.message}")
-    else:
-        yield Notice(f"updated; the old version {old.revision[:12]} is gone ({bytes_text(freed_bytes)})")
+    for old in hub_cache.superseded(source, folder) if new is not None else ():
+        if new is not None and (last := hub_cache.last_used()) is not None and last.folder == old.folder:
+            hub_cache.set_last_used(new)
+        try:
+            freed_bytes = hub_cache.remove(old)
+        except LocalR1Error as error:
+            yield Notice(f"the old version stays: {error.message}")
+        else:
+            yield Notice(f"updated; the old version {old.revision[:12]} is gone ({bytes_text(freed_bytes)})")
 
 
 def _extras(source: Path) -> dict[str, bytes]:

@@ -44,6 +44,11 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
+def replaced_folder(folder: Path) -> Path:
+    """Where the store that was at `folder` lies for the moment in which another takes its place."""
+    return folder.with_name(folder.name + ".old")
+
+
 def reserved_bytes(folder: Path) -> int:
     """Room that an earlier run has taken already for the store `folder`."""
     return sum(path.stat().st_size for path in (partial_folder(folder) / "store").glob("*.safetensors"))
@@ -93,7 +98,8 @@ class Conversion:
         if known and self._journal.is_open:
             with contextlib.suppress(OSError):
                 self._journal.add(known, durable=False)
-        self._journal.close()
+        with contextlib.suppress(OSError):  # of a full disk, which was told of already
+            self._journal.close()
         with contextlib.suppress(OSError, ValueError):
             self._stack.__exit__(kind or GeneratorExit, GeneratorExit(), None)
 
@@ -185,7 +191,7 @@ class Conversion:
                 if path.name not in self._files:
                     path.unlink()
             for name, content in extras.items():
-                (folder / name).write_bytes(content)
+                _write_safely(folder / name, content)
             _write_manifest(folder, self._origin, digests)
             _replace(folder, self._folder)
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -326,17 +332,34 @@ def _write_manifest(folder: Path, origin: Origin, digests: Mapping[str, str]) ->
         "localr1_version": __version__,
         "files": files,
     }
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
+    _write_safely(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _write_safely(path: Path, content: bytes) -> None:
+    """A small file that would survive a power loss once its folder does."""
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
+def _keep_names(folder: Path) -> None:
+    """Return once the names in a folder would survive a power loss, where the system can tell."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _replace(whole: Path, folder: Path) -> None:
     """Put a whole folder in the place of an old one, if there is one."""
-    old = folder.with_name(folder.name + ".old")
+    old = replaced_folder(folder)
     shutil.rmtree(old, ignore_errors=True)
+    _keep_names(whole)
     if folder.exists():
         folder.rename(old)
     whole.rename(folder)
+    _keep_names(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -224,7 +224,7 @@ def disk_error(path: Path, needed_bytes: int, error: OSError) -> LocalR1Error:
     """What the operating system refused while writing `path`, as one of ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskError(
-            f"no room on the disk for {path.name} ({bytes_text(needed_bytes)})",
+            f"no room on the disk for {path.name}" + (f" ({bytes_text(needed_bytes)})" if needed_bytes else ""),
             f"free some space under {path.parent}, or set LOCALR1_HOME to a larger disk",
         )
     return DiskError(f"{path} cannot be written: {error.strerror or error}", "check the disk and its permissions")

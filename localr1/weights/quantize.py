@@ -29,6 +29,8 @@ CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 OLDEST_CAPABILITY = (7, 5)
 """Of a GPU: for older ones newer torch and bitsandbytes have no kernels, and bitsandbytes then ends the process."""
 SMALLEST_ABSMAX = 1e-30
+LEAST_ABSMAX_ON_GPU = 2.0**-7
+"""Where a row of bfloat16 has nothing larger, what float16 rounds may come to another step of the eight bits."""
 
 
 def quantize_rows(matrix_OI: Tensor, name: str) -> Int8Rows:
@@ -91,13 +93,15 @@ def _gpu() -> Gpu:
 
 
 def _on_gpu(matrix_OI: Tensor, into: Int8Rows) -> None:
-    """On the CPU after all where the GPU fails, as it does when its memory is full."""
-    if not _gpu().failed:
+    """On the CPU after all where the GPU fails, as it does when its memory is full, and where the float16 that it takes
+    does not hold the rows as they are."""
+    if not _gpu().failed and matrix_OI.dtype in (torch.bfloat16, torch.float16):
         try:
             quantized, scb, _ = _bitsandbytes_quant()(matrix_OI.to("cuda", torch.float16))
             into.weight.copy_(quantized)
             into.scb.copy_(scb)
-            return
+            if bool((torch.isfinite(into.scb) & (into.scb >= LEAST_ABSMAX_ON_GPU)).all()):
+                return
         except RuntimeError:
             _gpu().failed = True
     _on_cpu(matrix_OI, into)

@@ -97,6 +97,25 @@ def test_rm_asks_and_frees(home, localr1_command):
     assert not folder.exists()
 
 
+def test_rm_of_what_is_unfinished_leaves_the_model(home, localr1_command):
+    store = make_store(home)
+    assert localr1_command("rm", "org/model", "--partial", "--yes").status == 3
+    partial = store.with_name(store.name + ".partial")
+    (partial / "store").mkdir(parents=True)
+    (partial / "store" / "dense.safetensors").write_bytes(bytes(500))
+    told = " ".join(localr1_command("models").out.split())
+    assert "`localr1 download org/model --force` goes on" in told and "`localr1 rm org/model --partial`" in told
+    assert "Freed 500 B" in localr1_command("rm", "org/model", "--partial", "--yes").err
+    assert store.is_dir() and not partial.exists()
+
+
+def test_verify_tells_of_a_store_that_cannot_be_read(home, localr1_command):
+    (make_store(home) / "manifest.json").write_text("{")
+    outcome = localr1_command("verify")
+    assert outcome.status == 7 and "manifest.json" in outcome.err
+    assert "org/model" in localr1_command("models").out
+
+
 def test_rm_takes_the_models_conversations_unless_told_to_leave_them(home, localr1_command):
     folder = home / "conversations"
     for name, model in (("mine", "org/model"), ("other", "nano")):

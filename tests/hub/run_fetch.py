@@ -19,7 +19,11 @@ from localr1.events import Event
 from localr1.hub.catalog import resolve
 from localr1.hub.download import Download
 from localr1.hub.lookup import look_up, talking_to_hub
+from localr1.hub.room import require
 from localr1.hub.source import HubRepo, Snapshot
+
+NO_STORE = 1 << 62
+"""More than any store takes, so that no room for one is asked for."""
 
 
 def fetch(repo: HubRepo, connections: int) -> Generator[Event, None, Snapshot]:
@@ -29,6 +33,8 @@ def fetch(repo: HubRepo, connections: int) -> Generator[Event, None, Snapshot]:
         if isinstance(found, Snapshot):
             return found
         with closing(Download(repo, found, connections=connections)) as download:
+            for disk in download.plan(Path.home(), reserved_bytes=NO_STORE).disks:
+                require(disk, str(repo))
             yield from download.small_files()
             download.start([file.path for file in found.shards])
             while not download.finished:

@@ -103,6 +103,25 @@ def test_newest_store_is_found_unless_a_revision_is_named() -> None:
     assert [store.folder for store in cache.stores()] == [new, old]
 
 
+def test_the_default_branch_is_meant_where_no_revision_is_named() -> None:
+    meant = hub_store("org/model", COMMIT_A, "2026-01-01T00:00:00Z")
+    named = hub_store("org/model", COMMIT_B, "2026-02-01T00:00:00Z")
+    cache.record_revision(HubRepo("org/model", "v1"), COMMIT_B)
+    assert cache.superseded(HubRepo("org/model", "v1"), named) == []  # nobody knows what the default branch means
+    cache.record_revision(HubRepo("org/model"), COMMIT_A)
+    found = cache.find_store(HubRepo("org/model"))
+    assert found is not None and found.folder == meant
+    assert cache.superseded(HubRepo("org/model", "v1"), named) == []
+    cache.record_revision(HubRepo("org/model"), COMMIT_B)
+    assert [store.folder for store in cache.superseded(HubRepo("org/model"), named)] == [meant]
+
+
+def test_a_home_of_no_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", "~nobody-of-that-name/x")
+    with pytest.raises(NotFoundError, match="nobody-of-that-name"):
+        cache.home()
+
+
 def test_store_of_a_folder_is_found_until_the_folder_changes(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
@@ -141,6 +160,7 @@ def test_remove_frees_one_store_and_keeps_the_other(home: Path) -> None:
     with pytest.raises(NotFoundError):
         cache.remove(doomed)
     cache.remove(cache.stores()[0])
+    cache.forget_slug(kept.parent)
     assert list((home / "models").iterdir()) == []
 
 

@@ -174,6 +174,13 @@ def test_what_may_pass_by_itself() -> None:
     assert not may_pass(OSError(errno.ENOSPC, "full"))
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_of_shards_with_an_index_and_one_whole_file_the_shards_are_taken(index: bool) -> None:
+    shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+    names = {"config.json", *shards, *(["model.safetensors.index.json"] if index else [])}
+    assert needed_files([*names, "model.safetensors"], "x") == (names if index else names | {"model.safetensors"})
+
+
 def test_other_safetensors_are_taken_when_the_usual_names_are_missing() -> None:
     assert needed_files(["config.json", "weights.safetensors", "tokenizer.py"], "x") == {
         "config.json",

@@ -60,6 +60,52 @@ def test_what_is_here_in_part_is_listed(tmp_path: Path) -> None:
     assert cache.stores() == []
 
 
+def test_each_revision_that_is_here_in_part_is_one(home: Path, tmp_path: Path) -> None:
+    make_partial("org/model", COMMIT_A, tmp_path)
+    later, *_ = make_partial("org/model", COMMIT_B, tmp_path)
+    (later / "headers").mkdir()
+    (later / "headers" / ("1" * 64 + ".header")).write_bytes(b"")
+    assert [(part.revision, part.size_bytes) for part in housekeeping.partials()] == [(COMMIT_A, 600), (COMMIT_B, 600)]
+    housekeeping.remove(housekeeping.belongings(f"org/model@{COMMIT_B}"))
+    (part,) = housekeeping.partials()
+    assert part.revision == COMMIT_A and later.parent.is_dir() and not later.exists()
+
+
+@pytest.mark.parametrize("ending", [".old", ".removed"])
+def test_what_a_killed_deletion_left_is_seen_and_freed(home: Path, ending: str) -> None:
+    store = make_store("org/model", COMMIT_A)
+    store.rename(store.with_name(COMMIT_A + ending))
+    (part,) = housekeeping.partials()
+    assert (part.name, part.revision) == ("org/model", COMMIT_A) and part.size_bytes > 10_000
+    housekeeping.remove(housekeeping.belongings("org/model"))
+    assert not store.parent.exists()
+
+
+def test_a_store_whose_manifest_is_damaged_is_seen_and_freed(home: Path) -> None:
+    store = make_store("org/model", COMMIT_A)
+    (store / "manifest.json").write_text("{")
+    assert housekeeping.damaged() == [store] and cache.stores() == []
+    assert [part.name for part in housekeeping.partials()] == ["org/model"]
+    housekeeping.remove(housekeeping.belongings("org/model"))
+    assert housekeeping.damaged() == [] and not store.parent.exists()
+
+
+@pytest.mark.parametrize("facts", ["7", '{"bytes": "many"}', "{}"])
+def test_a_manifest_of_another_form_is_damage(facts: str) -> None:
+    store = make_store("org/model", COMMIT_A)
+    (store / "manifest.json").write_text(f'{{"source": "org/model", "files": {{"config.json": {facts}}}}}')
+    with pytest.raises(CorruptError, match=r"manifest\.json is damaged"):
+        checked(cache.stores()[0])
+
+
+def test_nothing_is_removed_of_a_model_of_which_something_arrives(tmp_path: Path) -> None:
+    store = make_store("org/model", COMMIT_A)
+    partial, *_ = make_partial("org/model", COMMIT_B, tmp_path)
+    with only_one(cache.lock_path(partial.with_suffix("")), "busy"), pytest.raises(LocalR1Error, match="just now"):
+        housekeeping.remove(housekeeping.belongings("org/model"))
+    assert store.is_dir() and partial.is_dir()
+
+
 def test_removing_takes_stores_partials_and_traces_and_leaves_the_rest(home: Path, tmp_path: Path) -> None:
     make_store("org/model", COMMIT_A)
     make_partial("org/model", COMMIT_B, tmp_path)

@@ -56,8 +56,8 @@ def test_an_old_gpu_is_left_alone_and_one_that_fails_is_not_tried_again(
         tried.append(None)
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
-    matrix = torch.randn(9, 8)
-    weight, scb, _ = int8_vectorwise_quant(matrix)
+    matrix = torch.randn(9, 8).bfloat16()
+    weight, scb, _ = int8_vectorwise_quant(matrix.float())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(quantize, "_bitsandbytes_quant", fail)
@@ -67,6 +67,22 @@ def test_an_old_gpu_is_left_alone_and_one_that_fails_is_not_tried_again(
         rows = quantize_rows(matrix, "m")
         assert torch.equal(rows.weight, weight) and torch.equal(rows.scb, scb)
     assert len(tried) == tries
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float32), (1e5, torch.bfloat16), (1e-4, torch.bfloat16)])
+def test_what_a_gpus_float16_does_not_hold_is_quantized_from_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, scale: float, dtype: torch.dtype
+) -> None:
+    matrix = (torch.randn(9, 64) * scale).to(dtype)
+    expected = quantize_rows(matrix, "m")
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda one, *wanted: to(one, *(w for w in wanted if w != "cuda")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(quantize, "_bitsandbytes_quant", lambda: int8_vectorwise_quant)
+    monkeypatch.setattr(quantize, "_gpu", cache(quantize.Gpu))
+    rows = quantize_rows(matrix, "m")
+    assert torch.equal(rows.weight, expected.weight) and torch.equal(rows.scb, expected.scb)
 
 
 @settings(max_examples=30, deadline=None)
