@@ -97,6 +97,8 @@ class Structure:
         self._matcher, self._vocabulary = matcher, vocabulary
         self._bits = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
         self.thinking = False
+        self.begun = False
+        """Whether any of the answer came."""
         self.opening: int | None = None
         """A token that opens a thought, allowed once, instead of the form's beginning."""
 
@@ -121,6 +123,8 @@ class Structure:
         elif not self._matcher.consume_token(token):
             reason = _first_line(self._matcher.get_error()) or "nothing may follow"
             raise LocalR1Error(f"the answer does not keep to its form: {reason}", "simplify the schema or grammar")
+        else:
+            self.begun = True
 
 
 def _first_line(text: str) -> str:

@@ -1,10 +1,11 @@
 """From logits to the next token: a ladder of small pure functions.
 
-Owns the order of the filters (temperature, top-k, top-p, min-p) and the random draw. `probabilities` is the
-distribution that is sampled from, so that speculative decoding can use the very same one. A constraint says which
-tokens may come at all; it is asked before every draw and told what was drawn, so it sees each token that is emitted.
+Owns the order of the filters (temperature, top-k, top-p, min-p) and the random draw, from the distribution that
+`probabilities` gives. Of logits that are no numbers nothing is drawn. A constraint says which tokens may come at all;
+it is asked before every draw and told what was drawn, so it sees each token that is emitted.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from localr1.errors import LocalR1Error
 
 LEAST_TEMPERATURE = 1e-6
 """Lower ones are as good as greedy already, and numbers divided by them would no longer be finite."""
@@ -36,11 +39,12 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
     probs_V = torch.softmax(logits_V.to(torch.float32) / max(sampling.temperature, LEAST_TEMPERATURE), dim=-1)
-    keep_V = probs_V >= probs_V.max() * sampling.min_p
+    keep_V = torch.ones_like(probs_V, dtype=torch.bool)
     if 0 < sampling.top_k < probs_V.numel():
         keep_V &= _chosen(probs_V, torch.topk(probs_V, sampling.top_k).indices)
     if sampling.top_p < 1.0:
         keep_V &= _nucleus(probs_V * keep_V, sampling.top_p)
+    keep_V &= probs_V >= probs_V.max() * sampling.min_p
     probs_V = probs_V * keep_V
     return probs_V / probs_V.sum()
 
@@ -107,6 +111,8 @@ class Sampler:
         return token
 
     def _draw(self, logits_V: Tensor) -> int:
+        if not math.isfinite(float(logits_V.max())):
+            raise LocalR1Error("the model's numbers are out of range: nothing follows", "ask in another way, or /undo")
         if self.sampling.temperature == 0:
             return int(logits_V.argmax())
         return int(torch.multinomial(probabilities(logits_V, self.sampling), 1, generator=self._generator))

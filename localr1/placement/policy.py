@@ -177,8 +177,12 @@ class Decayed(ScorePolicy):
         if prior is not None and prior.sum() > 0:
             share = np.asarray(prior, np.float64) / np.maximum(prior.sum(axis=1, keepdims=True), 1e-9)
             self.score = share.reshape(-1) / (1 - decay) if decay < 1 else np.asarray(prior, np.float64).reshape(-1)
+        self._score_of_one = self.score.any() and decay < 1
 
     def _update(self, chosen: NDArray[np.int64], tokens: int) -> None:
+        if self._score_of_one and len(chosen):  # the prior is of one expert a layer, and tokens have several
+            self.score *= len(chosen) / (tokens * len(self.slots.layers))
+            self._score_of_one = False
         kept = self.decay**tokens
         weight = (1 - kept) / (tokens * (1 - self.decay)) if self.decay < 1 else 1.0
         self.score *= kept

@@ -116,7 +116,8 @@ class ExpertSlots:
             if move.evict is None:
                 rows.append(self._free.pop())
             else:
-                rows.append(self._place(move.evict, -1))
+                row = self._place(move.evict, -1)
+                rows.append(row if row >= 0 else self._free.pop())  # one whose copy failed has none
         before = self._copier.everything_launched()
         self._arrivals = [
             Arrival(move.promote, row, self._copier.start(move.promote, self.slab[row], self.scb[row], before))
@@ -131,9 +132,15 @@ class ExpertSlots:
         """
         ended = [one for one in self._arrivals if wait or one.copied.done()]
         self._arrivals = [one for one in self._arrivals if one not in ended]  # a copy that failed is told of once
+        failures = []
         for arrival in ended:
-            arrival.copied.result()
-            self._place(arrival.expert, arrival.row)
+            if (failure := arrival.copied.exception()) is None:
+                self._place(arrival.expert, arrival.row)
+            else:
+                self._free.append(arrival.row)
+                failures.append(failure)
+        if failures:
+            raise failures[0]
 
     def shrink(self, count: int) -> None:
         """Give memory back: keep the experts of the first rows that are left. ValueError when nothing would change."""

@@ -91,7 +91,7 @@ class SplitBank:
         self._hint: Hint | None = None
         self._streamer = Streamer(slots.cold, slots.device)
         self._desk: Desk | None = None
-        self._chosen: dict[int, NDArray[np.int64]] = {}
+        self._chosen: list[tuple[int, NDArray[np.int64]]] = []
 
     def run(
         self,
@@ -117,12 +117,12 @@ class SplitBank:
 
     def turn_over(self) -> None:
         """Between two forwards: tell what was chosen, let arrived experts in, start the policy's next moves."""
-        for layer, expert_TK in self._chosen.items():
+        for layer, expert_TK in self._chosen:
             if self._observe is not None:
                 self._observe(layer, expert_TK)
             if self.policy is not None:
                 self.policy.observe(layer, expert_TK)
-        self._chosen = {}
+        self._chosen = []
         if self._foretold is not None and self._pass_on is not None:
             self._pass_on(self._foretold)
         if self._hint is not None and self.policy is not None:
@@ -167,7 +167,7 @@ class SplitBank:
         expert_TK = desk.expert_TK[:rows]
         chosen_TK = expert_TK.numpy()
         if self._watched:
-            self._chosen[layer] = chosen_TK.copy()
+            self._chosen.append((layer, chosen_TK.copy()))
         cold_TK = np.where(row_of[chosen_TK] < 0, chosen_TK, -1)
         if cold_TK.max() < 0:
             sum_TD.zero_()
@@ -188,7 +188,7 @@ class SplitBank:
         ram_TD, ram_TK = hidden_TD.cpu(), weight_TK.cpu()
         out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
         if self._watched:
-            self._chosen[layer] = chosen_TK
+            self._chosen.append((layer, chosen_TK))
         row_of = self.slots.row_of[self.slots.layer_row(layer)]
         cold_TK = np.where(row_of[chosen_TK] < 0, chosen_TK, -1)
         tokens_E = np.bincount(cold_TK[cold_TK >= 0], minlength=len(row_of))

@@ -170,9 +170,9 @@ class Conversation:
         last = self._last or self._reopened()
         if len(last.tokens) >= self._cache.capacity:
             raise ContextError(f"the context of {self._cache.capacity:,} tokens is full", "start anew with /clear")
-        yield from self._answer(
-            Turn(len(last.tokens), list(last.tokens), last.splitter, budget=None, answer=last.answer, form=last.form)
-        )
+        turn = Turn(len(last.tokens), list(last.tokens), last.splitter, budget=None, answer=last.answer)
+        turn.form, turn.stream = last.form, last.stream
+        yield from self._answer(turn)
 
     def _reopened(self) -> Turn:
         """The last turn of a conversation that was resumed: its tokens are encoded anew."""
@@ -243,7 +243,10 @@ class Conversation:
     def _turn(self, turn: Turn) -> Iterator[Event]:
         """Generate, in a second leg where a thought has spent its budget and was closed for the model."""
         yield from self._leg(turn)
-        if turn.closing_thought and not self._stopping:
+        most = self._wanted.max_tokens
+        if turn.closing_thought and most is not None and turn.generated_tokens >= most:
+            turn.legs[-1] = replace(turn.legs[-1], reason="max_tokens")
+        elif turn.closing_thought and not self._stopping:
             closing = self.engine.tokenizer.encode_rendered(CLOSING)
             if len(turn.tokens) + len(closing) < self._cache.capacity:
                 turn.tokens += closing
@@ -259,7 +262,7 @@ class Conversation:
         yield turn.end(self._cache.capacity)
 
     def _leg(self, turn: Turn) -> Iterator[Event]:
-        stream = self.engine.tokenizer.stream()
+        stream, turn.stream = turn.stream or self.engine.tokenizer.stream(), None
         first, most = not turn.legs, self._wanted.max_tokens
         self._sampler.constraint = turn.form
         for item in generate(
@@ -268,7 +271,7 @@ class Conversation:
             tuple(turn.tokens),
             self._sampler,
             stop_ids=self.engine.config.eos_token_ids,
-            max_tokens=None if most is None else max(most - turn.generated_tokens, 1),
+            max_tokens=None if most is None else most - turn.generated_tokens,
             speculation=self._speculation,
             should_stop=lambda: self._stopping or turn.closing_thought,
         ):
@@ -284,7 +287,10 @@ class Conversation:
                     yield turn.end_thought()
                 yield from _texts(pieces)
             elif isinstance(item, Finished):
-                yield from _texts(turn.push(stream.flush()))
+                if item.reason == "end" or turn.closing_thought:
+                    yield from _texts(turn.push(stream.flush()))
+                else:
+                    turn.stream = stream
                 turn.legs.append(item)
                 self._read_tokens += len(turn.tokens) - item.generated_tokens - item.cached_tokens
                 self._read_s += item.prefill_s

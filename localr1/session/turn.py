@@ -12,12 +12,14 @@ from localr1.decode.generate import Finished
 from localr1.events import ThoughtEnd, TurnEnd
 
 if TYPE_CHECKING:
+    from localr1.chat.detokenize import TextStream
     from localr1.chat.structure import Structure
 
 
 @dataclass
 class Turn:
-    """One turn as it goes: all its tokens, and its text on the way out; `answer` holds the pieces so far."""
+    """One turn as it goes: all its tokens, and its text on the way out; `answer` holds the pieces so far. `stream` has
+    what came of a character when the answer was cut, for whoever goes on with it."""
 
     prompt_tokens: int
     tokens: list[int]
@@ -30,9 +32,13 @@ class Turn:
     thought_s: float = 0.0
     answer: list[str] = field(default_factory=list)
     form: "Structure | None" = None
+    stream: "TextStream | None" = None
 
     def push(self, text: str) -> list[Piece]:
-        """The text of one more token, or of some; where it ends a thought, the answer's form begins."""
+        """The text of one more token, or of some; where it ends a thought, the answer's form begins. In that tags are
+        text."""
+        if self.form is not None and self.form.begun:
+            return [Piece("answer", text)] if text else []
         pieces = self.splitter.push(text)
         if self.form is not None:
             self.form.thinking = self.splitter.thinking

@@ -48,7 +48,8 @@ def layout(expected: Mapping[str, TensorSpec], source_dtype: Callable[[str], tor
     The int8 rows come first, in the order in which most checkpoints have them, so that a file can be hashed from its
     start while it is made; then the wider dtypes, the widest first, so that all are aligned. Where the rows would leave
     those askew, they come last. Within a dtype, numbers sort as numbers and gate, up, down stay together. Floats keep
-    their dtype, but float16 and float64 become float32, which the CPU kernels read.
+    their dtype, but float16 and float64 become float32, which the CPU kernels read, and what was 8 bits with a scale
+    becomes bfloat16.
     """
     files: dict[str, list[Slot]] = {}
     for name, spec in expected.items():
@@ -58,7 +59,8 @@ def layout(expected: Mapping[str, TensorSpec], source_dtype: Callable[[str], tor
             slots.append(Slot(name, torch.int8, spec.shape))
             slots.append(Slot(scb_name(name), torch.float32, spec.shape[:1]))
         else:
-            dtype = torch.bfloat16 if source_dtype(name) == torch.bfloat16 else torch.float32
+            narrow = source_dtype(name) in (torch.bfloat16, torch.float8_e4m3fn)
+            dtype = torch.bfloat16 if narrow else torch.float32
             slots.append(Slot(name, dtype, spec.shape))
     for slots in files.values():
         askew = sum(slot.nbytes for slot in slots if slot.dtype == torch.int8) % torch.float32.itemsize

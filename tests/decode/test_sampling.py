@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localr1.decode.sampling import Sampler, Sampling, probabilities
+from localr1.errors import LocalR1Error
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0)
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
@@ -43,6 +44,22 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: list[int]) -> 
 def test_top_k_and_min_p() -> None:
     assert support(LOGITS, top_k=2) == [0, 1]
     assert support(LOGITS, min_p=0.29) == [0, 1, 2]
+
+
+def test_min_p_comes_last() -> None:
+    logits_V = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1]).log()
+    assert kept_of(probabilities(logits_V, Sampling(1.0, top_p=0.7, min_p=0.3))) == [0, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_of_no_numbers_nothing_is_drawn(temperature: float, bad: float) -> None:
+    with pytest.raises(LocalR1Error, match="out of range"):
+        Sampler(Sampling(temperature))(torch.tensor([0.0, bad, 1.0]))
+
+
+def kept_of(probs_V: torch.Tensor) -> list[int]:
+    return [int(token) for token in probs_V.nonzero()]
 
 
 def test_top_p_counts_within_what_top_k_left() -> None:

@@ -121,3 +121,12 @@ def test_a_prior_decides_until_there_is_evidence() -> None:
         policy.observe(0, np.array([[1]]))
         policy.step()
     assert policy.resident == [(0, 1)]
+
+
+def test_a_prior_is_worth_what_fades() -> None:
+    policy = Decayed(Slots((0, 1), 8, 4), decay=0.9, prior=np.ones((2, 8)))
+    for _ in range(200):
+        for layer in (0, 1):
+            policy.observe(layer, np.arange(6).reshape(2, 3))
+        policy.step()
+        assert policy.score.sum() == pytest.approx(2 * 3 / (1 - 0.9))

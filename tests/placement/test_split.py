@@ -306,3 +306,33 @@ def test_rows_of_several_parts_are_copied_to_the_device_once(
     if config.num_mtp_layers:
         registry.build_mtp(config, weights, cold, decoder)
     assert head in copied and set(copied.values()) == {1}
+
+
+def test_an_expert_whose_copy_failed_leaves_the_others_where_they_are(store: Store, alone: CpuBank) -> None:
+    bank = split(store, alone, 4, [(1, e) for e in range(4)], make_policy=recency)
+    cold, failures = bank.slots.cold, [RuntimeError("a copy failed")]
+    copied = cold.rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cold, "rows", lambda expert: fail(failures.pop()) if failures else copied(expert))
+        seen = []
+        for seed in range(60):
+            try:
+                check(bank, alone, 1, 1, seed)
+            except RuntimeError as error:
+                seen.append(str(error))
+            while bank.slots.moving and not all(one.copied.done() for one in bank.slots._arrivals):
+                pass
+    assert seen == ["a copy failed"]
+
+
+def fail(error: Exception) -> Int8Rows:
+    raise error
+
+
+def test_every_call_of_a_layer_between_two_forwards_is_told(store: Store, alone: CpuBank) -> None:
+    told: list[tuple[int, int]] = []
+    bank = split(store, alone, 4, [(1, 0)], observe=lambda layer, expert_TK: told.append((layer, len(expert_TK))))
+    for layer, count in ((1, 1), (2, 1), (2, 1), (2, 3)):
+        check(bank, alone, layer, count, count)
+    bank.turn_over()
+    assert told == [(1, 1), (2, 1), (2, 1), (2, 3)]

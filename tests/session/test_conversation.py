@@ -318,3 +318,31 @@ def test_an_answer_that_was_cut_goes_on_in_its_form(model: Scripted, tokenizer: 
     again = converse(model, tokenizer, grammar=tmp_path / "form.lark")
     again.resume([("Count.", "one two")])
     assert texts(list(again.go_on()), AnswerText).strip() == "three four five six"
+
+
+def test_in_an_answer_of_a_form_a_tag_is_text(model: Scripted, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "string"}')
+    conversation = converse(model, tokenizer, json_schema=tmp_path / "schema.json")
+    answer = tokenizer.encode_text('"R1 writes <think> before it answers."')
+    model.script = [*tokenizer.encode_rendered("hm</think>"), *answer, model.eos]
+    events = list(conversation.ask("How?"))
+    assert texts(events, ReasoningText) == "hm"
+    assert texts(events, AnswerText) == '"R1 writes <think> before it answers."'
+
+
+def test_a_character_that_was_cut_is_whole_when_the_answer_goes_on(model: Scripted, tokenizer: Tokenizer) -> None:
+    answer, thought = "\N{EGYPTIAN HIEROGLYPH A001} is a hieroglyph", "ok</think>"
+    assert len(tokenizer.encode_text(answer[0])) > 1
+    conversation = converse(model, tokenizer, max_tokens=len(tokenizer.encode_rendered(thought)) + 1)
+    say(model, tokenizer, thought + answer)
+    assert texts(list(conversation.ask("What?")), AnswerText) == ""
+    conversation.configure(SamplingOptions(), conversation.options)
+    assert texts(list(conversation.go_on()), AnswerText) == answer == conversation.transcript.turns[-1].content
+
+
+@pytest.mark.parametrize("most", range(1, 8))
+def test_a_thought_closed_at_the_last_token_is_the_last(model: Scripted, tokenizer: Tokenizer, most: int) -> None:
+    conversation = converse(model, tokenizer, max_tokens=most, think_budget=1)
+    say(model, tokenizer, "One. Two. Three. Four.")
+    end = list(conversation.ask("Count."))[-1]
+    assert isinstance(end, TurnEnd) and end.generated_tokens <= most
