@@ -141,7 +141,7 @@ def _same_words(subject: Subject, mla: MlaConfig, twin: Model) -> Progress[Row]:
     """How far the next-token distributions with either cache lie apart."""
     yield LoadProgress("comparing what either cache says")
     engine = subject.engine
-    tokens = torch.tensor(subject.tokens(64))
+    tokens = torch.tensor(subject.tokens(min(64, engine.context_limit)))
     cache = RowCache(engine.config.num_layers, cache_width(mla), len(tokens), torch.bfloat16)
     p = torch.log_softmax(twin.logits(twin.forward(tokens, cache)), dim=-1)
     q = torch.log_softmax(engine.model.logits(engine.model.forward(tokens, engine.new_cache())), dim=-1)

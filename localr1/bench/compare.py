@@ -92,6 +92,11 @@ class Side:
     decode: list[float]
     answers: list[Answers]
 
+    def keep(self, prefill: float, decode: float, answers: Answers) -> None:
+        self.prefill.append(prefill)
+        self.decode.append(decode)
+        self.answers.append(answers)
+
     def speeds(self) -> tuple[list[float], list[float], list[float]]:
         """Tokens a second of prefill, of plain decoding and of answers, round by round."""
         return self.prefill, self.decode, [one.tokens_per_s for one in self.answers]
@@ -106,7 +111,8 @@ def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> 
     for wanted in settings:
         engine = yield from subject.variant(wanted)
         sides.append(Side(engine, [], [], []))
-    context = _context(subject, options)
+    limit = min(side.engine.context_limit for side in sides)
+    context, answer_tokens = _context(subject, options, limit), min(4 * options.decode_tokens, limit // 2)
     caches = []
     for side in sides:
         cache = side.engine.new_cache()
@@ -114,33 +120,31 @@ def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> 
         if context:
             yield from fill_cache(side.engine, cache, subject.tokens(context), subject.shape is not None)
         caches.append(cache)
-    asked = prompts(subject, _answer_tokens(subject, options))
+    asked = prompts(subject, answer_tokens)
     for repeat in range(options.repeats + 1):
         yield LoadProgress(f"comparing {comparison.key}", repeat, options.repeats + 1)
         order = list(range(len(sides)))
         for number in order if repeat % 2 else order[::-1]:
-            _round(subject, options, sides[number], caches[number], asked, keep=repeat > 0)
+            side = sides[number]
+            subject.use_threads(side.engine)
+            speeds = _speeds(subject, options, side, caches[number], context)
+            answers = answer(side.engine, asked, answer_tokens, stop=subject.shape is None)
+            if repeat:
+                side.keep(*speeds, answers)
     return _section(comparison, sides, context, options, part_bytes)
 
 
-def _context(subject: Subject, options: BenchOptions) -> int:
-    """The deepest context asked for that fits."""
+def _context(subject: Subject, options: BenchOptions, limit: int) -> int:
+    """The deepest context asked for that fits all sides. Raises UsageError where none does."""
     from localr1.bench.speed import usable_depths
 
-    return usable_depths(options, subject.engine.context_limit, subject.engine.name)[0][-1]
+    return usable_depths(options, limit, subject.engine.name)[0][-1]
 
 
-def _answer_tokens(subject: Subject, options: BenchOptions) -> int:
-    return min(4 * options.decode_tokens, subject.engine.context_limit // 2)
-
-
-def _round(
-    subject: Subject, options: BenchOptions, side: Side, cache: Any, asked: Sequence[Sequence[int]], keep: bool
-) -> None:
+def _speeds(subject: Subject, options: BenchOptions, side: Side, cache: Any, depth: int) -> tuple[float, float]:
+    """Tokens a second of prefill and of plain decoding."""
     from localr1.bench.speed import decode_along, visit
 
-    subject.use_threads(side.engine)
-    depth = _context(subject, options)
     tokens = subject.tokens(depth + max(options.prompt_tokens, options.decode_tokens))
     visit(cache, tokens, depth)
     start_s = time.perf_counter()
@@ -149,11 +153,7 @@ def _round(
     prefilled_s = time.perf_counter()
     visit(cache, tokens, depth)
     token_s = decode_along(side.engine.model, cache, tokens[depth : depth + options.decode_tokens])
-    answers = answer(side.engine, asked, _answer_tokens(subject, options), stop=subject.shape is None)
-    if keep:
-        side.prefill.append(options.prompt_tokens / (prefilled_s - start_s))
-        side.decode.append(1 / token_s)
-        side.answers.append(answers)
+    return options.prompt_tokens / (prefilled_s - start_s), 1 / token_s
 
 
 def _section(

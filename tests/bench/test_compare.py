@@ -63,6 +63,14 @@ def test_guessing_ahead_changes_no_token(tmp_path, monkeypatch):
     assert len(report.sections) == 3
 
 
+def test_what_one_side_has_no_room_for_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    nano = result_of(subject.open_model("nano", BASE))
+    options = BenchOptions(prompt_tokens=60, decode_tokens=16, repeats=1, depths="0", compare=("context=64,1024",))
+    with pytest.raises(UsageError, match="exceed the context of 64"):
+        result_of(measure.bench(nano, options))
+
+
 def test_answers_share_a_cache_and_are_what_they_are_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
     nano = result_of(subject.open_model("nano", BASE))
