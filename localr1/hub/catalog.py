@@ -229,13 +229,14 @@ def resolve(text: str) -> Source:
         return _known(entry, revision or None)
     if not at and Path(text).is_dir():
         return LocalFolder(Path(text).resolve())
-    parts = name.split("/")
+    parts = name.rstrip("/").split("/")
     if len(parts) == 1 and _is_repo_part(name):
         raise _unknown(text)
     if len(parts) != 2 or not all(_is_repo_part(part) for part in parts):
         raise UsageError(f"{text!r} is no model name, no org/repo and no folder here", EXPECTED)
-    entry = next((known for known in _ENTRIES if known.repo_id == name), None)
-    return HubRepo(name, revision or None, entry)
+    repo_id = "/".join(parts)
+    entry = next((known for known in _ENTRIES if known.repo_id == repo_id), None)
+    return HubRepo(repo_id, revision or None, entry)
 
 
 def _is_path(text: str) -> bool:

@@ -63,6 +63,11 @@ def may_pass(error: Exception) -> bool:
     return lost and not is_certificate(error) and not isinstance(error, OfflineModeIsEnabled)
 
 
+def is_timeout(error: Exception) -> bool:
+    """Whether the other side was silent for longer than is waited."""
+    return "TimeoutException" in _names(error) or isinstance(error, TimeoutError)
+
+
 def is_certificate(error: BaseException) -> bool:
     """Whether a failed TLS certificate check is at the bottom of this."""
     cause: BaseException | None = error

@@ -14,6 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from localr1.errors import CorruptError, NetworkError
 from localr1.events import Event, FetchProgress, Notice
+from localr1.hub.cache import COMMIT_PREFIX
 from localr1.hub.failures import explain
 from localr1.hub.hub_cache import HashedFiles, HubCache, hash_into
 from localr1.hub.lock import only_one
@@ -51,7 +52,8 @@ def look_up(repo: HubRepo) -> Generator[Event, None, Listing | Snapshot]:
 
 def newer_commit(repo: HubRepo, commit: str) -> str | None:
     """The commit that `repo` is by now, if the hub says within some seconds that it is no longer `commit`."""
-    if is_offline_mode() or (repo.revision and commit.startswith(repo.revision)):
+    named = repo.revision is not None and bool(COMMIT_PREFIX.fullmatch(repo.revision))
+    if is_offline_mode() or (named and commit.startswith(str(repo.revision))):
         return None
     answers: list[str] = []
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from localr1.errors import CorruptError, NetworkError
 from localr1.events import Notice
-from localr1.hub.failures import may_pass
+from localr1.hub.failures import is_timeout, may_pass
 from localr1.hub.remote import Digest, RemoteFile
 
 CHUNK_BYTES = 128 << 10
@@ -298,4 +298,6 @@ def _wait(trouble: Exception, failures: int) -> float:
 def _reason(trouble: Exception) -> str:
     if isinstance(trouble, HfHubHTTPError):
         return f"the hub answered with status {trouble.response.status_code}"
-    return "the connection broke" if not isinstance(trouble, NetworkError) else "the answer was cut short"
+    if is_timeout(trouble):
+        return "nothing came for too long"
+    return "the answer was cut short" if isinstance(trouble, NetworkError) else "the connection broke"

@@ -39,6 +39,7 @@ def test_short_name_wins_over_a_folder_beside_it(here: Path) -> None:
         ("org/model", "org/model", None),
         ("org/My.Model_v2-7B@refs/pr/3", "org/My.Model_v2-7B", "refs/pr/3"),
         ("  org/model@main ", "org/model", "main"),
+        ("org/model/", "org/model", None),
         ("https://huggingface.co/org/model", "org/model", None),
         ("https://huggingface.co/org/model/tree/v1.0", "org/model", "v1.0"),
         ("hf.co/org/model/", "org/model", None),
