@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,12 @@ def up_to_date(source: Source) -> StoredModel | None:
 def record_revision(source: HubRepo, commit: str) -> None:
     """Remember which commit a branch or tag, or none, meant, so that its store is found without the hub."""
     write_text(_revision_file(source), commit)
+
+
+def store_of_files(source: HubRepo, files: Mapping[str, str]) -> StoredModel | None:
+    """A store of `source` that was made of just these files, by the hub's hashes; of whichever commit."""
+    stores = _stores_in(_models_of(source))
+    return next((store for store in stores if read_json(store.folder / MANIFEST).get("source_files") == files), None)
 
 
 def superseded(source: Source, folder: Path) -> list[StoredModel]:

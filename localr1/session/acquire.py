@@ -109,6 +109,12 @@ def _from_hub(source: HubRepo, options: DownloadOptions) -> Progress[Path]:
             yield from convert(found.folder, folder, Origin(found.repo_id, commit, str(found.folder)))
             hub_cache.record_revision(source, commit)
             return folder
+        files = {file.path: file.oid for file in found.files}
+        same = None if options.force or options.keep_source else hub_cache.store_of_files(source, files)
+        if same is not None:
+            hub_cache.record_revision(source, same.revision)
+            yield Notice(f"{options.model} is already here: {commit[:12]} has the same files as {same.revision[:12]}")
+            return same.folder
         scratch = None if options.keep_source else partial_folder(folder) / "headers"
         with closing(Download(source, found, scratch=scratch, connections=options.connections)) as arriving:
             plan = arriving.plan(folder, reserved_bytes(folder))
@@ -118,7 +124,7 @@ def _from_hub(source: HubRepo, options: DownloadOptions) -> Progress[Path]:
                 return folder
             for disk in plan.disks:
                 require(disk, str(source))
-            yield from _fetch_and_convert(arriving, folder, Origin(source.repo_id, commit))
+            yield from _fetch_and_convert(arriving, folder, Origin(source.repo_id, commit, source_files=files))
             if arriving.keeps_source:
                 arriving.publish()
             arriving.release_all()
@@ -136,7 +142,7 @@ def _fetch_and_convert(arriving: Download, folder: Path, origin: Origin) -> Prog
         arriving.forget_heads()
         checkpoint, expected, block = yield from _announced(arriving, small)
     extras = _extras(small)
-    origin = Origin(origin.source, origin.revision, str(small) if arriving.keeps_source else "")
+    origin = replace(origin, source_folder=str(small) if arriving.keeps_source else "")
     try:
         with Conversion(folder, checkpoint, expected, block=block, origin=origin) as conversion:
             yield from conversion.resume()

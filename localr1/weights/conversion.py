@@ -328,6 +328,7 @@ def _write_manifest(folder: Path, origin: Origin, digests: Mapping[str, str]) ->
         "source": origin.source,
         "revision": origin.revision,
         "source_folder": origin.source_folder,
+        "source_files": dict(origin.source_files),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "localr1_version": __version__,
         "files": files,

@@ -14,7 +14,7 @@ Any safetensors reader can open the files; bitsandbytes' `Linear8bitLt` understa
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,11 +84,13 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a store's weights came from: `source` is a repo id or folder, `revision` a commit or fingerprint."""
+    """Where a store's weights came from: `source` is a repo id or folder, `revision` a commit or fingerprint, and
+    `source_files` tells the hub's hash of each file that it is made of."""
 
     source: str
     revision: str
     source_folder: str = ""
+    source_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def file_digest(path: Path) -> str:

@@ -202,6 +202,21 @@ def test_a_newer_version_is_noticed_and_replaces_the_old_when_whole(hub: Loopbac
     assert "already here" in runner.finish(REPO).events("Notice")[-1]["text"]
 
 
+def test_a_version_with_the_same_files_fetches_nothing(hub: LoopbackHub, runner: Runner) -> None:
+    old = runner.finish(REPO).folder
+    readme = hub.repos[REPO].folder / "README.md"
+    readme.write_text("a typo is mended")
+    try:
+        sent_bytes = hub.sent_bytes
+        run = runner.finish(REPO)
+        assert run.folder == old and "the same files" in run.events("Notice")[-1]["text"]
+        assert hub.sent_bytes == sent_bytes
+        pinned = runner.finish(f"{REPO}@{hub.repos[REPO].commit}")
+        assert pinned.folder == old
+    finally:
+        readme.unlink()
+
+
 def test_a_version_asked_for_by_name_is_kept(hub: LoopbackHub, runner: Runner) -> None:
     commit = hub.repos[REPO].commit
     old = runner.finish(f"{REPO}@{commit}").folder
