@@ -94,7 +94,7 @@ class ReasoningText:
 
 @dataclass(frozen=True)
 class ThoughtEnd:
-    """The thoughts of a turn are over; comes before the first piece of the answer. A later thought is counted in."""
+    """A thought is over; comes before the next piece of the answer. `tokens` and `duration_s` are its own."""
 
     tokens: int
     duration_s: float

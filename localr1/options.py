@@ -125,7 +125,7 @@ class TerminalOptions:
     thoughts: Literal["show", "fold", "hide"] = option(
         "fold", "Show thoughts as they come and keep them, fold them to one line when they end, or hide them."
     )
-    plain: bool = option(False, "Plain text without redrawing, for screen readers and logs.")
+    plain: bool = option(False, "Plain text without redrawing, for screen readers and logs.", flag="--plain/--no-plain")
     keys: Literal["emacs", "vi"] = option("emacs", "How the line is edited.")
     save: bool = option(True, "Save conversations on this computer as they go.", flag="--save/--no-save")
 
@@ -174,7 +174,7 @@ class BenchOptions:
     depths: str = option(
         "0,1k,4k,16k", "With this many tokens already in the context, where it can hold them.", metavar="N,N,..."
     )
-    repeats: int = option(5, "Measure this many times, in turn, and report the spread.", min=1)
+    repeats: int = option(5, "Measure at least this many times, in turn, and report the spread.", min=1)
     max_seconds: int = option(300, "Of speeds, begin no further measurement after this long.", min=1)
     compare: tuple[str, ...] = option(
         (), "Settings in turn: speculate, kv, threads, vram, dtype ...", metavar="KEY=A,B"

@@ -173,7 +173,8 @@ def _named(text: str) -> tuple[str, str]:
     try:
         source = resolve(text)
     except NotFoundError:
-        if any(text in (store.name, store.source) for store in cache.stores()):
+        here = {name for store in cache.stores() for name in (store.name, store.source)}
+        if text in here | {name for part in partials() for name in (part.name, part.source)}:
             return text, ""
         raise
     if isinstance(source, HubRepo):

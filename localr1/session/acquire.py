@@ -58,8 +58,8 @@ def download(options: DownloadOptions) -> Progress[Path]:
 
 
 def _convert_folder(source: LocalFolder, folder: Path, dry_run: bool) -> Progress[None]:
+    _check(source.path, Checkpoint(source.path))  # of what is refused nothing is left
     if dry_run:
-        _check(source.path, Checkpoint(source.path))
         yield Notice(f"{source.path} holds a model that can be quantized; the store would be {folder}")
         return
     origin = Origin(str(source.path.resolve()), folder.name, str(source.path.resolve()))

@@ -224,10 +224,9 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     origin = Path(store.manifest.get("source_folder") or "")
     if not (origin / "config.json").is_file():
         gone = f"is no longer at {origin}" if origin.name else "was not kept"
-        raise NotFoundError(
-            f"the float checkpoint of {name} {gone}",
-            f"get it with: localr1 download {name} --keep-source --force; or use --dtype int8",
-        )
+        built_in = (entry := catalog.CATALOG.get(name)) is not None and entry.repo_id is None
+        get = "" if built_in else f"get it with: localr1 download {name} --keep-source --force; or "
+        raise NotFoundError(f"the float checkpoint of {name} {gone}", f"{get}use --dtype int8")
     checkpoint = Checkpoint(origin)
     config = registry.read_config(origin)
     mtp = _wants_mtp(options) and registry.has_mtp(config, checkpoint)

@@ -29,7 +29,8 @@ class Turn:
     reasoning_tokens: int = 0
     closing_thought: bool = False
     thinking_since_s: float | None = None
-    thought_s: float = 0.0
+    told_tokens: int = 0
+    """Of thoughts that have ended."""
     answer: list[str] = field(default_factory=list)
     form: "Structure | None" = None
     stream: "TextStream | None" = None
@@ -46,9 +47,10 @@ class Turn:
 
     def end_thought(self) -> ThoughtEnd:
         """The model has turned to its answer."""
-        self.thought_s += time.monotonic() - (self.thinking_since_s or 0.0)
+        seconds = time.monotonic() - (self.thinking_since_s or time.monotonic())
+        tokens, self.told_tokens = self.reasoning_tokens - self.told_tokens, self.reasoning_tokens
         self.thinking_since_s = None
-        return ThoughtEnd(self.reasoning_tokens, self.thought_s)
+        return ThoughtEnd(tokens, seconds)
 
     @property
     def generated_tokens(self) -> int:

@@ -5,6 +5,7 @@ LocalR1Error and changes nothing.
 """
 
 import dataclasses
+from contextlib import suppress
 
 from localr1.chat.history import Recorder, find, listing
 from localr1.errors import DiskError, UnsupportedError, UsageError
@@ -122,6 +123,8 @@ def export(repl: Repl, text: str) -> None:
     try:
         path.write_text(shown, encoding="utf-8", errors="replace")
     except (OSError, ValueError) as error:  # the latter where a name holds what none may
+        with suppress(OSError, ValueError):
+            path.unlink()  # or the begun file would be in the way of the next try
         why = error.strerror if isinstance(error, OSError) else error
         raise DiskError(f"cannot write {path}: {why}", "choose another file") from error
     repl.say(f"Written: {path}")

@@ -73,7 +73,7 @@ def arguments_of(repl: Repl, name: str) -> Iterable[str]:
 def _help(repl: Repl, text: str) -> None:
     asked = find_command(text.removeprefix("/").lower()) if text else None
     rows = [(f"/{name} {each.takes}".strip(), each.help) for name, each in COMMANDS.items() if asked in (None, each)]
-    rows += [] if asked else KEYS
+    rows += [] if asked else [key for key in KEYS if not repl.by_line or key[0] in PLAIN_KEYS]
     width = max(len(name) for name, _ in rows)
     for name, meaning in rows:
         if repl.environment.width > width + _SHORTEST_MEANING:
@@ -175,7 +175,8 @@ def _retry(repl: Repl, text: str) -> None:
 
 def _edit(repl: Repl, text: str) -> None:
     repl.beginning = repl.talk.undo().question
-    repl.say("The last turn is taken back; change the message and send it again.")
+    again = "type it anew as it should be" if repl.by_line else "change the message and send it again"
+    repl.say(f"The last turn is taken back; {again}.")
 
 
 def _undo(repl: Repl, text: str) -> None:
@@ -194,8 +195,8 @@ def _clear(repl: Repl, text: str) -> None:
         talk.keep()
         talk.close()
         talk.recorder = Recorder(repl.host.folder, repl.host.model, repl.settings.conversation.system)
+    kept = f" It is kept as {recorder.id}." if recorder is not None and recorder.id and talk.turns else ""
     talk.clear()
-    kept = f" It is kept as {recorder.id}." if recorder is not None and recorder.id else ""
     repl.say(f"The conversation is forgotten.{kept}")
 
 
@@ -262,6 +263,9 @@ COMMANDS: Mapping[str, Command] = {
     "bench": Command("Measure a model on this computer.", _bench, "[MODEL]"),
     "exit": Command("Leave.", _exit),
 }
+
+PLAIN_KEYS = ('"""', "Ctrl-C", "Ctrl-D")
+"""Those that there are where messages are read line by line."""
 
 KEYS = [
     ("Alt-Enter", "Start another line of the same message."),

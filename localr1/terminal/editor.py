@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from localr1.options import TerminalOptions
 from localr1.terminal.environment import Environment
-from localr1.terminal.keyboard import echoed
+from localr1.terminal.keyboard import echoed, is_waiting
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from prompt_toolkit.output import Output
 
 QUOTES = '"""'
+MENU_ROWS = 5
+FEWEST_ROWS = 3
+"""The message, the line of facts, and one to spare."""
 _CTRL_D = "\x04"
 _PASTE_BEGINS, _PASTE_ENDS = "\x1b[200~", "\x1b[201~"
 
@@ -37,6 +40,7 @@ def plain_reader(environment: Environment) -> ReadMessage:
     def read_line(prompt: str) -> str:
         stdout.write(prompt)
         stdout.flush()
+        ahead = is_waiting(stdin)
         try:
             with echoed(stdin):
                 line = stdin.readline()
@@ -47,6 +51,8 @@ def plain_reader(environment: Environment) -> ReadMessage:
             stdout.write("\n")
         if not line or line.startswith(_CTRL_D):  # typed while nothing was read, it is a character like others
             raise EOFError
+        if ahead:  # it was typed while nothing was echoed
+            stdout.write(line)
         return line.rstrip("\n")
 
     def read_message(beginning: str) -> str:
@@ -91,7 +97,7 @@ def editor(
         key_bindings=_keys(),
         completer=_completer(commands, arguments),
         complete_while_typing=True,
-        reserve_space_for_menu=5,
+        reserve_space_for_menu=max(min(MENU_ROWS, environment.size()[1] - FEWEST_ROWS), 0),
         auto_suggest=AutoSuggestFromHistory(),
         history=_history(history_file),
         enable_history_search=False,

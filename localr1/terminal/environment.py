@@ -52,6 +52,8 @@ class Environment:
                     stream.reconfigure(encoding="utf-8")
                 if stream is not sys.stdin:
                     stream.reconfigure(errors="backslashreplace")
+                else:  # what is typed wrongly is seen; what is piped is told of
+                    stream.reconfigure(errors="replace" if stream.isatty() else "strict")
         closed = io.StringIO()
         return cls(sys.stdin or closed, sys.stdout or closed, sys.stderr or closed, os.environ)
 

@@ -13,7 +13,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
 _LINES = ("ECHO", "ICANON")
@@ -31,6 +31,14 @@ def echoed(stdin: TextIO) -> Iterator[None]:
     """Within `unechoed`, for reading a line that the terminal itself lets a person edit."""
     with _local_modes(stdin, on=_LINES):
         yield
+
+
+def is_waiting(stdin: TextIO) -> bool:
+    """Whether a line was typed already, where the system can tell."""
+    if sys.platform != "win32" and stdin.isatty():
+        with suppress(OSError, ValueError):
+            return bool(select.select([stdin], [], [], 0)[0])
+    return False
 
 
 @contextmanager
@@ -62,6 +70,7 @@ def _local_modes(stdin: TextIO, on: Sequence[str] = (), off: Sequence[str] = ())
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?<]*[ -/]*[@-~]|O.|.)?")
 _ENTER = re.compile(r"[\r\n]")
 _ERASING = re.compile(r"[\x08\x7f]")
+_ERASING_WORD, _ERASING_LINE = "\x17", "\x15"
 _LONGEST_READ = 65536
 _LONGEST_SEEN = 400
 _MARK_PASTES, _MARK_NONE = "\x1b[?2004h", "\x1b[?2004l"
@@ -131,14 +140,21 @@ class TypedAhead:
                 self._tell(seen(self._heard[-_LONGEST_SEEN:]))
 
 
+_LINE_END = "⏎"
+
+
 def seen(keys: str) -> str:
     """What of these keys can be seen: characters, less those that were erased, and where lines end."""
     shown: list[str] = []
     for key in _SEQUENCE.sub("", keys):
         if _ERASING.match(key):
             del shown[-1:]
+        elif key in (_ERASING_WORD, _ERASING_LINE):
+            line = "".join(shown).rpartition(_LINE_END)[2]
+            erased = line if key == _ERASING_LINE else line[len(line.rstrip().rpartition(" ")[0]) :]
+            del shown[len(shown) - len(erased) :]
         elif _ENTER.match(key):
-            shown.append("⏎")
+            shown.append(_LINE_END)
         elif key.isprintable():
             shown.append(key)
     return "".join(shown)

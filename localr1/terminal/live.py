@@ -83,7 +83,13 @@ class LiveLines:
             return "\n".join([wanted[same][len(shown[same]) :], *wanted[same + 1 :]])
         up = f"\x1b[{last - same}A" if last > same else ""
         if same < len(wanted):
-            return f"{up}\r\x1b[J" + "\n".join(wanted[same:])
+            first, *rest = wanted[same:]
+            if last == same:
+                return "\r\x1b[J" + "\n".join(wanted[same:])
+            # Of what is erased from the window's first row to its last, tmux keeps a copy above.
+            if rest:
+                return f"{up}\r\x1b[K{first}\n\x1b[J" + "\n".join(rest)
+            return f"{up}\n\x1b[J\x1b[A\r\x1b[K{first}"
         if not wanted:
             return f"{up}\r\x1b[J"
         # Fewer lines than before: the cursor goes after the last that stays.

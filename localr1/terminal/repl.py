@@ -142,7 +142,7 @@ class Repl:
         self.show(self.talk.ask(message))
 
     def show(self, events: Iterator[Event]) -> None:
-        with contextlib.nullcontext() if self._by_line else self._typed.listening():
+        with contextlib.nullcontext() if self.by_line else self._typed.listening():
             end = answer(self.environment, self._stop, events, self.settings.terminal, "/thoughts shows them")
         self._interrupted = end is not None and end.reason == "interrupted"
 
@@ -152,7 +152,7 @@ class Repl:
         self.talk.conversation.stop()
 
     @property
-    def _by_line(self) -> bool:
+    def by_line(self) -> bool:
         """Whether messages are read line by line, as the terminal has them."""
         return self.environment.dumb or self.settings.terminal.plain
 
@@ -207,7 +207,7 @@ class Repl:
         return False
 
     def _reader(self) -> Callable[[str], str]:
-        if self._by_line:
+        if self.by_line:
             return plain_reader(self.environment)
         from localr1.terminal.commands import COMMANDS, arguments_of
 

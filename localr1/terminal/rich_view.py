@@ -111,7 +111,8 @@ class RichView:
 
     def _draw_live(self) -> None:
         if self._thinking_since_s is not None:
-            self._lines.draw([*self._thought_lines(), *self._typed_lines()])
+            # What is folded away must not scroll off before.
+            self._lines.draw([*self._thought_lines(), *self._typed_lines()], scroll=self._mode == "show")
             return
         block = self._blocks.live
         lines = [] if block is None else self._laid_out(block, live=True)

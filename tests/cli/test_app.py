@@ -145,7 +145,7 @@ def test_help_says_what_an_option_takes_within_which_limits_and_what_it_is_witho
     for line in (
         "  --vram SIZE                 GPU memory to use",
         "  --think / --no-think        Whether to think",
-        "  --plain                    Plain text",
+        "  --plain / --no-plain  ",
         "  --json-schema FILE          Hold",
         "more varied. [0 to 5]",
         "  --keys emacs|vi            How the line is edited. [default: emacs]",

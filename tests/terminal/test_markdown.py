@@ -71,7 +71,7 @@ def test_a_hostile_answer_leaves_the_terminal_as_it_was(hostile, mode):
     pyte.Stream(screen).feed(out(shown).encode("utf-8", "replace").decode())
     assert screen.mode == modes and titles == [] and not screen.cursor.hidden
     assert screen.cursor.attrs == screen.default_char and screen.cursor.x == 0
-    ours = re.sub(r"\x1b\[(\?(2026|7)[hl]|\d*A|J|[0-9;]*m)", "", out(shown))
+    ours = re.sub(r"\x1b\[(\?(2026|7)[hl]|\d*A|J|K|[0-9;]*m)", "", out(shown))
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", ours)
 
 
