@@ -38,11 +38,11 @@ def plain_reader(environment: Environment) -> ReadMessage:
     stdin, stdout = environment.stdin, environment.stdout
 
     def read_line(prompt: str) -> str:
-        stdout.write(prompt)
-        stdout.flush()
         ahead = is_waiting(stdin)
         try:
-            with echoed(stdin):
+            with echoed(stdin):  # first, for a Ctrl-D that is typed at once upon the prompt
+                stdout.write(prompt)
+                stdout.flush()
                 line = stdin.readline()
         except KeyboardInterrupt:
             stdout.write("\n")  # below the line that it ended

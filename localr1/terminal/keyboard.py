@@ -151,7 +151,7 @@ def seen(keys: str) -> str:
             del shown[-1:]
         elif key in (_ERASING_WORD, _ERASING_LINE):
             line = "".join(shown).rpartition(_LINE_END)[2]
-            erased = line if key == _ERASING_LINE else line[len(line.rstrip().rpartition(" ")[0]) :]
+            erased = line if key == _ERASING_LINE else line[line.rstrip().rfind(" ") + 1 :]
             del shown[len(shown) - len(erased) :]
         elif _ENTER.match(key):
             shown.append(_LINE_END)

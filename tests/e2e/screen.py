@@ -67,6 +67,7 @@ class Terminal:
             command[1:],
             dimensions=(lines, columns),
             encoding="utf-8",
+            codec_errors="replace",
             env=kept | settings | dict(variables),
         )
         self._child.delaybeforesend = None
@@ -80,6 +81,10 @@ class Terminal:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    def write_bytes(self, keys: bytes) -> None:
+        """What no keyboard of this terminal's encoding sends."""
+        os.write(self._child.child_fd, keys)
 
     def type(self, keys: str) -> None:
         self._child.send(keys)

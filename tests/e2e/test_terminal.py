@@ -49,6 +49,33 @@ def test_a_conversation(start):
     assert "Opening a model" in terminal.raw and "Opening a model" not in terminal.text()
 
 
+def test_a_thought_folds_in_a_window_of_few_lines(start):
+    terminal = start("chat", lines=8)
+    terminal.wait_for("❯")
+    terminal.type("ponder" + ENTER)
+    terminal.wait_for("Pondered.")
+    assert "thought for 3.2 s, 300 tokens" in terminal.text() and "thinking for" not in terminal.text()
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_a_window_of_five_lines_has_a_prompt(start, columns):
+    terminal = start("chat", lines=5, columns=columns)
+    terminal.wait_for("❯")
+    terminal.type("hello" + ENTER)
+    terminal.wait_for("turn 1.")
+
+
+def test_read_by_line_what_was_typed_ahead_is_shown_and_no_byte_ends_it(start):
+    terminal = start("chat", "--plain")
+    terminal.wait_for("❯")
+    terminal.type("slowly" + ENTER)
+    terminal.wait_for("1 2 3")
+    terminal.type("ahead" + ENTER)
+    terminal.wait_for("❯ ahead\nYou said 'ahead', turn 2.")
+    terminal.write_bytes(b"a\xe9b\r")
+    terminal.wait_for("turn 3.")
+
+
 def test_ctrl_c_stops_the_answer_then_clears_the_line(start):
     terminal = start("chat")
     terminal.wait_for("❯")

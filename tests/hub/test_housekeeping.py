@@ -90,6 +90,16 @@ def test_a_store_whose_manifest_is_damaged_is_seen_and_freed(home: Path) -> None
     assert housekeeping.damaged() == [] and not store.parent.exists()
 
 
+def test_what_is_listed_by_its_folder_is_freed_by_that_name(home: Path) -> None:
+    folder = home / "models" / "checkpoint-1234abcd" / COMMIT_A
+    folder.mkdir(parents=True)
+    (folder / "dense.safetensors").write_bytes(bytes(100))
+    (part,) = housekeeping.partials()
+    assert part.name == "checkpoint-1234abcd"
+    housekeeping.remove(housekeeping.belongings(part.name))
+    assert not folder.parent.exists()
+
+
 @pytest.mark.parametrize("facts", ["7", '{"bytes": "many"}', "{}"])
 def test_a_manifest_of_another_form_is_damage(facts: str) -> None:
     store = make_store("org/model", COMMIT_A)

@@ -14,7 +14,7 @@ from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.decode.sampling import Sampling
 from localr1.errors import ContextError, LocalR1Error, NotFoundError, UsageError
-from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText, TurnEnd
+from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText, ThoughtEnd, TurnEnd
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.session import Conversation, Engine
 from tests.chat import templates
@@ -346,3 +346,13 @@ def test_a_thought_closed_at_the_last_token_is_the_last(model: Scripted, tokeniz
     say(model, tokenizer, "One. Two. Three. Four.")
     end = list(conversation.ask("Count."))[-1]
     assert isinstance(end, TurnEnd) and end.generated_tokens <= most
+
+
+def test_each_thought_tells_its_own_tokens(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer)
+    say(model, tokenizer, "One thought.</think>An answer.<think>Another.</think>The end.")
+    events = list(conversation.ask("Go."))
+    end = events[-1]
+    assert isinstance(end, TurnEnd)
+    told = [event.tokens for event in events if isinstance(event, ThoughtEnd)]
+    assert len(told) == 2 and min(told) > 0 and sum(told) == end.reasoning_tokens

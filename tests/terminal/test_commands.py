@@ -258,6 +258,21 @@ def test_export_writes_markdown_and_json_and_replaces_nothing(repl, tmp_path):
         do(repl, f"/export {tmp_path / 'talk.md'}")
 
 
+def test_an_export_that_fails_leaves_no_file_in_the_way(repl, tmp_path, monkeypatch):
+    do(repl, "hello")
+    path = tmp_path / "talk.md"
+
+    def full(self, *_, **__):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="No space"):
+        patch.setattr(type(path), "write_text", full)
+        do(repl, f"/export {path}")
+    do(repl, f"/export {path}")
+    assert path.read_text().startswith("# hello")
+
+
 def test_a_saved_conversation_is_listed_searched_and_loaded(repl):
     do(repl, "about pears")
     first = repl.talk.recorder.id

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-
         ("helo\x7flo", "hello"),
         ("\x7f\x7fa", "a"),
         ("two\rlines\n", "two⏎lines⏎"),
+        ("wrong words\x15right", "right"),
+        ("one\rtwo wrong words\x17\x17right", "one⏎two right"),
         ("up\x1b[A and \x1b[1;5C\x1bOPgone", "up and gone"),
         ("\x1b[200~pasted\x1b[201~", "pasted"),
         ("tab\tand\x04and\x00", "tabandand"),
