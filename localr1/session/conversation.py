@@ -234,11 +234,20 @@ class Conversation:
         if len(prompt.tokens) >= capacity:
             raise ContextError(
                 f"the conversation needs {len(prompt.tokens):,} tokens, the context holds {capacity:,}",
-                "start anew with /clear, shorten the question, or raise --context",
+                self._ways_to_fit(),
             )
         if forgotten:
             yield Notice(f"the oldest {forgotten} turn{'s' if forgotten > 1 else ''} no longer fit and were forgotten")
         return prompt
+
+    def _ways_to_fit(self) -> str:
+        """What a person can do about a conversation that the context cannot hold."""
+        said, transcript = self.transcript.messages, self.transcript.turns
+        ways = ["start anew with /clear"] if len(transcript) > 1 else []
+        ways += ["shorten the system prompt"] if len(said) > len(transcript) else []
+        ways += ["shorten the question"]
+        ways += ["raise --context"] if self._cache.capacity < self.engine.config.max_position else []
+        return ", or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
     def _turn(self, turn: Turn) -> Iterator[Event]:
         """Generate, in a second leg where a thought has spent its budget and was closed for the model."""

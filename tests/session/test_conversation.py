@@ -72,6 +72,7 @@ def engine(model: Any, tokenizer: Tokenizer, context: int = 512, template: str =
     class Config(model.config):
         eos_token_ids = (model.eos,)
         attention = None
+        max_position = 512
 
     return Engine(
         name="scripted",
@@ -161,9 +162,18 @@ def test_a_question_that_does_not_fit_is_refused_and_leaves_no_trace(model: Scri
     conversation = converse(model, tokenizer, context=32)
     with pytest.raises(ContextError, match=r"needs \d+ tokens, the context holds 32") as caught:
         list(conversation.ask("word " * 100))
-    assert "--context" in caught.value.hint and not conversation.transcript.messages
+    assert caught.value.hint == "shorten the question, or raise --context" and not conversation.transcript.messages
     say(model, tokenizer, "</think>Hi.")
     assert texts(list(conversation.ask("Hello")), AnswerText) == "Hi."
+
+
+def test_what_helps_against_a_full_context_is_told(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer, context=512, system="Be brief.")
+    say(model, tokenizer, "</think>Hi.")
+    list(conversation.ask("Hello"))
+    with pytest.raises(ContextError) as caught:
+        list(conversation.ask("word " * 600))
+    assert caught.value.hint == "start anew with /clear, shorten the system prompt, or shorten the question"
 
 
 def test_an_answer_ends_at_the_context_limit_and_says_so(model: Scripted, tokenizer: Tokenizer) -> None:
