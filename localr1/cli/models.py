@@ -33,9 +33,9 @@ def run(environment: Environment) -> ExitStatus:
     whole = {(store.name, store.revision) for store in here}
     for part in unfinished:
         again = " --force" if (part.name, part.revision) in whole else ""
-        told = f"partial: `localr1 rm {part.name} --partial` frees it"
-        if "/" in part.name or part.name in CATALOG:  # else nobody knows any more what it was made of
-            told = told.replace(": ", f": `localr1 download {part.name}{again}` goes on, ")
+        known = "/" in part.name or part.name in CATALOG  # else nobody knows any more what it was made of
+        goes_on = f"`localr1 download {part.name}{again}` goes on, " if known else ""
+        told = f"partial: {goes_on}`localr1 rm {part.name} --partial` frees it"
         rows.append((part.name, bytes_text(part.size_bytes), f"{part.revision[:12]} {told}".strip()))
     names_here = {store.name for store in here} | {part.name for part in unfinished}
     others = [

@@ -22,7 +22,8 @@ from localr1.options import DownloadOptions, EngineOptions
 from localr1.quantities import bytes_text
 from localr1.session.outlook import outlook
 from localr1.weights.checkpoint import Checkpoint, HeaderError
-from localr1.weights.conversion import Conversion, partial_folder, replaced_folder, reserved_bytes, write_store
+from localr1.weights.conversion import Conversion, partial_folder, reserved_bytes, write_store
+from localr1.weights.durable import replaced_folder
 from localr1.weights.safetensors_file import parse_header
 from localr1.weights.store import Origin
 
@@ -211,8 +212,10 @@ def _check(source: Path, checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec],
 def _retire(source: HubRepo | LocalFolder, folder: Path) -> Iterator[Event]:
     """The new version is whole, so those that nobody means any more may go."""
     new = hub_cache.read_store(folder)
-    for old in hub_cache.superseded(source, folder) if new is not None else ():
-        if new is not None and (last := hub_cache.last_used()) is not None and last.folder == old.folder:
+    if new is None:
+        return
+    for old in hub_cache.superseded(source, folder):
+        if (last := hub_cache.last_used()) is not None and last.folder == old.folder:
             hub_cache.set_last_used(new)
         try:
             freed_bytes = hub_cache.remove(old)

@@ -136,6 +136,7 @@ class RichView:
         note = thought_line(self._thought_tokens, duration_s)
         self._lines.settle([*dim(note + self._thoughts_hint, self._width), ""])
         self._thought, self._visible = "", VisibleStream()
+        self._thought_tokens, self._thought_s = 0, 0.0
 
     def _thought_lines(self) -> list[str]:
         if self._mode == "show":

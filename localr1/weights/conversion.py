@@ -9,7 +9,6 @@ was interrupted.
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections import Counter, deque
@@ -29,6 +28,7 @@ from localr1.model.linear import TensorSpec
 from localr1.quantities import bytes_text
 from localr1.weights.arriving_file import ArrivingFile, NotHereError, Prefix
 from localr1.weights.checkpoint import Checkpoint
+from localr1.weights.durable import replace_folder, write_safely
 from localr1.weights.file_writer import FileWriter, disk_error
 from localr1.weights.journal import Digests, Journal
 from localr1.weights.quantize import int8_chunks
@@ -42,11 +42,6 @@ SPARE_BYTES = 64 << 20
 def partial_folder(folder: Path) -> Path:
     """Where the store `folder` is made."""
     return folder.with_name(folder.name + ".partial")
-
-
-def replaced_folder(folder: Path) -> Path:
-    """Where the store that was at `folder` lies for the moment in which another takes its place."""
-    return folder.with_name(folder.name + ".old")
 
 
 def reserved_bytes(folder: Path) -> int:
@@ -191,9 +186,9 @@ class Conversion:
                 if path.name not in self._files:
                     path.unlink()
             for name, content in extras.items():
-                _write_safely(folder / name, content)
+                write_safely(folder / name, content)
             _write_manifest(folder, self._origin, digests)
-            _replace(folder, self._folder)
+            replace_folder(folder, self._folder)
             shutil.rmtree(self._partial, ignore_errors=True)
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
@@ -333,34 +328,4 @@ def _write_manifest(folder: Path, origin: Origin, digests: Mapping[str, str]) ->
         "localr1_version": __version__,
         "files": files,
     }
-    _write_safely(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-
-
-def _write_safely(path: Path, content: bytes) -> None:
-    """A small file that would survive a power loss once its folder does."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _keep_names(folder: Path) -> None:
-    """Return once the names in a folder would survive a power loss, where the system can tell."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _replace(whole: Path, folder: Path) -> None:
-    """Put a whole folder in the place of an old one, if there is one."""
-    old = replaced_folder(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    _keep_names(whole)
-    if folder.exists():
-        folder.rename(old)
-    whole.rename(folder)
-    _keep_names(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    write_safely(folder / MANIFEST, json.dumps(manifest, indent=1).encode())

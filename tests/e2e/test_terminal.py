@@ -74,6 +74,8 @@ def test_read_by_line_what_was_typed_ahead_is_shown_and_no_byte_ends_it(start):
     terminal.wait_for("❯ ahead\nYou said 'ahead', turn 2.")
     terminal.write_bytes(b"a\xe9b\r")
     terminal.wait_for("turn 3.")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
 
 
 def test_ctrl_c_stops_the_answer_then_clears_the_line(start):

@@ -144,3 +144,10 @@ def test_a_notice_comes_below_the_answer_that_is_there_so_far():
     shown_on = replace(shown_on, stderr=shown_on.stdout)
     show_turn(shown_on, [AnswerText("One *two"), Notice("less memory"), turn_end()])
     assert re.search(r"One \*two.*\n.*less memory\n.*11 tokens", out(shown_on), re.DOTALL)
+
+
+def test_a_second_thought_that_is_cut_tells_its_own_tokens():
+    events = [ReasoningText("hm"), ThoughtEnd(431, 12.2), AnswerText("a"), ReasoningText("and"), ReasoningText(" so")]
+    shown = environment(tty="ioe", TERM="xterm-256color")
+    show_turn(shown, [*events, turn_end()], TerminalOptions())
+    assert "thought for 12 s, 431 tokens" in out(shown) and "thought for 0.0 s, 2 tokens" in out(shown)

@@ -1,0 +1,43 @@
+"""Files and folders that are there in whole after a power loss, or not at all.
+
+Owns the order of writing, syncing and renaming. Knows nothing of what is written.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def write_safely(path: Path, content: bytes) -> None:
+    """A small file that would survive a power loss once its folder does."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replaced_folder(folder: Path) -> Path:
+    """Where what was at `folder` lies for the moment in which another takes its place."""
+    return folder.with_name(folder.name + ".old")
+
+
+def replace_folder(whole: Path, folder: Path) -> None:
+    """Put a whole folder in the place of an old one, if there is one."""
+    old = replaced_folder(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    _keep_names(whole)
+    if folder.exists():
+        folder.rename(old)
+    whole.rename(folder)
+    _keep_names(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep_names(folder: Path) -> None:
+    """Return once the names in a folder would survive a power loss, where the system can tell."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
