@@ -5,6 +5,7 @@ the values in it, and a hint that says what to do next. They are caught in one p
 """
 
 import difflib
+import errno
 from collections.abc import Collection
 from enum import IntEnum
 
@@ -89,6 +90,11 @@ class OutOfMemoryError(LocalR1Error):
     """Not enough RAM or GPU memory."""
 
     status = ExitStatus.MEMORY
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether what failed is that a disk, or one's share of it, has no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 _MOST_MEANT = 3

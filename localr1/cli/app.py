@@ -4,7 +4,6 @@ Does not know what the commands do; nothing heavy is imported before a command r
 Invariant: a person sees a traceback only after asking for it with --debug.
 """
 
-import errno
 import os
 import sys
 import traceback
@@ -20,7 +19,7 @@ from localr1.cli.help import MOST_COLUMNS, HelpCommand, HelpGroup
 from localr1.cli.parse import Invocation, command
 from localr1.cli.start import share_one_heap
 from localr1.cli.usage import usage_error
-from localr1.errors import DiskError, ExitStatus, LocalR1Error
+from localr1.errors import DiskError, ExitStatus, LocalR1Error, is_full
 from localr1.options import (
     BenchOptions,
     ChatOptions,
@@ -101,7 +100,7 @@ def _expected(error: Exception, program: TyperGroup, arguments: Sequence[str]) -
         return error
     if isinstance(error, typer.TyperException):
         return usage_error(error, program.commands, arguments)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_full(error):
         return DiskError(f"no room on the disk for {error.filename or 'what is written'}", "free some space on it")
     return LocalR1Error(
         f"unexpected {type(error).__name__}: {error}",

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import platformdirs
 
-from localr1.errors import AccessError, DiskError, LocalR1Error, NotFoundError
+from localr1.errors import AccessError, DiskError, LocalR1Error, NotFoundError, is_full
 from localr1.hub.catalog import CATALOG
 from localr1.hub.source import HubRepo, LocalFolder, Snapshot, Source
 
@@ -303,6 +303,8 @@ def forget_slug(slug: Path) -> None:
 
 
 def _disk_failure(doing: str, path: Path, error: OSError) -> LocalR1Error:
+    if is_full(error):
+        return DiskError(f"no room on the disk for {path}", "free some space, or set LOCALR1_HOME to a larger disk")
     message = f"cannot {doing} {path}: {error.strerror or error}"
     if isinstance(error, PermissionError):
         return AccessError(message, "check its permissions, or set LOCALR1_HOME to a folder of yours")

@@ -15,13 +15,13 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import build_hf_headers
 
 from localr1 import __version__
-from localr1.errors import DiskError
+from localr1.errors import DiskError, is_full
 from localr1.events import DownloadPlan, Event, FetchProgress, Notice
 from localr1.hub.failures import AGAIN
 from localr1.hub.hub_cache import HashedFiles, HubCache, hash_into, remember
 from localr1.hub.parallel import Job, Parallel, Report
 from localr1.hub.remote import Listing, RemoteFile
-from localr1.hub.room import SPARE_BYTES, by_disk, is_full
+from localr1.hub.room import SPARE_BYTES, by_disk
 from localr1.hub.source import HubRepo, Snapshot
 from localr1.hub.transfer import Unfinished, receive, receive_start, unfinished
 from localr1.hub.turns import SHARDS_AT_ONCE, Turns

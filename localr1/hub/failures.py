@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from localr1.errors import AccessError, DiskError, LocalR1Error, NetworkError, NotFoundError, UsageError
+from localr1.errors import AccessError, DiskError, LocalR1Error, NetworkError, NotFoundError, UsageError, is_full
 from localr1.hub.source import HubRepo
 
 PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
@@ -142,7 +142,7 @@ def _disk(error: OSError) -> LocalR1Error:
         return AccessError(
             f"cannot write {where}: {reason}", "check its permissions, or set HF_HOME to a folder of yours"
         )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return DiskError(
             f"the disk is full: {where}", f"free some space, or set HF_HOME to a larger disk; then {AGAIN}"
         )

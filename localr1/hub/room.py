@@ -3,7 +3,6 @@
 Owns the sums by disk and the words when there is too little. Knows nothing of downloads.
 """
 
-import errno
 import shutil
 from pathlib import Path
 
@@ -33,8 +32,3 @@ def require(disk: DiskNeed, what: str) -> None:
             f"{what} needs {bytes_text(disk.needed_bytes)}, {disk.folder} has {bytes_text(disk.free_bytes)} free",
             f"free {bytes_text(missing_bytes)} more, or set HF_HOME and LOCALR1_HOME to larger disks",
         )
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether the disk, or one's share of it, has no room left."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -5,7 +5,6 @@ and the file's digest, both XXH3-128: it finds damage, and guards against nobody
 that were read back as they were written.
 """
 
-import errno
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from xxhash import xxh3_128
 
-from localr1.errors import DiskError, LocalR1Error
+from localr1.errors import DiskError, LocalR1Error, is_full
 from localr1.quantities import bytes_text
 from localr1.weights.safetensors_file import DTYPE_NAMES
 
@@ -222,7 +221,7 @@ def _reserve(descriptor: int, total_bytes: int) -> None:
 
 def disk_error(path: Path, needed_bytes: int, error: OSError) -> LocalR1Error:
     """What the operating system refused while writing `path`, as one of ours."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return DiskError(
             f"no room on the disk for {path.name}" + (f" ({bytes_text(needed_bytes)})" if needed_bytes else ""),
             f"free some space under {path.parent}, or set LOCALR1_HOME to a larger disk",

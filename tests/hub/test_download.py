@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.download_faults import REPO, campaign, fetched_twice, make_checkpoint, store_facts
+from localr1.errors import DiskError
+from localr1.hub.cache import write_text
 from tests.download_runner import Run, Runner
 from tests.loopback_hub import LoopbackHub
 
@@ -319,6 +321,14 @@ def test_a_disk_that_fills_up_is_told_and_gone_on_with(tmp_path: Path, small_dis
         hub.faults.clear()
         whole = runner.finish(REPO).folder
         assert whole is not None and store_facts(whole)
+
+
+def test_a_full_disk_is_named_by_the_small_files_too(small_disk: Path) -> None:
+    fill(small_disk / "ballast")
+    with pytest.raises(DiskError, match=r"no room on the disk for .*hashed-files\.json") as refused:
+        write_text(small_disk / "hashed-files.json", "{}" * 5000)
+    assert "free some space" in refused.value.hint
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 def fill(ballast: Path) -> None:
