@@ -7,7 +7,6 @@ of seconds once; numba keeps the result on disk, and loading it from there takes
 
 import ctypes
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from localr1.kernels import (
     symbols,
 )
 from localr1.kernels.features import BITS
-from localr1.kernels.jit import JOB, job_address
+from localr1.kernels.jit import JOB, job_address, on_disk
 
 
 def array(element: Any, dimensions: int, writable: bool = False) -> Any:
@@ -128,14 +127,12 @@ def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[str]:
 
 
 def cache_is_cold(names: Collection[str] = tuple(KERNELS)) -> bool:
-    """Whether the disk holds no compiled version of any of the named kernels, so that `compile_all` will take long."""
+    """Whether the disk does not hold all of the named kernels compiled, so that `compile_all` will take long."""
     for name in names:
         kernel = KERNELS[name]
-        dispatcher = kernel.function if kernel.job is None else kernel.job
-        with suppress(AttributeError):  # private names of numba's; without them, do not alarm the user
-            cache_file = dispatcher._cache._cache_file
-            if not dispatcher.overloads and not cache_file._load_index():
-                return True
+        function, signature = (kernel.function, kernel.signature) if kernel.job is None else (kernel.job, JOB)
+        if signature not in function.overloads and not on_disk(function, signature):
+            return True
     return False
 
 

@@ -5,6 +5,8 @@ activation shows up in the output and is not silently turned into a plausible nu
 """
 
 import hashlib
+import inspect
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
+
+from localr1.kernels.code_files import CodeFiles
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +34,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 NOT_COMPILED = (
     "__init__.py",
     "blocks.py",
+    "code_files.py",
     "compilation.py",
     "cpu.py",
     "drafting.py",
@@ -68,8 +73,8 @@ def compiled(parallel: bool = False, inline: bool = False) -> Callable[[F], Any]
     """A decorator: compiled at the first call, cached on disk (beside the code or, where that is read-only, in the
     user's cache folder; nowhere when neither can be written).
 
-    numba drops a cached function when its own file changes; functions here are compiled into each other, so the cache
-    is tied to all files of the folder instead.
+    numba drops a cached function when its own file changes; functions here are compiled into each other, so what is
+    kept is tied to all files of the folder instead.
     """
 
     def decorate(function: F) -> Any:
@@ -84,11 +89,23 @@ def compiled(parallel: bool = False, inline: bool = False) -> Callable[[F], Any]
             dispatcher = njit(cache=True, **options)(function)
         except RuntimeError:  # no folder for the cache can be written
             return njit(**options)(function)
-        with suppress(AttributeError):  # a private name of numba's
-            dispatcher._cache._cache_file._source_stamp = SOURCES_STAMP
+        with suppress(AttributeError):  # private names of numba's
+            cache = dispatcher._cache
+            name = f"{Path(inspect.getfile(function)).stem}.{function.__qualname__}.{sys.implementation.cache_tag}"
+            cache._cache_file = CodeFiles(Path(cache.cache_path), name, SOURCES_STAMP)
         return without_literals(dispatcher)
 
     return decorate
+
+
+def on_disk(dispatcher: Any, signature: tuple[Any, ...]) -> bool:
+    """Whether a compiled function need only be loaded; so too if numba does not let us know."""
+    try:
+        cache = dispatcher._cache
+        key = cache._index_key(signature, dispatcher.targetctx.codegen())
+        return bool(cache._cache_file.holds(key))
+    except AttributeError:
+        return True
 
 
 JOB = (types.int64, types.int64)
