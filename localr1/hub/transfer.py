@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from huggingface_hub import constants, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError
@@ -274,7 +275,37 @@ def _answer(part: Unfinished, url: str, headers: dict[str, str], until: int) -> 
                     f"asked for bytes from {part.done_bytes}, the hub sends {response.headers.get('Content-Range')!r}",
                     "a proxy may be in the way; try another network",
                 )
-        yield response.iter_bytes()
+        yield _body(response, timeout_s) if part.attempt == 1 else response.iter_bytes()
+
+
+def _body(response: Any, timeout_s: float) -> Iterator[bytes]:
+    """The bytes of a long answer of known length, read off the connection, which is of no use afterwards.
+
+    The client's parser copies every byte three times, holding Python's lock, which on a fast line takes longer than
+    all else that is done with it. When it has given its first bytes it holds none back, and the rest of such a body
+    comes over the connection as it is. Whoever does not trust that uses `iter_bytes`; a file has its hash.
+    """
+    chunks, stream = response.iter_bytes(), response.extensions.get("network_stream")
+    left = _plain_length(response)
+    if stream is None or left <= RECEIVE_BYTES:  # after a small file the connection is of use
+        yield from chunks
+        return
+    for chunk in chunks:
+        yield chunk
+        left -= len(chunk)
+        if chunk:
+            break
+    while left > 0 and (chunk := stream.read(min(RECEIVE_BYTES, left), timeout=timeout_s)):
+        yield chunk
+        left -= len(chunk)
+
+
+def _plain_length(response: Any) -> int:
+    """Of a body that is sent in one piece, as it is; else 0."""
+    if response.http_version != "HTTP/1.1" or response.headers.keys() & {"transfer-encoding", "content-encoding"}:
+        return 0
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else 0
 
 
 @cache

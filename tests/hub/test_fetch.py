@@ -51,7 +51,7 @@ def test_files_come_side_by_side_within_the_connections(
 ) -> None:
     for number in range(5):
         (checkpoint / f"tokenizer-{number}.json").write_text("{}" * 50_000)
-    hub.fail("*.json", slow_s=0.1, times=99)
+    hub.fail("*.json", slow_s=0.1 * connections, times=99)
     assert client.fetch(TEST_CONNECTIONS=str(connections)).folder
     assert most_at_once(hub, "*.json") == connections
 
