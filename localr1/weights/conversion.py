@@ -35,7 +35,8 @@ from localr1.weights.quantize import int8_chunks
 from localr1.weights.safekeeping import BEHIND, Safekeeping
 from localr1.weights.store import CHECKSUM, FORMAT, MANIFEST, Origin, file_digest, layout, scb_name
 
-COMMIT_BYTES = 512 << 20
+COMMIT_BYTES = 128 << 20
+"""Of the source, made safe at once: little, so that little of a file is left to be made safe when it is whole."""
 SPARE_BYTES = 64 << 20
 
 

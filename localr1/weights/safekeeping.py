@@ -12,7 +12,7 @@ from localr1.errors import DiskError
 from localr1.weights.file_writer import FileWriter
 from localr1.weights.journal import Digests, Journal
 
-BEHIND = 2
+BEHIND = 8
 """Batches that may wait; whoever writes faster than the disk waits then, too."""
 
 Written = Mapping[str, Digests]
