@@ -88,6 +88,14 @@ def test_stalled_server_times_out(hub: LoopbackHub, client: Client) -> None:
     assert (outcome.folder / "config.json").exists()
 
 
+def test_a_server_that_stalls_in_the_middle_is_asked_for_the_rest(hub: LoopbackHub, client: Client) -> None:
+    hub.fail(SHARDS[0], slow_s=3, times=1)
+    outcome = client.fetch(HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert any(f"{SHARDS[0]}: nothing came for too long; trying again" in notice for notice in outcome.notices())
+    first, rest = hub.gets(SHARDS[0])
+    assert first.range is None and rest.range is not None and rest.range != "bytes=0-"
+
+
 def test_wrong_bytes_twice_are_refused_and_removed(hub: LoopbackHub, client: Client) -> None:
     hub.fail(SHARDS[0], flip_byte=1_234_567, times=2)
     assert_error(client, "CorruptError", SHARDS[0], "hash")
