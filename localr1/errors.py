@@ -8,6 +8,7 @@ import difflib
 import errno
 from collections.abc import Collection
 from enum import IntEnum
+from typing import TypeGuard
 
 
 class ExitStatus(IntEnum):
@@ -92,7 +93,7 @@ class OutOfMemoryError(LocalR1Error):
     status = ExitStatus.MEMORY
 
 
-def is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Whether what failed is that a disk, or one's share of it, has no room left."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 

@@ -100,7 +100,7 @@ def _expected(error: Exception, program: TyperGroup, arguments: Sequence[str]) -
         return error
     if isinstance(error, typer.TyperException):
         return usage_error(error, program.commands, arguments)
-    if isinstance(error, OSError) and is_full(error):
+    if is_full(error):
         return DiskError(f"no room on the disk for {error.filename or 'what is written'}", "free some space on it")
     return LocalR1Error(
         f"unexpected {type(error).__name__}: {error}",

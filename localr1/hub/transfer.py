@@ -7,13 +7,11 @@ stopping anywhere (Ctrl-C, a closed generator, a kill) leaves it so.
 
 import os
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -258,7 +256,6 @@ def _naps(wait_s: float) -> Iterator[float]:
 @contextmanager
 def _answer(part: Unfinished, url: str, headers: dict[str, str], until: int) -> Iterator[Iterator[bytes]]:
     """The chunks that follow what `part` has; if the server starts over, so does `part`."""
-    _receive_more_at_once()
     wanted = {**headers, "Accept-Encoding": "identity"}
     last = "" if until == part.size_bytes else str(until - 1)
     if part.done_bytes or last:
@@ -306,15 +303,6 @@ def _plain_length(response: Any) -> int:
         return 0
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else 0
-
-
-@cache
-def _receive_more_at_once() -> None:
-    """The client asks its connection for 64 KiB at a time, which on a fast line costs more than the bytes do."""
-    for name in ("httpcore2", "httpcore"):
-        connection = getattr(sys.modules.get(name), "HTTP11Connection", None)
-        if connection is not None:
-            connection.READ_NUM_BYTES = max(RECEIVE_BYTES, getattr(connection, "READ_NUM_BYTES", 0))
 
 
 def _wait(trouble: Exception, failures: int) -> float:
