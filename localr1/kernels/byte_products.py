@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from localr1.kernels.emitter import F32, I8, I16, I32, I64, SECOND_LEVEL, Emitter, returning_nothing
-from localr1.kernels.features import LANES, STREAMS
+from localr1.kernels.features import APART, LANES, STREAM_AHEAD_BYTES, STREAMS
 
 STEP = 4 * LANES
 """Weights of a vector."""
@@ -26,9 +26,8 @@ UNROLL = 2
 
 AHEAD_BYTES = 2048
 MORE_AHEAD_BYTES = 8192
-STREAMS_AHEAD_BYTES = 4096
 """How many bytes of weights before their turn memory is asked for into the second-level cache: for one packed row; for
-several, or weight rows that are not one stream; and for STREAMS of these together."""
+several, or weight rows that are not one stream, together."""
 
 LONG_ROW = 8192
 """Weights of a row from which LONG_TAKEN are taken at once for one packed row, which by itself nearly fills the
@@ -41,6 +40,9 @@ PAIRED_ROWS = 3
 
 MOST_ROWS = 6
 """Packed rows at a time; the sums of more, for two weight rows, do not find room in registers."""
+
+MOST_PAIRS = 2 * MOST_ROWS
+"""Packed rows times weight rows at a time."""
 
 BYTES, WORDS = ir.VectorType(I8, STEP), ir.VectorType(I16, STEP)
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
@@ -82,9 +84,12 @@ def make_rows(n: int, long: bool = False) -> Any:
     """`rows(weights, row_bytes, length, count, activations, step_bytes, sums, sum_stride, add)`: `count` rows of
     `length` weights, `row_bytes` from one to the next, times n packed rows, whose steps lie `step_bytes` apart;
     `sum_stride` bytes from one packed row's sums to the next one's, which are added to if `add` is not 0."""
-    taken = max(LONG_TAKEN if long else 2 if n >= PAIRED_ROWS else 1, STREAMS // n)
+    taken = LONG_TAKEN if long else 2 if n >= PAIRED_ROWS else 1
+    together = AHEAD_BYTES if n == taken == 1 else MORE_AHEAD_BYTES
+    if APART:
+        taken = min(STREAMS, MOST_PAIRS // n)
+        together = taken * STREAM_AHEAD_BYTES if n < PAIRED_ROWS else MORE_AHEAD_BYTES
     unroll = UNROLL if taken == 1 else 1
-    together = AHEAD_BYTES if n == taken == 1 else STREAMS_AHEAD_BYTES if n * taken == STREAMS else MORE_AHEAD_BYTES
     ahead_bytes = I64(together // taken)
     cells = [(w, i, half) for w in range(taken) for i in range(n) for half in range(2)]
 
@@ -95,13 +100,13 @@ def make_rows(n: int, long: bool = False) -> Any:
         steps, rest = e.b.sdiv(length, I64(STEP)), e.b.srem(length, I64(STEP))
         if n < PAIRED_ROWS:  # these lie by themselves, and known distances need no arithmetic
             step_bytes = I64(n * 2 * STEP)
-        next_rows, further = e.b.mul(row_bytes, I64(taken)), e.b.srem(ahead_bytes, length)
+        next_rows, further = e.b.mul(row_bytes, I64(1 if APART else taken)), e.b.srem(ahead_bytes, length)
         ahead = e.b.add(e.b.mul(e.b.sdiv(ahead_bytes, length), next_rows), further)
         wrap, before_wrap = e.b.sub(next_rows, length), e.b.sub(length, further)
 
         def distance(offset: Any) -> Any:
             """From a place in a row to what is read so much later."""
-            if n == taken == 1:  # one packed row has no parts: what is read is one stream
+            if n == 1 and (APART or taken == 1):  # one packed row has no parts: each row goes on where one ended
                 return ahead_bytes
             behind_end = e.b.icmp_signed(">=", offset, before_wrap)
             return e.b.add(ahead, e.b.select(behind_end, wrap, I64(0)))
@@ -130,12 +135,19 @@ def make_rows(n: int, long: bool = False) -> Any:
                     raw = [e.load(BYTES, address) for address in at]
                     multiply(raw, e.at(x, e.b.mul(step_bytes, I64(u))), u)
 
-        with cgutils.for_range_slice(e.b, I64(0), count, I64(taken)) as (r, _):
-            last = e.b.sub(count, I64(1))
-            places = [r]  # where there are too few, the last row is taken more than once
-            for w in range(1, taken):
-                other = e.b.add(r, I64(w))
-                places.append(e.b.select(e.b.icmp_signed("<", other, count), other, last))
+        whole, last = e.b.sdiv(count, I64(taken)), e.b.sub(count, I64(1))
+        turns = e.b.sdiv(e.b.add(count, I64(taken - 1)), I64(taken))
+
+        def place_of(turn: Any, w: int) -> Any:
+            """The weight row of a turn; where too few are left, the last one is taken more than once in it."""
+            place = e.b.add(e.b.mul(turn, I64(taken)), I64(w))
+            if APART:
+                apart = e.b.add(turn, e.b.mul(whole, I64(w)))
+                place = e.b.select(e.b.icmp_signed("<", turn, whole), apart, place)
+            return e.b.select(e.b.icmp_signed("<", place, count), place, last)
+
+        with cgutils.for_range_slice(e.b, I64(0), turns, I64(1)) as (turn, _):
+            places = [place_of(turn, w) for w in range(taken)] if taken > 1 else [turn]
             rows = [e.at(weights, e.b.mul(place, row_bytes)) for place in places]
             for ((_, i, half), u), total in totals.items():
                 start = e.zero(INTS) if u else e.load(INTS, e.at(activations, (2 * i + half) * STEP))

@@ -1,6 +1,7 @@
 """The plainest streaming read: the ceiling that every memory-bound kernel is measured against.
 
-Owns no meaning. Invariant: each byte is loaded once, by vector loads, and nothing is written.
+Owns no meaning. Each thread reads in as many places at once as its processor does best with (see `features.streams`).
+Invariant: each byte is loaded once, by vector loads, and nothing is written.
 """
 
 import numpy as np

@@ -11,14 +11,16 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from localr1.kernels.emitter import F32, I8, I16, I32, I64, Emitter, returning_nothing
-from localr1.kernels.features import BITS, CHUNK, LANES, SUMS
+from localr1.kernels.arena import LINE_BYTES
+from localr1.kernels.emitter import F32, FIRST_LEVEL, I8, I16, I32, I64, SECOND_LEVEL, Emitter, returning_nothing
+from localr1.kernels.features import APART, BITS, CHUNK, LANES, STREAM_AHEAD_BYTES, STREAMS, SUMS
 
 MAX_STEPS = 256
 MAX_ACTIVATION = 32767
-PREFETCH_AHEAD_BYTES = 0 if BITS == 512 else 1024
-"""How far ahead of a weight row's loop memory is asked for, into the first-level cache. Zen 3 gains by it; Zen 4
-loses a fifth (into the second it gains: `byte_products`)."""
+PREFETCH_AHEAD_BYTES = STREAM_AHEAD_BYTES if APART else 0 if BITS == 512 else 1024
+PREFETCH_LEVEL = SECOND_LEVEL if APART else FIRST_LEVEL
+"""How far ahead of a weight row's loop memory is asked for, and into which cache. In one stream Zen 3 gains by asking
+into the first level; Zen 4 loses a fifth (into the second it gains: `byte_products`)."""
 
 
 WEIGHT_ROWS = tuple(2 if 3 <= rows <= SUMS // 2 else 1 for rows in range(9))
@@ -41,7 +43,8 @@ def make_dot(rows: int, taken: int) -> Any:
     """
     int_kind, float_kind = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
     cells = [(w, r) for w in range(taken) for r in range(rows)]
-    unroll = 1 if taken == QUAD else max(u for u in (1, 2, 4) if u == 1 or u * len(cells) <= SUMS)
+    unroll = max(u for u in (1, 2, 4) if u == 1 or u * len(cells) <= SUMS)
+    width = max(unroll, LINE_BYTES // CHUNK) if taken == QUAD else unroll
 
     def step(e: Emitter, totals: dict[Any, Any], at: list[Any], activation: Any, u: int) -> None:
         wide = []
@@ -51,7 +54,7 @@ def make_dot(rows: int, taken: int) -> Any:
         for r in range(rows):
             x = e.load(ir.VectorType(I16, CHUNK), e.at(activation, (u * rows + r) * CHUNK * 2))
             for w in range(taken):
-                total = totals[w, r, u]
+                total = totals[w, r, u % unroll]
                 e.b.store(e.multiply_add(e.b.load(total), x, wide[w]), total)
 
     def emit(
@@ -67,19 +70,19 @@ def make_dot(rows: int, taken: int) -> Any:
                 at = [e.at(e.at(weights, e.b.mul(row_stride, I64(w))), offset) for w in range(taken)]
                 for address in at if PREFETCH_AHEAD_BYTES else ():
                     for line in range(0, max(width * CHUNK, 64), 64):
-                        e.prefetch(e.at(address, PREFETCH_AHEAD_BYTES + line))
+                        e.prefetch(e.at(address, PREFETCH_AHEAD_BYTES + line), PREFETCH_LEVEL)
                 activation = e.at(activations, e.b.mul(i, I64(rows * CHUNK * 2)))
                 for u in range(width):
                     step(e, totals, at, activation, u)
 
-        block = I64(MAX_STEPS * unroll)
+        block = I64(MAX_STEPS * unroll)  # a whole number of widths
         with cgutils.for_range_slice(e.b, I64(0), chunks, block) as (first, _):
             end = e.b.add(first, block)
             last = e.b.select(e.b.icmp_signed("<", end, chunks), end, chunks)
             count = e.b.sub(last, first)
-            even = e.b.add(first, e.b.sub(count, e.b.srem(count, I64(unroll))))
-            run(first, even, unroll)
-            if unroll > 1:
+            even = e.b.add(first, e.b.sub(count, e.b.srem(count, I64(width))))
+            run(first, even, width)
+            if width > 1:
                 run(even, last, 1)
             for key, total in totals.items():
                 place = floats[key[:2]]
@@ -148,15 +151,27 @@ def emit_widen(e: Emitter, source: Any, place: Any, chunks: Any) -> None:
         e.store(e.b.sext(narrow, ir.VectorType(I16, CHUNK)), e.at(place, e.b.mul(at, I64(2))))
 
 
-def emit_read(e: Emitter, source: Any, steps: Any, place: Any) -> None:
-    """`read(source, steps, place)`: read `steps` kilobytes; one int64 that depends on all of them goes to `place`."""
+def emit_read(e: Emitter, source: Any, kilobytes: Any, place: Any) -> None:
+    """`read(source, kilobytes, place)`: read these, in STREAMS places at once, and then what is left; one int64 that
+    depends on all of them goes to `place`."""
     kind = ir.VectorType(I64, 8)
     totals = e.variables(kind, 4)
-    with cgutils.for_range_slice(e.b, I64(0), steps, I64(1)) as (i, _):
-        at = e.at(source, e.b.mul(i, I64(1024)))
-        for line in range(16):
-            total = totals[line % 4]
-            e.b.store(e.b.add(e.b.load(total), e.load(kind, e.at(at, 64 * line))), total)
+
+    def run(starts: list[Any], count: Any) -> None:
+        with cgutils.for_range_slice(e.b, I64(0), count, I64(1)) as (i, _):
+            for line in range(0, 1024, LINE_BYTES):
+                for stream, start in enumerate(starts):
+                    at = e.at(e.at(start, e.b.mul(i, I64(1024))), line)
+                    if len(starts) > 1:
+                        e.prefetch(e.at(at, STREAM_AHEAD_BYTES), SECOND_LEVEL)
+                    total = totals[(line // LINE_BYTES + stream) % 4]
+                    e.b.store(e.b.add(e.b.load(total), e.load(kind, at)), total)
+
+    share = e.b.sdiv(kilobytes, I64(STREAMS))
+    starts = [e.at(source, e.b.mul(share, I64(1024 * stream))) for stream in range(STREAMS + 1)]
+    run(starts[:STREAMS], share)
+    if STREAMS > 1:
+        run(starts[STREAMS:], e.b.srem(kilobytes, I64(STREAMS)))
     both = [e.b.add(e.b.load(totals[0]), e.b.load(totals[1])), e.b.add(e.b.load(totals[2]), e.b.load(totals[3]))]
     function = ir.FunctionType(I64, [kind])
     add = cgutils.get_or_insert_function(e.b.module, function, "llvm.vector.reduce.add.v8i64")

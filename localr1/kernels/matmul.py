@@ -11,7 +11,7 @@ import numpy as np
 
 from localr1.kernels import byte_products, intrinsics
 from localr1.kernels.byte_products import LONG_ROW, MOST_ROWS, STEP
-from localr1.kernels.features import BYTE_PRODUCTS, CHUNK, LANES
+from localr1.kernels.features import APART, BYTE_PRODUCTS, CHUNK, LANES
 from localr1.kernels.intrinsics import MAX_STEPS, QUAD, SHORT_ROW, TILE_PANELS, TILE_ROWS, WEIGHT_ROWS
 from localr1.kernels.jit import address_of, compiled, int8_at, stay_out_of_line, used
 from localr1.kernels.packing import FEW, padded, part_steps
@@ -49,36 +49,13 @@ def sums_size(n, block):  # type: ignore[no-untyped-def]
 @compiled(inline=True)
 def task_rows(n, rows_in_all, threads):  # type: ignore[no-untyped-def]
     """Weight rows of a task for n activation rows, so many that every thread takes several times."""
-    return ROW_BLOCK if n > FEW else max(32, min(TASK_ROWS, rows_in_all // (4 * TASKS_AT_ONCE * threads) // 2 * 2))
+    return ROW_BLOCK if n > FEW else max(32, min(TASK_ROWS, rows_in_all // (4 * TASKS_AT_ONCE * threads) // 8 * 8))
 
 
 @compiled(inline=True)
 def tasks_at_once(n):  # type: ignore[no-untyped-def]
     """How many tasks a thread may take at a time, for n activation rows."""
     return 1 if n > FEW else TASKS_AT_ONCE
-
-
-@compiled(inline=True)
-def multiply_short(q, rows, K, packed, n, sums, block):  # type: ignore[no-untyped-def]
-    """QUAD rows at a time, of whole chunks each; how many rows were done."""
-    dots = np.empty((QUAD, LANES), np.float32)
-    packed_at, dots_at, chunks = address_of(packed), address_of(dots), K // CHUNK
-    quads = rows // QUAD
-    for quad in range(quads):
-        weights, r = q + quad * QUAD * K, quad * QUAD
-        if n == 1:
-            quad_1(weights, K, packed_at, chunks, dots_at, LANES * 4)
-        elif n == 2:
-            quad_2(weights, K, packed_at, chunks, dots_at, LANES * 4)
-        elif n == 3:
-            quad_3(weights, K, packed_at, chunks, dots_at, LANES * 4)
-        else:
-            quad_4(weights, K, packed_at, chunks, dots_at, LANES * 4)
-        for i in range(n):
-            for w in range(QUAD):
-                sums[i * block + r + w] = dots[w, i]
-    used(dots)
-    return quads * QUAD
 
 
 @compiled(inline=True)
@@ -103,29 +80,50 @@ def dot(n, weights, row_stride, packed, chunks, sums, sum_stride):  # type: igno
 
 
 @compiled(inline=True)
+def quad(n, weights, row_stride, packed, chunks, sums, sum_stride):  # type: ignore[no-untyped-def]
+    """QUAD weight rows times up to QUAD packed rows; as `intrinsics.make_dot` says."""
+    if n == 1:
+        quad_1(weights, row_stride, packed, chunks, sums, sum_stride)
+    elif n == 2:
+        quad_2(weights, row_stride, packed, chunks, sums, sum_stride)
+    elif n == 3:
+        quad_3(weights, row_stride, packed, chunks, sums, sum_stride)
+    else:
+        quad_4(weights, row_stride, packed, chunks, sums, sum_stride)
+
+
+@compiled(inline=True)
 def multiply_words(q, rows, K, packed, n, sums, block):  # type: ignore[no-untyped-def]
-    """Row by row, or two rows at a time; what is left of a row after whole chunks is copied and padded with zeros."""
-    whole = K // CHUNK
-    rest = K - whole * CHUNK
-    taken = WEIGHT_ROWS[n]
-    done = multiply_short(q, rows, K, packed, n, sums, block) if n <= QUAD and K <= SHORT_ROW and rest == 0 else 0
-    tails, dots = np.zeros((2, CHUNK), np.int8), np.empty((2, LANES), np.float32)
+    """Some rows at a time; what is left of a row after whole chunks is copied and padded with zeros."""
+    whole_chunks = K // CHUNK
+    rest = K - whole_chunks * CHUNK
+    in_quads = n <= QUAD and (APART or (K <= SHORT_ROW and rest == 0))
+    taken = QUAD if in_quads else WEIGHT_ROWS[n]
+    whole = rows // taken
+    tails, dots = np.zeros((QUAD, CHUNK), np.int8), np.empty((QUAD, LANES), np.float32)
     packed_at, dots_at = address_of(packed), address_of(dots)
-    for part in range((2 if rest else 1) if done < rows else 0):
-        for r in range(done, rows, taken):
-            two = min(taken, rows - r)  # the last of an odd number of rows is taken twice
-            weights, stride = q + r * K, (two - 1) * K
+    for part in range(2 if rest else 1):
+        for turn in range(whole + rows - whole * taken):
+            many, first, between = taken, turn if APART else turn * taken, whole if APART else 1
+            if turn >= whole:  # a row that is left by itself
+                many, first, between = 1, whole * taken + turn - whole, 0
+            weights, stride = q + first * K, between * K
             if part:
-                for w in range(two):
+                for w in range(many):
                     for i in range(rest):
-                        tails[w, i] = int8_at(q + (r + w) * K + whole * CHUNK + i)
-                weights, stride = address_of(tails), (two - 1) * CHUNK
-            chunks, x = (1, packed_at + whole * n * CHUNK * 2) if part else (whole, packed_at)
-            dot(n, weights, stride, x, chunks, dots_at, LANES * 4)
-            for w in range(two):
+                        tails[w, i] = int8_at(q + (first + w * between) * K + whole_chunks * CHUNK + i)
+                weights, stride = address_of(tails), CHUNK
+            chunks, x = (1, packed_at + whole_chunks * n * CHUNK * 2) if part else (whole_chunks, packed_at)
+            if in_quads:
+                quad(n, weights, stride, x, chunks, dots_at, LANES * 4)
+            else:
+                dot(n, weights, stride, x, chunks, dots_at, LANES * 4)
+            for w in range(many):
                 for i in range(n):
-                    at = i * block + r + w
+                    at = i * block + first + w * between
                     sums[at] = dots[w, i] + (sums[at] if part else np.float32(0.0))
+    used(tails)
+    used(dots)
 
 
 @compiled(inline=True)

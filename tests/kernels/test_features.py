@@ -36,17 +36,16 @@ def test_byte_products_take_wide_vectors_and_their_instruction():
     assert not features.has_byte_products({"avx2", "fma", "avxvnni", "avx512vnni"})  # narrow vectors
 
 
-def test_weight_rows_are_one_stream_on_zen_only():
+def test_memory_is_read_in_one_place_on_zen_only():
     assert [features.streams(name) for name in ("znver4", "znver5", "icelake-server", "rocketlake")] == [1, 1, 8, 8]
     assert features.streams(features.target_processor()) == features.STREAMS
 
 
-def as_lesser(bits: int, *arguments: str) -> subprocess.Popen[str]:
-    """Python told of a processor with vectors of so many bits."""
-    name, enabled = LESSER[bits]
+def run_as(processor: str, enabled: str, *arguments: str) -> subprocess.Popen[str]:
+    """Python told of another processor and its features."""
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env=os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": enabled},
+        env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": enabled},
         cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,
         text=True,
@@ -54,16 +53,24 @@ def as_lesser(bits: int, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(1200)
-def test_the_kernels_agree_with_the_reference_on_lesser_processors():
-    """All at once, since each compiles for a minute."""
+def test_the_kernels_agree_with_the_reference_on_other_processors():
+    """On lesser ones, and where weight rows are read in one place, or in several, unlike here. All at once, since each
+    compiles for a minute."""
     lesser = [bits for bits in LESSER if bits < features.BITS]
     if not lesser:
         pytest.skip("this processor has no vectors to do without")
     for bits in lesser:
-        told, _ = as_lesser(bits, "-c", "from localr1.kernels import features; print(features.BITS)").communicate()
+        told, _ = run_as(
+            *LESSER[bits], "-c", "from localr1.kernels import features; print(features.BITS)"
+        ).communicate()
         assert int(told) == bits
+    pytest_arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=1200"]
     files = ["test_cpu.py", "test_blocks.py", "test_latent_attention.py"]
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=1200", *files]
-    runs = [as_lesser(bits, *tests) for bits in lesser]
+    runs = [run_as(*LESSER[bits], *pytest_arguments, *files) for bits in lesser]
+    here = ",".join(f"+{name}" for name in sorted(features.target_features()))
+    others = [("icelake-server" if features.STREAMS == 1 else "znver4", here)]
+    if 256 in lesser:
+        others.append(("znver3", LESSER[256][1]))
+    runs += [run_as(*other, *pytest_arguments, "test_cpu.py", "-k", "linear") for other in others]
     said = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0] * len(runs), "\n".join(text[-3000:] for text in said)
