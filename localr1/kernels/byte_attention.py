@@ -58,32 +58,30 @@ LARGEST_WEIGHT = np.float32(254.0)  # half a unit, left by the row before, still
 
 
 @compiled()
-def take_query(x_C, query_sP, start_SP, scale_SP, q):  # type: ignore[no-untyped-def]
-    """Write a query's latent as int8, GROUP to an int32 (see `byte_attention_loops.emit_byte_query`)."""
+def take_query(x_C, query_sP, scale_SP, q):  # type: ignore[no-untyped-def]
+    """Write a query's latent in bytes, GROUP to an int32 (see `byte_attention_loops.emit_byte_query`)."""
     C, step_bytes = x_C.size, 4 * query_sP.shape[1]
     whole = C // SPLIT
-    numbers, queries = address_of(x_C), address_of(query_sP) + 4 * q
-    starts, scales = address_of(start_SP) + 4 * q, address_of(scale_SP) + 4 * q
-    byte_query(numbers, whole, queries, step_bytes, starts, scales)
+    numbers, queries, scales = address_of(x_C), address_of(query_sP) + 4 * q, address_of(scale_SP) + 4 * q
+    byte_query(numbers, whole, queries, step_bytes, scales)
     if whole * SPLIT < C:
         last = np.zeros(SPLIT, np.float32)
         last[: C - whole * SPLIT] = x_C[whole * SPLIT :]
         queries += whole * SPLIT // GROUP * step_bytes
-        byte_query(address_of(last), 1, queries, step_bytes, starts + whole * step_bytes, scales + whole * step_bytes)
+        byte_query(address_of(last), 1, queries, step_bytes, scales + whole * step_bytes)
         used(last)
 
 
 @compiled()
-def byte_queries(query_QW, C, scale, query_sP, start_SP, scale_SP, key_kP2, key_scale_P):  # type: ignore[no-untyped-def]
+def byte_queries(query_QW, C, scale, query_sP, scale_SP, key_kP2, key_scale_P):  # type: ignore[no-untyped-def]
     """All queries: latents in bytes, rotary parts as int16, and what scores must be multiplied by."""
     query_sP[:] = 0
-    start_SP[:] = 0
     scale_SP[:] = 0
     key_kP2[:] = 0
     key_scale_P[:] = 0
     R = query_QW.shape[1] - C
     for q in range(query_QW.shape[0]):
-        take_query(query_QW[q, :C], query_sP, start_SP, scale_SP, q)
+        take_query(query_QW[q, :C], query_sP, scale_SP, q)
         key_scale_P[q] = scale / fix_query(query_QW[q, C:], min(KEY_SPLIT, R), LARGEST_BF16, key_kP2, q)
     for split in range(scale_SP.shape[0]):
         for q in range(query_QW.shape[0]):
@@ -105,18 +103,17 @@ def whole_steps(words, row_bytes, rows, C, copy):  # type: ignore[no-untyped-def
 
 
 @compiled(inline=True)
-def byte_scores(rows, row_bytes, query_sP, start_SP, scale_SP, columns, row_scale, score, following, flips):  # type: ignore[no-untyped-def]
+def byte_scores(rows, row_bytes, starts, query_sP, scale_SP, columns, row_scale, score, following):  # type: ignore[no-untyped-def]
     """The scores of SCORE_ROWS rows by their latents; all but `columns` and the queries are addresses."""
     splits, P = scale_SP.shape
     p = 0
     while p < columns:
-        a, b, c = address_of(query_sP) + 4 * p, address_of(start_SP) + 4 * p, address_of(scale_SP) + 4 * p
-        d = score + 4 * p
+        a, b, c = address_of(query_sP) + 4 * p, address_of(scale_SP) + 4 * p, score + 4 * p
         if columns - p > LANES:
-            byte_score_two(rows, row_bytes, a, 4 * P, splits, b, c, row_scale, d, 4 * P, following, flips)
+            byte_score_two(rows, row_bytes, a, 4 * P, splits, starts, b, row_scale, c, 4 * P, following)
             p += 2 * LANES
         else:
-            byte_score_one(rows, row_bytes, a, 4 * P, splits, b, c, row_scale, d, 4 * P, following, flips)
+            byte_score_one(rows, row_bytes, a, 4 * P, splits, starts, b, row_scale, c, 4 * P, following)
             p += LANES
 
 
@@ -170,11 +167,10 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
     query_QW, columns, R = query_GQk[0], highest_P.size, W - C
     P, steps = (columns + LANES - 1) // LANES * LANES, steps_of(C)
     width, keys, splits = steps * STEP, padded(R), (C + SPLIT - 1) // SPLIT
-    query_sP, start_SP = np.empty((splits * SPLIT // GROUP, P), np.int32), np.empty((splits, P), np.int32)
-    scale_SP = np.empty((splits, P), np.float32)
+    query_sP, scale_SP = np.empty((splits * SPLIT // GROUP, P), np.int32), np.empty((splits, P), np.float32)
     key_kP2, key_scale_P = np.empty((keys // 2, P, 2), np.int16), np.empty(P, np.float32)
-    byte_queries(query_QW, C, scale, query_sP, start_SP, scale_SP, key_kP2, key_scale_P)
-    key_RK, flip = np.empty((SCORE_ROWS, keys), np.int16), np.full(STEP, -128, np.int8)
+    byte_queries(query_QW, C, scale, query_sP, scale_SP, key_kP2, key_scale_P)
+    key_RK, start_SR = np.empty((SCORE_ROWS, keys), np.int16), np.empty((splits, SCORE_ROWS), np.int32)
     scale_2B = np.empty((2, BLOCK), np.float32)
     value_BV4 = np.empty((BLOCK // GROUP, GROUP * width + STEP), np.int8)  # a little longer, for the cache's sets
     score_BP, weight_BP = np.empty((BLOCK, P), np.float32), np.empty((BLOCK // GROUP, P), np.float32)
@@ -195,12 +191,10 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
                 scale_2B[0, r + i], scale_2B[1, r + i] = 0, 0
             source, source_bytes = whole_steps(words, word_bytes, here, C, copy)
             values = address_of(value_BV4) + r // GROUP * value_BV4.shape[1]
-            byte_zip(source, source_bytes, SCORE_ROWS // GROUP, values, value_BV4.shape[1], steps)
+            starts = address_of(start_SR)
+            byte_zip(source, source_bytes, SCORE_ROWS // GROUP, values, value_BV4.shape[1], steps, starts)
             following = words + SCORE_ROWS * word_bytes
-            byte_scores(
-                source, source_bytes, query_sP, start_SP, scale_SP, columns, scales, scores, following,
-                address_of(flip),
-            )  # fmt: skip
+            byte_scores(source, source_bytes, starts, query_sP, scale_SP, columns, scales, scores, following)
             fix_keys(words + behind, word_bytes, here, R, address_of(key_RK), 2 * keys, key_scales, copy)
             fixed_scores(
                 address_of(key_RK), 2 * keys, keys // 2, KEY_SPLIT // 2, address_of(key_kP2), P, columns,
@@ -218,10 +212,9 @@ def attend_bytes(words_SW, kind, begin, end, query_GQk, geometry, place, result)
     copy_numbers(state_4P[HIGHEST, :columns], highest_P)
     copy_numbers(state_4P[TOTAL, :columns], total_P)
     used(copy)
-    used(flip)
     used(key_RK)
     used(query_sP)
-    used(start_SP)
+    used(start_SR)
     used(scale_SP)
     used(key_kP2)
     used(key_scale_P)
