@@ -1,4 +1,5 @@
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -11,14 +12,19 @@ from localr1.cli.start import collected_once, load
 from localr1.options import EngineOptions
 
 HEAPS = """
-import ctypes, threading
+import ctypes, os, threading
 {first}
-thread = threading.Thread(target=lambda: bytes(100_000))
-thread.start()
-thread.join()
+count = (os.cpu_count() or 1) + 2
+all_here = threading.Barrier(count)
+def work():
+    bytes(100_000)
+    all_here.wait()
+threads = [threading.Thread(target=work) for _ in range(count)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
 ctypes.CDLL(None).malloc_stats()
 """
-"""Has glibc tell of its heaps after another thread used memory."""
+"""Has glibc tell of its heaps after more threads than there are processors used memory."""
 
 
 class Node:
@@ -65,12 +71,13 @@ def test_loading_leaves_the_collector_as_it_was_also_when_it_is_stopped(session)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_threads_share_one_heap():
+def test_there_is_a_heap_for_each_processor_and_no_more():
     def heaps(first: str) -> int:
         done = subprocess.run(
             [sys.executable, "-c", HEAPS.format(first=first)], check=True, capture_output=True, text=True
         )
         return done.stderr.count("Arena ")
 
-    assert heaps("") > 1, "the comparison can fail"
-    assert heaps("from localr1.cli.start import share_one_heap; share_one_heap()") == 1
+    processors = os.cpu_count() or 1
+    assert heaps("") > processors, "the comparison can fail"
+    assert heaps("from localr1.cli.start import limit_heaps; limit_heaps()") == processors
