@@ -17,7 +17,7 @@ from localr1 import __version__
 from localr1.cli import bench, chat, config, doctor, download, models, plan, rm, verify
 from localr1.cli.help import MOST_COLUMNS, HelpCommand, HelpGroup
 from localr1.cli.parse import Invocation, command
-from localr1.cli.start import limit_heaps
+from localr1.cli.start import share_one_heap
 from localr1.cli.usage import usage_error
 from localr1.errors import DiskError, ExitStatus, LocalR1Error, is_full
 from localr1.options import (
@@ -42,7 +42,7 @@ _HELP = ("--help", "-h")
 
 def main(arguments: Sequence[str] | None = None, environment: Environment | None = None) -> NoReturn:
     """Runs one command line and leaves the process with its status."""
-    limit_heaps()
+    share_one_heap()
     invocation = Invocation(environment or Environment.current())
     status: int = ExitStatus.ERROR
     try:

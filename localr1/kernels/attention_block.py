@@ -11,7 +11,7 @@ changed since, and then finds no task to use it for.
 
 import numpy as np
 
-from localr1.kernels.arena import after, block_at, cache_at, cube_at, rows_at
+from localr1.kernels.arena import after, block_at, cache_at, cube_at, private_room, room_start, rows_at
 from localr1.kernels.attention import attend_part, padded_queries, padded_values, runs_of
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.linear import take_rows
@@ -75,14 +75,15 @@ def norm_and_pack(x_TD, weight_at, eps, packed):  # type: ignore[no-untyped-def]
     """Pack the rows of x, normed if there is a weight, into rows and scales."""
     stay_out_of_line()
     T, D = x_TD.shape
+    room = private_room(4 * T * D if weight_at != ABSENT else 0)
     normed_TD = x_TD
     if weight_at != ABSENT:
-        normed_TD = np.empty((T, D), np.float32)
+        normed_TD = rows_at(room_start(room), T, D)
         weight_D = floats_at(weight_at, D)
         for t in range(T):
             normed(x_TD[t], weight_D, eps, normed_TD[t])
     pack(address_of(normed_TD), D, np.arange(T), 0, T, packed[0], packed[1])
-    used(normed_TD)
+    used(room)
 
 
 @compiled()

@@ -7,7 +7,7 @@ place; the experts that were chosen are written out, for whoever keeps count of 
 
 import numpy as np
 
-from localr1.kernels.arena import after, doubles_at, indices_at, int64s_at, line_at, rows_at
+from localr1.kernels.arena import after, doubles_at, indices_at, int64s_at, line_at, private_room, room_start, rows_at
 from localr1.kernels.attention_block import ABSENT
 from localr1.kernels.ffn import run_few
 from localr1.kernels.grouping import carve_routes, group_pairs
@@ -76,7 +76,8 @@ def feed_forward_job(frame_at, me):  # type: ignore[no-untyped-def]
         return
     logit_TE, middle = rows_at(frame[ARENA], T, E), line_at(middle_at, middle_numbers)
     x_TD, crew = rows_at(frame[X], T, D), crew_of(frame[TEAM], me, frame[THREADS])
-    normed_TD, weight_D = np.empty((T, D), np.float32), floats_at(plan[NORM], D)
+    normed_room, weight_D = private_room(4 * T * D), floats_at(plan[NORM], D)
+    normed_TD = rows_at(room_start(normed_room), T, D)
     for t in range(T):
         normed(x_TD[t], weight_D, floats[EPS], normed_TD[t])
     route(plan, normed_TD, logit_TE, crew, 0)
@@ -88,3 +89,4 @@ def feed_forward_job(frame_at, me):  # type: ignore[no-untyped-def]
         indices_at(frame[EXPERT], T, K)[:] = expert_TK
     run_few(normed_TD, routes, middle, x_TD, True, crew, 2)
     used(routes_room)
+    used(normed_room)

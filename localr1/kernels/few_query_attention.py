@@ -7,7 +7,7 @@ columns of one group in many rows are no stream that the processor would foresee
 
 import numpy as np
 
-from localr1.kernels.arena import LINE_BYTES, after, cube_at, line_at, line_start, rows_at
+from localr1.kernels.arena import LINE_BYTES, after, cube_at, line_at, private_room, room_start, rows_at
 from localr1.kernels.attention_loops import (
     VALUE_PANELS,
     VALUE_ROWS,
@@ -82,8 +82,8 @@ def attend_few(words_SW, kind, begin, end, query_GQk, geometry, place, result): 
     sum_GQV[:] = 0
     G, Q, k = query_GQk.shape
     rows_Q = sum_GQV.shape[1]
-    room = np.empty(G * Q * k + LANES * k + rows_Q * BLOCK + Q + 6 * LINE_BYTES // 4, np.float32)
-    query_at = line_start(address_of(room))
+    room = private_room(4 * (G * Q * k + LANES * k + rows_Q * BLOCK + Q) + 3 * LINE_BYTES)
+    query_at = room_start(room)
     key_at = after(query_at, G * Q * k, 4)
     score_at = after(key_at, LANES * k, 4)
     shrink_at = after(score_at, rows_Q * BLOCK, 4)

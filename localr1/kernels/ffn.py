@@ -20,6 +20,8 @@ from localr1.kernels.arena import (
     int64s_at,
     line_at,
     line_start,
+    private_room,
+    room_start,
     rows_at,
 )
 from localr1.kernels.grouping import BUSIEST, FF_ROWS, GROUPS, PAIRS, carve_routes, group_pairs
@@ -116,7 +118,9 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
     most = count[BUSIEST]
     each, at_once = task_rows(most, count[FF_ROWS], threads_of(crew)), tasks_at_once(most)
     block = each * at_once
-    gate, up = np.empty(sums_size(most, block), np.float32), np.empty(sums_size(most, block), np.float32)
+    gate_room, up_room = private_room(4 * sums_size(most, block)), private_room(4 * sums_size(most, block))
+    gate = line_at(room_start(gate_room), sums_size(most, block))
+    up = line_at(room_start(up_room), sums_size(most, block))
     scratch = make_scratch(most)
     tasks, done = (count[FF_ROWS] + each - 1) // each, 0
     task, taken = take_several(crew, phase, tasks, at_once)
@@ -133,6 +137,8 @@ def gate_and_up(routes, D, x, middle, crew, phase):  # type: ignore[no-untyped-d
         task, taken = take_several(crew, phase, tasks, at_once)
     finish(crew, phase, done)
     settle(crew, phase, tasks)
+    used(gate_room)
+    used(up_room)
 
 
 @compiled()
@@ -157,7 +163,8 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
     most = count[BUSIEST]
     each, at_once = task_rows(most, D, threads_of(crew)), tasks_at_once(most)
     block = each * at_once
-    sums = np.empty(sums_size(most, block), np.float32)
+    sums_room = private_room(4 * sums_size(most, block))
+    sums = line_at(room_start(sums_room), sums_size(most, block))
     scratch = make_scratch(most)
     tasks, done = (D + each - 1) // each, 0
     task, taken = take_several(crew, phase, tasks, at_once)
@@ -179,6 +186,7 @@ def down(routes, packed_middle, out_TD, keep, crew, phase):  # type: ignore[no-u
         task, taken = take_several(crew, phase, tasks, at_once)
     finish(crew, phase, done)
     settle(crew, phase, tasks)
+    used(sums_room)
 
 
 @compiled()
@@ -190,11 +198,10 @@ def run_few(x_TD, routes, middle, out_TD, keep, crew, phase):  # type: ignore[no
     place_groups(routes, D, x_start, middle_start)
     if T == 1:
         x_start[:] = 0  # one row for all groups
-    x_room = np.empty((few_size(D, 1) if T == 1 else x_start[groups]) + LINE_BYTES // 2, np.int16)
-    middle_room = np.empty(middle_start[groups] + LINE_BYTES // 2, np.int16)
-    x = (int16s_at(line_start(address_of(x_room)), x_room.size - LINE_BYTES // 2), x_start, np.empty(pairs, np.float64))
-    packed_at, packed_numbers = line_start(address_of(middle_room)), middle_start[groups]
-    packed_middle = (int16s_at(packed_at, packed_numbers), middle_start, np.empty(pairs, np.float64))
+    x_numbers, middle_numbers = few_size(D, 1) if T == 1 else x_start[groups], middle_start[groups]
+    x_room, middle_room = private_room(2 * x_numbers), private_room(2 * middle_numbers)
+    x = (int16s_at(room_start(x_room), x_numbers), x_start, np.empty(pairs, np.float64))
+    packed_middle = (int16s_at(room_start(middle_room), middle_numbers), middle_start, np.empty(pairs, np.float64))
     if T == 1:
         x[2][:] = pack_few(address_of(x_TD), D, x[0], 0, 1)
     else:

@@ -5,7 +5,7 @@ Owns its phases and its plan (see `attention_block`).
 
 import numpy as np
 
-from localr1.kernels.arena import after, doubles_at, int64s_at, rows_at
+from localr1.kernels.arena import after, cube_at, doubles_at, int64s_at, private_room, room_start, rows_at
 from localr1.kernels.attention import merge
 from localr1.kernels.attention_block import (
     ABSENT,
@@ -115,7 +115,9 @@ def gqa_job(frame_at, me):  # type: ignore[no-untyped-def]
         return
     q_TQ, k_TK, v_TK = rows_at(q_at, T, H * d), rows_at(k_at, T, G * d), rows_at(v_at, T, G * d)
     (x_TD, words_SW, rotation), crew = told(frame, plan[HIDDEN], d), crew_of(frame[TEAM], me, frame[THREADS])
-    query_GQd, out_TO = np.empty((G, T * heads, d), np.float32), np.empty((T, H * d), np.float32)
+    heads_room = private_room(2 * after(0, T * H * d, 4))
+    query_GQd = cube_at(room_start(heads_room), G, T * heads, d)
+    out_TO = rows_at(after(room_start(heads_room), T * H * d, 4), T, H * d)
     room = packed_room(T, max(plan[HIDDEN], H * d))
     packed = packed_in(room, T, max(plan[HIDDEN], H * d))
 
@@ -129,3 +131,4 @@ def gqa_job(frame_at, me):  # type: ignore[no-untyped-def]
     merge_heads(partial, H, out_TO)
     project_out(plan, out_TO, x_TD, packed, crew, 4)
     used(room)
+    used(heads_room)

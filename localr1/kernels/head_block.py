@@ -7,7 +7,7 @@ token is asked for. At most `packing.FEW` tokens.
 
 import numpy as np
 
-from localr1.kernels.arena import after, doubles_at, indices_at, int64s_at, line_at, rows_at
+from localr1.kernels.arena import after, doubles_at, indices_at, int64s_at, line_at, private_room, room_start, rows_at
 from localr1.kernels.attention_block import matrix
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.linear import take_rows
@@ -77,7 +77,8 @@ def head_job(frame_at, me):  # type: ignore[no-untyped-def]
         return
     crew = crew_of(frame[TEAM], me, frame[THREADS])
     logits_TV = rows_at(frame[LOGITS] if frame[LOGITS] else logits_at, T, V)
-    x_TD, normed_TD = rows_at(frame[X], T, D), np.empty((T, D), np.float32)
+    normed_room = private_room(4 * T * D)
+    x_TD, normed_TD = rows_at(frame[X], T, D), rows_at(room_start(normed_room), T, D)
     room = packed_room(T, D)
     packed, scale_T = packed_in(room, T, D)
 
@@ -93,7 +94,7 @@ def head_job(frame_at, me):  # type: ignore[no-untyped-def]
         take_highest(logits_TV, best_TN, top_TN, crew, 2)
         if come(crew, 3) == 0:
             merge_highest(best_TN, top_TN, int64s_at(frame[BEST], T), line_at(frame[TOP], T))
-    used(normed_TD)
+    used(normed_room)
     used(room)
 
 

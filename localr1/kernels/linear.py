@@ -5,7 +5,17 @@ Owns the split of the output rows over threads: each takes the next rows until n
 
 import numpy as np
 
-from localr1.kernels.arena import LINE_BYTES, doubles_at, int16s_at, int64s_at, line_start, rows_at
+from localr1.kernels.arena import (
+    LINE_BYTES,
+    doubles_at,
+    int16s_at,
+    int64s_at,
+    line_at,
+    line_start,
+    private_room,
+    room_start,
+    rows_at,
+)
 from localr1.kernels.jit import address_of, compiled, floats_at, stay_out_of_line, used
 from localr1.kernels.matmul import make_scratch, multiply, sums_size, task_rows, tasks_at_once
 from localr1.kernels.packing import pack, packed_size
@@ -27,7 +37,8 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: i
     weights_at, scb_at, bias_at = matrix
     each, at_once = task_rows(T, rows_in_all, threads_of(crew)), tasks_at_once(T)
     block = each * at_once
-    sums = np.empty(sums_size(T, block), np.float32)
+    sums_room = private_room(4 * sums_size(T, block))
+    sums = line_at(room_start(sums_room), sums_size(T, block))
     scratch = make_scratch(T)
     tasks, done = (rows_in_all + each - 1) // each, 0
     task, taken = take_several(crew, phase, tasks, at_once)
@@ -52,6 +63,7 @@ def take_rows(matrix, K, packed, scale_T, out_TO, keep, crew, phase):  # type: i
         done += taken
         task, taken = take_several(crew, phase, tasks, at_once)
     finish(crew, phase, done)
+    used(sums_room)
     return tasks
 
 

@@ -6,7 +6,7 @@ attended to as they lie.
 
 import numpy as np
 
-from localr1.kernels.arena import after, cube_at, doubles_at, int64s_at, rows_at
+from localr1.kernels.arena import after, cube_at, doubles_at, int64s_at, private_room, room_start, rows_at
 from localr1.kernels.attention import merge
 from localr1.kernels.attention_block import (
     ARENA,
@@ -37,7 +37,17 @@ from localr1.kernels.attention_block import (
 )
 from localr1.kernels.cache_rows import store_latent
 from localr1.kernels.features import CHUNK, LANES
-from localr1.kernels.jit import address_of, compiled, copy_numbers, floats_at, stay_out_of_line, used, widen, words_at
+from localr1.kernels.jit import (
+    address_of,
+    clear,
+    compiled,
+    copy_numbers,
+    floats_at,
+    stay_out_of_line,
+    used,
+    widen,
+    words_at,
+)
 from localr1.kernels.norm import normed
 from localr1.kernels.packing import packed_in, packed_room
 from localr1.kernels.team import crew_of, finish, settle, take
@@ -99,7 +109,10 @@ def ahead_of(row, rows, others, C):  # type: ignore[no-untyped-def]
 def absorb_as_they_lie(weights, N, V, C, q_TQ, first_q, query_QW, h, H):  # type: ignore[no-untyped-def]
     """Queries times N bfloat16 weight rows of whole chunks, at an address, between V others and V others."""
     T = q_TQ.shape[0]
-    latent_TC = np.zeros((T, C), np.float32)
+    room = private_room(4 * T * C)
+    latent_TC = rows_at(room_start(room), T, C)
+    for t in range(T):
+        clear(latent_TC[t])
     for n in range(0, N, ABSORBED_ROWS):
         rows, ahead = min(ABSORBED_ROWS, N - n), ahead_of(n, N, V, C)
         for t in range(T):
@@ -114,14 +127,15 @@ def absorb_as_they_lie(weights, N, V, C, q_TQ, first_q, query_QW, h, H):  # type
                     c += CHUNK
     for t in range(T):
         put_together(latent_TC[t], query_QW[t * H + h, :C])
-    used(latent_TC)
+    used(room)
 
 
 @compiled()
 def raise_as_they_lie(weights, V, N, latent_TC, out_TO, first):  # type: ignore[no-untyped-def]
     """V bfloat16 weight rows of whole chunks, at an address between N others and N others, times latents."""
     T, C = latent_TC.shape
-    apart_TC = np.empty((T, C), np.float32)
+    room = private_room(4 * T * C)
+    apart_TC = rows_at(room_start(room), T, C)
     for t in range(T):
         take_apart(latent_TC[t], apart_TC[t])
     v = 0
@@ -135,7 +149,7 @@ def raise_as_they_lie(weights, V, N, latent_TC, out_TO, first):  # type: ignore[
             else:
                 out_of_latent_one(at, 2 * C, C // CHUNK, latent, out, ahead)
         v += rows
-    used(apart_TC)
+    used(room)
 
 
 @compiled()
@@ -194,12 +208,14 @@ def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
     T = out_TO.shape[0]
     halves = plan[KV_B_HALVES]
     value_up = words_at(plan[KV_B] + 2 * halves * C * (h * (N + V) + N), V * C * halves)
-    latent_TC = np.empty((T, C), np.float32)
+    room = private_room(4 * T * C)
+    latent_TC = rows_at(room_start(room), T, C)
     highest_NGP, total_NGP, sum_NGQV = partial
     for t in range(T):
         merge(0, t * H + h, highest_NGP, total_NGP, sum_NGQV, latent_TC[t])
     if halves == 1 and C % CHUNK == 0:
         raise_as_they_lie(address_of(value_up), V, N, latent_TC, out_TO, h * V)
+        used(room)
         return
     block = max(1, WIDENED // C)
     weights = np.empty(block * C, np.float32)
@@ -213,6 +229,7 @@ def raise_head(h, plan, partial, out_TO):  # type: ignore[no-untyped-def]
                 for c in range(C):
                     total += latent_C[c] * weights[at + c]
                 out_TO[t, h * V + first + v] = total
+    used(room)
 
 
 @compiled()

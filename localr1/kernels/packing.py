@@ -12,7 +12,7 @@ scale of not-a-number and makes every result of its own not-a-number, and no oth
 
 import numpy as np
 
-from localr1.kernels.arena import LINE_BYTES, int16s_at, line_start
+from localr1.kernels.arena import int16s_at, private_room, room_start
 from localr1.kernels.byte_products import STEP, split_row
 from localr1.kernels.features import BYTE_PRODUCTS, CHUNK, LANES
 from localr1.kernels.intrinsics import MAX_ACTIVATION, largest_of_vectors, round_chunks, transpose
@@ -83,13 +83,13 @@ def packed_size(rows, length):  # type: ignore[no-untyped-def]
 @compiled(inline=True)
 def packed_room(rows, length):  # type: ignore[no-untyped-def]
     """Memory for `rows` packed rows that a thread keeps to itself (see `packed_in`)."""
-    return np.empty(packed_size(rows, length) + LINE_BYTES // 2, np.int16)
+    return private_room(2 * packed_size(rows, length))
 
 
 @compiled(inline=True)
 def packed_in(room, rows, length):  # type: ignore[no-untyped-def]
     """Packed rows and their scales in such memory, which must be `used` later."""
-    return int16s_at(line_start(address_of(room)), packed_size(rows, length)), np.empty(rows, np.float64)
+    return int16s_at(room_start(room), packed_size(rows, length)), np.empty(rows, np.float64)
 
 
 @compiled()
@@ -140,14 +140,15 @@ def pack_words(x_at, K, packed, i, n):  # type: ignore[no-untyped-def]
 def pack_bytes(x_at, K, packed, i, n):  # type: ignore[no-untyped-def]
     """Pack row i of n few rows in bytes; returns its scale."""
     steps = steps_of(K)
-    words = np.empty(steps * STEP, np.int16)
+    room = private_room(2 * steps * STEP)
+    words = int16s_at(room_start(room), steps * STEP)
     words[padded(K) :] = 0
     scale = round_row(x_at, K, words, 0, CHUNK)
     part = part_steps(K, n)
     for first in range(0, steps, part):
         place = address_of(packed) + 2 * STEP * (n * (first + first // part) + i)
         split_row(address_of(words) + 2 * STEP * first, place, 2 * STEP * n, min(part, steps - first))
-    used(words)
+    used(room)
     return scale
 
 
