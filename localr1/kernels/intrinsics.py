@@ -75,7 +75,7 @@ def make_dot(rows: int, taken: int) -> Any:
                 for u in range(width):
                     step(e, totals, at, activation, u)
 
-        block = I64(MAX_STEPS * unroll)  # a whole number of widths
+        block = I64((MAX_STEPS - width) * unroll)  # what is behind its last whole width goes to one sum
         with cgutils.for_range_slice(e.b, I64(0), chunks, block) as (first, _):
             end = e.b.add(first, block)
             last = e.b.select(e.b.icmp_signed("<", end, chunks), end, chunks)

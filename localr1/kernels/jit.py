@@ -190,13 +190,10 @@ def used(typing_context: Any, array: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def stack_at(typing_context: Any, size: Any) -> Any:
-    """The address of so many bytes on the stack, at a cache line, which last until the function returns that calls
-    this."""
+    """The address of so many bytes on the stack, which last until the function returns that calls this."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        room = builder.alloca(ir.IntType(8), args[0])
-        room.align = 64
-        return builder.ptrtoint(room, ir.IntType(64))
+        return builder.ptrtoint(builder.alloca(ir.IntType(8), args[0]), ir.IntType(64))
 
     return types.int64(types.int64), codegen
 

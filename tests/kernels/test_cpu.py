@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localr1.kernels import cpu, reference
+from localr1.kernels.features import CHUNK
 
 TOLERANCE = 2e-4  # of the result row's norm: activations of 15 bits
 FIXED_TOLERANCE = 5e-4  # rows, queries and softmax weights of 13 to 15 bits
@@ -96,6 +97,13 @@ def test_linear_of_long_rows_that_would_overflow_an_int32_sum(T):
     x = np.ones((T, D), np.float32)
     check_linear(x, np.full((5, D), 127, np.int8), np.ones(5, np.float32))
     check_linear(-x, np.full((5, D), 127, np.int8), np.ones(5, np.float32))
+
+
+@pytest.mark.parametrize("T", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize("vectors", [255, 511, 1023])  # one less than sums are kept apart for
+def test_linear_of_the_longest_int32_sums(T, vectors):
+    D = vectors * CHUNK
+    check_linear(np.ones((T, D), np.float32), np.full((9, D), -128, np.int8), np.ones(9, np.float32))
 
 
 @pytest.mark.parametrize("T", [1, 2, 5, 8])
