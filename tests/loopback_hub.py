@@ -341,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_body(self, path: Path, start: int, length: int, fault: Fault) -> None:
         sent = 0
         with path.open("rb") as file:
-            if fault == Fault(fault.pattern) and not self.hub.pace_bytes_per_s and hasattr(os, "sendfile"):
+            if fault == Fault(fault.pattern) and hasattr(os, "sendfile"):
                 self._send_untouched(file.fileno(), start, length)
                 return
             file.seek(start)
@@ -371,6 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ConnectionResetError("the file ended early")
             self.hub.count(sent)
             start += sent
+            self.hub.pace(sent)
 
     def _json(self, value: Any) -> None:
         body = json.dumps(value).encode()
