@@ -25,9 +25,10 @@ from localr1.model.rope import Rotation, rotate
 LATENT_NORM_EPS = 1e-6
 """Of `q_a_layernorm` and `kv_a_layernorm`, whatever `rms_norm_eps` says: the reference builds them with its default."""
 
-EXPANDED_VALUES = 1 << 21
+EXPANDED_VALUES, GPU_EXPANDED_VALUES = 1 << 21, 1 << 23
 """Expanded keys and values held at once, in float32 values (8 MiB), or those of one head in a stretch of the cache. 16
-MiB were not faster, and 64 MiB slower."""
+MiB were not faster, and 64 MiB slower. A GPU is given 32 MiB, since every few heads are launched anew; what is best
+there was not measured."""
 
 ABSORBED_VALUES = 1 << 21
 """Queries taken into the latent at once, in float32 values (8 MiB)."""
@@ -130,7 +131,8 @@ class LatentAttention:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""
         mla, q_HTk = self.mla, torch.cat((q_nope_THN, q_pe_THR), dim=-1).transpose(0, 1)
         width = mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim
-        heads = max(1, EXPANDED_VALUES // (stretch_rows(len(cache_SW), cache_SW.device) * width))
+        values = EXPANDED_VALUES if cache_SW.device.type == "cpu" else GPU_EXPANDED_VALUES
+        heads = max(1, values // (stretch_rows(len(cache_SW), cache_SW.device) * width))
         parts: list[Tensor] = []
         for first in range(0, mla.num_heads, heads):
             block = slice(first, first + heads)

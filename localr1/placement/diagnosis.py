@@ -74,10 +74,15 @@ def _gpu_findings(facts: Facts) -> Iterator[Finding]:
             )
     if facts.gpu is None:
         return
-    if not facts.gpu.supported:
-        has, least_text = ".".join(map(str, facts.gpu.capability)), ".".join(map(str, OLDEST_CAPABILITY))
+    has = ".".join(map(str, facts.gpu.capability))
+    if facts.gpu.capability < OLDEST_CAPABILITY:
+        least_text = ".".join(map(str, OLDEST_CAPABILITY))
         what = f"{facts.gpu.name} has compute capability {has}, the GPU kernels need {least_text}"
         yield Finding("wrong", what, "models run on the CPU; --vram 0 says so explicitly")
+    elif not facts.gpu.built_for:
+        what = f"torch {facts.torch_version} has no code for {facts.gpu.name} (compute capability {has})"
+        hint = "install a build for a newer CUDA, or a newer torch: PyTorch's own install page gives the command"
+        yield Finding("wrong", what, hint)
     elif facts.triton is None:
         package = "triton-windows" if facts.system == "Windows" else "triton"
         what = "Triton is missing, so the GPU runs plain torch operations, far slower"

@@ -17,6 +17,7 @@ from localr1.model.linear import (
     Linear,
     Position,
 )
+from localr1.placement.split import FEW
 from localr1.weights.quantize import Int8Rows
 from localr1.weights.store import Store
 
@@ -90,10 +91,13 @@ class GpuWeights:
         rows, device, kernel = self._store.feed_forwards([prefix]), self.ops.device, self.ops.kernels.routed_ffn
         weight, scb = rows.weight.to(device), rows.scb.to(device)
         slot = torch.zeros(1, dtype=torch.int32, device=device)
+        first_T1, whole_T1 = torch.zeros(FEW, 1, dtype=torch.int64, device=device), torch.ones(FEW, 1, device=device)
 
         def apply(x_TD: Tensor) -> Tensor:
-            expert_T1 = torch.zeros(x_TD.shape[0], 1, dtype=torch.int64, device=device)
-            return kernel(x_TD, weight, scb, slot, expert_T1, torch.ones(x_TD.shape[0], 1, device=device))
+            rows = x_TD.shape[0]
+            if rows <= FEW:
+                return kernel(x_TD, weight, scb, slot, first_T1[:rows], whole_T1[:rows])
+            return kernel(x_TD, weight, scb, slot, first_T1.new_zeros(rows, 1), whole_T1.new_ones(rows, 1))
 
         return apply
 

@@ -10,11 +10,18 @@ back to the driver, so it does before.
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for the process: cuBLAS keeps a workspace for every stream that it was used on."""
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 class Recorder:

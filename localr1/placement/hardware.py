@@ -32,11 +32,13 @@ class GpuFacts:
     total_bytes: int
     free_bytes: int
     """For this program: what it holds itself could be placed anew."""
+    built_for: bool = True
+    """Whether the installed torch has code for it."""
 
     @property
     def supported(self) -> bool:
-        """Whether it is as new as the kernels need."""
-        return self.capability >= OLDEST_CAPABILITY
+        """Whether torch can run on it, and it is as new as the kernels need."""
+        return self.built_for and self.capability >= OLDEST_CAPABILITY
 
 
 @dataclass(frozen=True)

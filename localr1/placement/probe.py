@@ -24,7 +24,7 @@ import torch
 from localr1.events import LoadProgress, Progress
 from localr1.kernels import compilation, cpu, threads
 from localr1.kernels.features import BITS
-from localr1.kernels.gpu import out_of_memory
+from localr1.kernels.gpu import built_for, out_of_memory
 from localr1.kernels.jit import SOURCES_STAMP
 from localr1.placement.hardware import Facts, GpuFacts, GpuRates, LayerKind, LayerTime, Rates
 from localr1.placement.load import OtherPrograms
@@ -225,7 +225,8 @@ def _gpu_facts() -> GpuFacts | None:
     except RuntimeError:
         return None
     ours_bytes = torch.cuda.memory_reserved(0)
-    return GpuFacts(properties.name, (properties.major, properties.minor), total_bytes, free_bytes + ours_bytes)
+    capability = (properties.major, properties.minor)
+    return GpuFacts(properties.name, capability, total_bytes, free_bytes + ours_bytes, built_for(capability))
 
 
 def _gpu_rates() -> GpuRates | None:

@@ -23,6 +23,8 @@ from localr1.weights.quantize import Int8Rows
 from localr1.weights.store import Store
 
 LEAST_ROWS = 1
+PIECE_BYTES = 512 << 10
+"""Of an expert, copied at once: a layer's sum, which comes back over the same line, waits for one of them at most."""
 
 
 class ColdExperts:
@@ -76,10 +78,8 @@ class ExpertSlots:
         self._fill(count, list(resident))
 
     def _fill(self, count: int, resident: list[Expert]) -> None:
-        weights, scales = self.cold.widths
-        self.count = max(min(count, self.cold.total), LEAST_ROWS)
-        self.slab = torch.empty(self.count, weights, dtype=torch.int8, device=self.device)
-        self.scb = torch.empty(self.count, scales, device=self.device)
+        self._make_slab(max(min(count, self.cold.total), LEAST_ROWS))
+        self.count = len(self.slab)
         self._free = list(range(self.count))[::-1]
         for expert in resident[: self.count]:
             row = self._free.pop()
@@ -90,6 +90,11 @@ class ExpertSlots:
         self.table.copy_(torch.from_numpy(self.row_of))
         self.holds_all = bool((self.row_of >= 0).all())
         """Whether every expert of every layer is resident, and so will stay."""
+
+    def _make_slab(self, count: int) -> None:
+        weights, scales = self.cold.widths
+        self.slab = torch.empty(count, weights, dtype=torch.int8, device=self.device)
+        self.scb = torch.empty(count, scales, device=self.device)
 
     @property
     def resident(self) -> list[Expert]:
@@ -143,15 +148,19 @@ class ExpertSlots:
             raise failures[0]
 
     def shrink(self, count: int) -> None:
-        """Give memory back: keep the experts of the first rows that are left. ValueError when nothing would change."""
+        """Give memory back: keep as many experts. ValueError when nothing would change.
+
+        Where the smaller slab finds no room either, which is raised as it comes, no expert is resident any more.
+        """
         if not LEAST_ROWS <= count < self.count:
             raise ValueError(f"{self.count} slots cannot shrink to {count}")
         self.finish(wait=True)
         kept = self.resident[:count]
-        self.slab = self.scb = torch.empty(0, device=self.device)  # or both slabs would be there at once
+        self.row_of.fill(-1)
+        self.table.fill_(-1)
+        self._make_slab(0)  # or both slabs would be there at once
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # or the new one would be cut from the old one's memory, and none given back
-        self.row_of.fill(-1)
         self._fill(count, kept)
 
     def close(self) -> None:
@@ -203,11 +212,13 @@ class Copier:
         with torch.cuda.stream(self._stream):
             if self._pinned is None:
                 self._pinned = pinned_like(rows)
-            self._pinned.weight.copy_(rows.weight)
-            self._pinned.scb.copy_(rows.scb)
+            np.copyto(self._pinned.weight.numpy(), rows.weight.numpy())  # torch would share it out among all threads,
+            np.copyto(self._pinned.scb.numpy(), rows.scb.numpy())  # beside those that compute
             if before is not None:
                 self._stream.wait_event(before)
-            weight.copy_(self._pinned.weight, non_blocking=True)
+            for start in range(0, len(weight), PIECE_BYTES):
+                piece = slice(start, start + PIECE_BYTES)
+                weight[piece].copy_(self._pinned.weight[piece], non_blocking=True)
             scb.copy_(self._pinned.scb, non_blocking=True)
             self._stream.synchronize()
 

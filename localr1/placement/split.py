@@ -12,7 +12,8 @@ What the host does within a step goes through `cut`, which by default calls it; 
 his own in its place (see `placement.graphs`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -92,6 +93,7 @@ class SplitBank:
         self._streamer = Streamer(slots.cold, slots.device)
         self._desk: Desk | None = None
         self._chosen: list[tuple[int, NDArray[np.int64]]] = []
+        self._still = False
 
     def run(
         self,
@@ -115,8 +117,19 @@ class SplitBank:
         if self._hints is not None and self.policy is not None and not self.slots.holds_all:
             self._hint = self._hints([coming])[0]
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """For forwards that repeat another one, or are about nothing: what they choose is not told, no expert moves."""
+        self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
+
     def turn_over(self) -> None:
         """Between two forwards: tell what was chosen, let arrived experts in, start the policy's next moves."""
+        if self._still:
+            return
         for layer, expert_TK in self._chosen:
             if self._observe is not None:
                 self._observe(layer, expert_TK)
@@ -177,7 +190,7 @@ class SplitBank:
 
     @property
     def _watched(self) -> bool:
-        return self.policy is not None or self._observe is not None
+        return not self._still and (self.policy is not None or self._observe is not None)
 
     def _many(
         self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None

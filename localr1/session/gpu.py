@@ -6,7 +6,7 @@ experts leave first, and a forward is tried again: it commits nothing before it 
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -26,7 +26,7 @@ from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.forecast import Forecast
 from localr1.placement.gpu import GpuOps, GpuWeights, in_ram
-from localr1.placement.graphs import Recorder
+from localr1.placement.graphs import Recorder, recording_stream
 from localr1.placement.plan import DoesNotFitError, Expert, Hotness
 from localr1.placement.policy import Policy, Slots
 from localr1.placement.probe import ROUGH_GPU
@@ -42,7 +42,8 @@ from localr1.weights.store import Store
 
 MOVED_BYTES_A_STEP = 32 << 20
 """Experts that may start to come in after one forward, beside the next ones."""
-SHRINK = 0.75
+SHRINK = 0.9
+"""Of the slots, what is tried next where memory is short."""
 LEAST_SLOTS = 1
 WARM_UP_ROWS = (1, 2, 4, 16)
 
@@ -62,13 +63,15 @@ class Placed:
 
 
 def usable_device(options: EngineOptions) -> torch.device | None:
-    """The GPU to use: none where the user wants none, torch has none, or it is older than the kernels need."""
+    """The GPU to use: none where the user wants none, torch has none or no code for it, or it is older than the kernels
+    need."""
     if options.vram is not None and parse_size(options.vram, "--vram") == 0:
         return None
     if options.dtype == "float32" or not torch.cuda.is_available():
         return None
     device = torch.device("cuda", torch.cuda.current_device())
-    return device if torch.cuda.get_device_capability(device) >= kernels.OLDEST else None
+    capability = torch.cuda.get_device_capability(device)
+    return device if capability >= kernels.OLDEST and kernels.built_for(capability) else None
 
 
 def plan_for(config: ModelConfig, mtp: bool, context: int, options: EngineOptions, hotness: Hotness | None) -> Forecast:
@@ -163,14 +166,15 @@ def place(
 
 def _slots(cold: ColdExperts, device: torch.device, resident: Sequence[Expert]) -> ExpertSlots:
     """As many slots as there are residents, or fewer where the memory turns out to be less."""
-    count = len(resident)
+    return _fitting(len(resident), lambda count: ExpertSlots(cold, count, device, resident))
+
+
+def _fitting(count: int, make: Callable[[int], T]) -> T:
+    """What `make` gives with so many slots, or with fewer where memory is less. Raises LocalR1Error."""
     while True:
-        try:
-            return ExpertSlots(cold, count, device, resident)
-        except RuntimeError as error:
-            if not kernels.out_of_memory(error):
-                raise
-            count = smaller(count)
+        with suppress(torch.OutOfMemoryError):
+            return _translated(partial(make, count))
+        count = smaller(count)
 
 
 def smaller(count: int) -> int:
@@ -197,7 +201,7 @@ class GpuModel:
         self._replayer = None
         latent = isinstance(decoder.config.attention, MlaConfig)
         if record is None and placed.device.type == "cuda" and placed.weights.ops.kernels.replayable(latent):
-            record = Recorder(torch.cuda.Stream(placed.device, priority=-1))  # type: ignore[no-untyped-call]
+            record = Recorder(recording_stream(placed.device))
         if record is not None:
             self._replayer = Replayer(decoder, placed.device, placed.bank, record)
 
@@ -246,12 +250,13 @@ class GpuModel:
         """Run steps of every size that has kernels of its own, so that none is compiled in an answer."""
         config = self.config
         rows = WARM_UP_ROWS if self.device.type == "cuda" else (1,)
-        for count in rows:
-            cache = RowCache(config.cache_layers, config.cache_width, count, torch.bfloat16, 0, self.device)
-            token_T = torch.zeros(count, dtype=torch.int64)
-            self.with_room(partial(self._whole, token_T, cache))
-            if self._replayer is not None and count <= FEW:
-                self.with_room(partial(self._replayer.run_held, token_T, cache))
+        with self.bank.still() if self.bank is not None else nullcontext():
+            for count in rows:
+                cache = RowCache(config.cache_layers, config.cache_width, count, torch.bfloat16, 0, self.device)
+                token_T = torch.zeros(count, dtype=torch.int64)
+                self.with_room(partial(self._whole, token_T, cache))
+                if self._replayer is not None and count <= FEW:
+                    self.with_room(partial(self._replayer.run_held, token_T, cache))
 
     def _whole(self, token_T: Tensor, cache: Cache) -> Tensor:
         return self.decoder.logits(self.decoder.forward(token_T, cache))
@@ -268,7 +273,7 @@ class GpuModel:
         if self._replayer is not None:
             self._replayer.forget()
         if self.bank is not None and self.bank.slots.count > LEAST_SLOTS:
-            self.bank.shrink(LEAST_SLOTS)
+            _fitting(LEAST_SLOTS, self.bank.shrink)
 
     def _make_room(self) -> None:
         if self._replayer is not None:
@@ -293,8 +298,8 @@ def make_room(bank: SplitBank | None) -> str:
     count = smaller(bank.slots.count if bank is not None else 0)
     assert bank is not None
     gc.collect()  # an error on the way here may have left a cycle that holds the failed step's tensors
-    bank.shrink(count)
-    return f"GPU memory ran short: {count:,} of {bank.slots.cold.total:,} experts stay in it"
+    _fitting(count, bank.shrink)
+    return f"GPU memory ran short: {bank.slots.count:,} of {bank.slots.cold.total:,} experts stay in it"
 
 
 def safely(run: Callable[[], T]) -> T:
@@ -318,6 +323,15 @@ def _translated(run: Callable[[], T]) -> T:
         if (told := device_error(error)) is None:
             raise
         raise told from error
+    except Exception as error:
+        if not kernels.triton_failed(error):
+            raise
+        text = f"Triton failed on this GPU: {type(error).__name__}: {first_line(error)}"
+        raise LocalR1Error(text, "install another version of Triton, or run on the CPU with --vram 0") from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def device_error(error: RuntimeError) -> LocalR1Error | None:
@@ -325,7 +339,7 @@ def device_error(error: RuntimeError) -> LocalR1Error | None:
     if not kernels.device_failed(error):
         return None
     return LocalR1Error(
-        f"the GPU failed: {str(error).splitlines()[0]}",
+        f"the GPU failed: {first_line(error)}",
         "start localr1 again; if it happens again, update the driver, or run on the CPU with --vram 0",
     )
 

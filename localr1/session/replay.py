@@ -7,6 +7,7 @@ few steps by which `decode.depth` learns what a depth costs, only one is not a r
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,17 +43,23 @@ class Recording(Protocol):
 class HeldCache:
     """A `Cache` whose length lies on the device: rows are written where it says, and all rows there are come back."""
 
-    def __init__(self, cache: RowCache, device: torch.device) -> None:
+    def __init__(self, cache: RowCache, rows: int, device: torch.device) -> None:
         self._cache = cache
         self.length = torch.zeros(1, dtype=torch.int64, device=device)
+        self._ahead_T = torch.arange(rows, device=device)
+        self._position_T = self._ahead_T.clone()
 
     def rows(self, layers: range, new: int) -> NDArray[Any]:
         raise TypeError(f"the rows of {layers} lie on {self.length.device}, which only its own kernels can read")
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         rows_SW = self._cache.layer_rows(layer)
-        position_T = self.length + torch.arange(len(row_TW), device=row_TW.device)
-        return rows_SW.index_copy_(0, position_T, row_TW.to(rows_SW.dtype))
+        return rows_SW.index_copy_(0, self._position_T, row_TW.to(rows_SW.dtype))
+
+    def begin_at(self, length: int) -> None:
+        """Where the next step of so many tokens stands."""
+        self.length.fill_(length)
+        torch.add(self._ahead_T, self.length, out=self._position_T)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Step:
 
     def replay(self, token_T: Tensor, length: int) -> Tensor:
         self.token_T.copy_(token_T)
-        self.cache.length.fill_(length)
+        self.cache.begin_at(length)
         self.recording.replay()
         return self.hidden_TD.clone()
 
@@ -115,8 +122,9 @@ class Replayer:
         """Record this step; keep it if a replay gives what the eager step gave. Nothing is committed by either."""
         self._decoder.rotary.rows(cache.capacity - 1, 1)  # the table does not grow in a recording
         try:
-            step = self._recorded(token_T, cache)
-            difference = float((step.replay(token_T, cache.length) - wanted_TD).abs().max() / wanted_TD.abs().max())
+            with self._bank.still() if self._bank is not None else nullcontext():  # or experts move in between
+                step = self._recorded(token_T, cache)
+                difference = float((step.replay(token_T, cache.length) - wanted_TD).abs().max() / wanted_TD.abs().max())
         except RuntimeError as error:
             if not out_of_memory(error):
                 self.given_up = f"a step could not be recorded: {error}"
@@ -132,8 +140,8 @@ class Replayer:
 
     def run_held(self, token_T: Tensor, cache: RowCache) -> tuple[Tensor, HeldCache]:
         """Run a step as it will be recorded; its inputs on the device. Nothing is committed."""
-        tokens_T, held = token_T.to(self._device).clone(), HeldCache(cache, self._device)
-        held.length.fill_(cache.length)
+        tokens_T, held = token_T.to(self._device).clone(), HeldCache(cache, len(token_T), self._device)
+        held.begin_at(cache.length)
         self._decoder.forward(tokens_T, held)
         return tokens_T, held
 

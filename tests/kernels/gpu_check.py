@@ -8,7 +8,8 @@ import os
 import pytest
 import torch
 
-from localr1.kernels.gpu import choose
+from localr1.kernels.gpu import choose, trial
+from localr1.kernels.gpu.plain import PlainKernels
 from tests.kernels import gpu_cases as cases
 
 DEVICE = os.environ.get("LOCALR1_TEST_DEVICE", "cpu")
@@ -47,6 +48,13 @@ def test_mla_attention(shape: tuple[int, int, int, int, int], held: bool, half: 
 @pytest.mark.parametrize("shape", cases.GQA, ids=str)
 def test_gqa_attention(shape: tuple[int, int, int, int, int], held: bool, half: bool) -> None:
     assert cases.gqa(KERNELS, DEVICE, *shape, held, half) < 3e-3
+
+
+def test_the_trial_before_a_model_stands_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":  # small for the interpreter, which the shapes mean nothing to
+        for name, size in {"INPUTS": 64, "OUTPUTS": 48, "LATENT": 32, "ROTARY": 16, "HEAD_SIZE": 16}.items():
+            monkeypatch.setattr(trial, name, size)
+    assert not trial.differing(KERNELS, PlainKernels(), torch.device(DEVICE))
 
 
 def test_rms_norm() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from localr1.kernels import gpu
-from localr1.kernels.gpu import plain
+from localr1.kernels.gpu import plain, trial
 from tests.kernels import gpu_cases as cases
 
 HERE = Path(__file__).parent
@@ -62,6 +62,48 @@ def test_memory_that_runs_out_is_no_reason_against_triton(monkeypatch: pytest.Mo
     monkeypatch.setattr(gpu, "has_triton", lambda: True)
     with pytest.raises(type(error)):
         gpu.choose(torch.device("cuda"))
+
+
+def test_a_device_that_fails_is_no_reason_against_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(gpu, "_tried", tried)
+    monkeypatch.setattr(gpu, "has_triton", lambda: True)
+    with pytest.raises(torch.AcceleratorError):
+        gpu.choose(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("broken", ["rms_norm", "linear", "routed_ffn", "mla_attention", "gqa_attention"])
+@pytest.mark.parametrize("number", [1.1, float("nan")])
+def test_kernels_that_give_wrong_numbers_are_found_out(broken: str, number: float) -> None:
+    right = plain.PlainKernels()
+
+    class Broken(plain.PlainKernels):
+        def __getattribute__(self, name: str) -> object:
+            found = getattr(right, name)
+            return (lambda *arguments: found(*arguments) * number) if name == broken else found
+
+    assert trial.differing(Broken(), right, torch.device("cpu")) == broken
+    assert trial.differing(right, right, torch.device("cpu")) == ""
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "built"),
+    [
+        (["sm_75", "sm_80", "sm_86", "sm_90"], (8, 9), True),
+        (["sm_75", "sm_80", "sm_86", "sm_90"], (12, 0), False),
+        (["sm_75", "sm_80", "sm_90a", "compute_90"], (12, 0), True),
+        (["sm_80", "sm_120"], (7, 5), False),
+        (["sm_86"], (8, 0), False),
+        ([], (8, 0), True),
+    ],
+)
+def test_a_torch_without_code_for_a_card_is_known(
+    architectures: list[str], capability: tuple[int, int], built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
+    assert gpu.built_for(capability) == built
 
 
 def test_wide_matrices_are_widened_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,11 @@ WRONGS: dict[str, tuple[Facts, str, str]] = {
     "no Triton on Windows": (replace(WITH_GPU, triton=None, system="Windows"), "missing", "pip install triton-windows"),
     "no compiler": (replace(WITH_GPU, triton_lacks="a C compiler"), "needs a C compiler, so the GPU runs plain", "gcc"),
     "old card": (replace(WITH_GPU, gpu=replace(CARD, capability=(6, 1))), "capability 6.1, .* need 7.5", "--vram 0"),
+    "new card": (
+        replace(WITH_GPU, gpu=replace(CARD, built_for=False)),
+        "has no code for .* capability 8",
+        "newer CUDA",
+    ),
     "card in use": (replace(WITH_GPU, gpu=replace(CARD, free_bytes=5 * GB)), "hold 7.0 GB of GPU memory", "close"),
     "little RAM": (replace(FACTS, ram_bytes=4 * GB, ram_free_bytes=GB), "4.0 GB of RAM is little", "smallest models"),
     "RAM in use": (replace(FACTS, ram_free_bytes=2 * GB), "2.0 GB of 32.0 GB RAM are free", "close other programs"),

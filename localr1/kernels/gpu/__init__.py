@@ -23,6 +23,10 @@ DEVICE_ERRORS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "Triton Error")
 """How those who use the device name what went wrong with it."""
 
 
+UNEXPLAINED = ("NVML_SUCCESS", "CUDACachingAllocator")
+"""What torch's allocator says instead where NVML cannot tell it who has the memory."""
+
+
 class Kernels(Protocol):
     """One set of kernels. `start` is the number of committed tokens, or an int64 [1] that holds it on the device."""
 
@@ -70,12 +74,34 @@ def device_failed(error: BaseException) -> bool:
 def out_of_memory(error: BaseException) -> bool:
     """Whether the device failed for want of memory.
 
-    Only torch's allocator has an error of its own for that. The driver, as it loads a kernel or makes a graph, and
-    cuBLAS say it in words.
+    Only torch's allocator has an error of its own for that, most of the time. The driver, as it loads a kernel or makes
+    a graph, and cuBLAS say it in words.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or all(words in str(error) for words in UNEXPLAINED):
         return True
     return device_failed(error) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+
+
+def triton_failed(error: BaseException) -> bool:
+    """Whether it is an error of Triton's own: a kernel that does not compile, or needs more than the device has."""
+    return any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
+
+
+def built_for(capability: tuple[int, int]) -> bool:
+    """Whether this torch has code for devices of a compute capability.
+
+    Code for one runs on every newer one of the same major version; PTX (`compute_`) is compiled for any newer one.
+    """
+    architectures = [(kind, divmod(int(number), 10)) for kind, number in map(_parts, torch.cuda.get_arch_list())]
+    return not architectures or any(
+        least <= capability and (kind == "compute" or least[0] == capability[0]) for kind, least in architectures
+    )
+
+
+def _parts(architecture: str) -> tuple[str, str]:
+    """("sm", "90") of "sm_90a"."""
+    kind, _, number = architecture.partition("_")
+    return kind, number.rstrip("abcdefghijklmnopqrstuvwxyz")
 
 
 def has_triton() -> bool:
@@ -87,7 +113,7 @@ def choose(device: torch.device) -> Kernels:
     """Triton's kernels where they run, else torch operations, which say why.
 
     They run on a CUDA device, which is no older than OLDEST, and under TRITON_INTERPRET=1 on the CPU. Raises what
-    `out_of_memory` knows.
+    `out_of_memory` knows, and what torch says of a device that fails, since then nothing runs on it.
     """
     from localr1.kernels.gpu import plain
 
@@ -97,7 +123,7 @@ def choose(device: torch.device) -> Kernels:
         try:
             return _tried(device)
         except Exception as error:  # Triton, the compilers that it calls and their launchers raise errors of many kinds
-            if out_of_memory(error):
+            if out_of_memory(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
                 raise
             lines = str(error).splitlines() or [type(error).__name__]
             why = "Triton cannot compile a kernel here, often for want of a C compiler"
@@ -110,12 +136,10 @@ def choose(device: torch.device) -> Kernels:
 
 
 def _tried(device: torch.device) -> Kernels:
-    """Triton's kernels, of which one ran. Raises whatever Triton does."""
-    from localr1.kernels.gpu import fused
+    """Triton's kernels, if they give what torch operations give. Raises whatever Triton does."""
+    from localr1.kernels.gpu import fused, plain, trial
 
     modern = torch.cuda.get_device_capability(device) >= (8, 0)
     kernels = fused.FusedKernels(torch.bfloat16 if modern else torch.float16, tensor_cores=modern)
-    ones = torch.ones(1, 32, device=device)
-    kernels.rms_norm(ones, ones[0], 0.0)
-    torch.cuda.synchronize(device)
-    return kernels
+    wrong = trial.differing(kernels, plain.PlainKernels(), device)
+    return plain.PlainKernels(f"Triton's {wrong} gives wrong numbers on this GPU") if wrong else kernels

@@ -1,0 +1,63 @@
+"""Whether one set of kernels gives on a device what another gives, by one small call of each.
+
+Owns the inputs. Their shapes are those of common models where a shape decides how a kernel is compiled, so that one
+that a device cannot hold, or that is compiled wrongly for it, is found before a model stands on it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from localr1.kernels.gpu import Kernels
+
+TOLERANCE = 3e-2
+"""Of the largest value: some products take 16-bit operands."""
+FEW_ROWS, MANY_ROWS = 2, 24
+INPUTS, OUTPUTS, EXPERTS, TOP_K = 512, 1024, 4, 2
+HEADS, LATENT, ROTARY = 16, 512, 64
+KV_HEADS, HEAD_SIZE = 4, 128
+COMMITTED = 40
+
+
+def differing(kernels: Kernels, wanted: Kernels, device: torch.device) -> str:
+    """The first kernel whose result is not finite or not near the wanted one's; empty where there is none."""
+    for name, call in _calls(device).items():
+        got, want = call(kernels), call(wanted)
+        if not bool((got - want).abs().max() <= TOLERANCE * want.abs().max()):
+            return name
+    return ""
+
+
+def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    def weights(*shape: int) -> Tensor:
+        return torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator).to(device)
+
+    def routed(rows: int) -> Callable[[Kernels], Tensor]:
+        expert_TK = torch.stack([torch.randperm(EXPERTS, generator=generator)[:TOP_K] for _ in range(rows)]).to(device)
+        weight_TK = torch.rand(rows, TOP_K, generator=generator).to(device)
+        return lambda kernels: kernels.routed_ffn(x_TD[:rows], slab_XM, scb_XS, slot_E, expert_TK, weight_TK)
+
+    x_TD, norm_D = numbers(MANY_ROWS, INPUTS), numbers(INPUTS)
+    q_OD, scb_O = weights(OUTPUTS, INPUTS), numbers(OUTPUTS).abs()
+    slab_XM = weights(EXPERTS, 3 * OUTPUTS * INPUTS)
+    scb_XS = numbers(EXPERTS, 2 * OUTPUTS + INPUTS).abs() / INPUTS**0.5
+    slot_E = torch.tensor([2, 0, -1, 1], dtype=torch.int32, device=device)
+    q_latent_THC, q_rope_THR = numbers(FEW_ROWS, HEADS, LATENT), numbers(FEW_ROWS, HEADS, ROTARY)
+    latent_SW = numbers(COMMITTED + FEW_ROWS, LATENT + ROTARY).to(torch.bfloat16)
+    q_THd = numbers(FEW_ROWS, HEADS, HEAD_SIZE)
+    cache_SW = numbers(COMMITTED + FEW_ROWS, 2 * KV_HEADS * HEAD_SIZE).to(torch.bfloat16)
+    scale = (LATENT + ROTARY) ** -0.5
+    return {
+        "rms_norm": lambda kernels: kernels.rms_norm(x_TD, norm_D, 1e-6),
+        "linear": lambda kernels: kernels.linear(x_TD[:FEW_ROWS], q_OD, scb_O),
+        "routed_ffn": routed(FEW_ROWS),
+        "routed_ffn of many rows": routed(MANY_ROWS),
+        "mla_attention": lambda kernels: kernels.mla_attention(q_latent_THC, q_rope_THR, latent_SW, COMMITTED, scale),
+        "gqa_attention": lambda kernels: kernels.gqa_attention(q_THd, cache_SW, KV_HEADS, COMMITTED, HEAD_SIZE**-0.5),
+    }
