@@ -9,10 +9,15 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 FIRST = ("kernels/test_features.py", "bench/test_claims.py")
-"""They compile the kernels, which takes minutes once."""
+"""They compile kernels of their own, which takes minutes once."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):  # or each of the processes would compile all kernels
+        from localr1.kernels import compilation
+
+        for _ in compilation.fill_disk():
+            pass
     import torch
 
     torch.set_num_threads(1)

@@ -1,11 +1,13 @@
 """Which compiled functions there are, and their compilation ahead of the first use.
 
 Owns the one signature each kernel is compiled for: read-only inputs (a mapped file is read-only; writable arrays fit
-too), so that no call ever compiles a second version in the middle of an answer. Compiling everything takes some tens
-of seconds once; numba keeps the result on disk, and loading it from there takes about a second.
+too), so that no call ever compiles a second version in the middle of an answer. Compiling everything takes a core about
+two minutes once; numba keeps the result on disk, and loading it from there takes about a second. So other processes
+compile (see `compile_ahead`), on as many cores as there are, and this one loads.
 """
 
 import ctypes
+import sys
 from collections.abc import Collection, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -29,8 +31,10 @@ from localr1.kernels import (
     stack,
     symbols,
 )
+from localr1.kernels.compile_ahead import compile_ahead
 from localr1.kernels.features import BITS
 from localr1.kernels.jit import JOB, job_address, on_disk
+from localr1.kernels.threads import physical_cores
 
 
 def array(element: Any, dimensions: int, writable: bool = False) -> Any:
@@ -88,6 +92,17 @@ KERNELS: dict[str, Kernel] = (VECTOR if BITS else PLAIN) | {
 }
 
 
+SYMBOLS = "inner loops"
+"""What all others call by name (see `symbols`), where kernels are named."""
+TOGETHER = (
+    (SYMBOLS, "linear", "head_block", "mtp_front"),
+    ("routed_ffn", "feed_forward_block"),
+    ("mla_block", "gqa_block"),
+    ("mla_attention", "gqa_attention", "stack", "rms_norm", "embed", "read"),
+)
+"""Who compiles one of these needs less time for the next. Each takes about as long, but the last, which is shorter."""
+
+
 def signature_of(kernel: Kernel) -> tuple[Any, ...]:
     """With the job's address."""
     return kernel.signature if kernel.job is None else (I64, *kernel.signature)
@@ -103,8 +118,11 @@ def is_compiled(name: str) -> bool:
 @cache
 def compile_kernel(name: str) -> Any:
     """Compile one kernel, or load it from disk; returns it."""
-    kernel = KERNELS[name]
     symbols.define_symbols()
+    return _compiled(KERNELS[name])
+
+
+def _compiled(kernel: Kernel) -> Any:
     code = None if kernel.job is None else job_address(kernel.job)
     if signature_of(kernel) not in kernel.function.overloads:
         kernel.function.compile(signature_of(kernel))
@@ -118,22 +136,56 @@ def run_job(name: str, frame: Any) -> None:
     job(frame.ctypes.data, 0)
 
 
-def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[str]:
-    """Compile the named kernels (all by default), yielding each one's name before its turn."""
-    for name in names:
+def compile_to_disk(name: str) -> None:
+    """Compile one kernel, or SYMBOLS, in a process that never runs it."""
+    symbols.define_placeholders()
+    if name != SYMBOLS:
+        _compiled(KERNELS[name])
+        return
+    for function, signature in symbols.NAMED:
+        function.compile(signature)
+
+
+class Turn(NamedTuple):
+    """What `compile_all` is about to do."""
+
+    what: str
+    done: int
+    total: int
+
+    @classmethod
+    def compiling(cls, name: str, done: int, total: int) -> "Turn":
+        return cls(f"compiling {name} (first time only)", done, total)
+
+
+def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[Turn]:
+    """Load the named kernels (all by default), compiling those that the disk lacks."""
+    yield from fill_disk(names)
+    for done, name in enumerate(names):
         if not is_compiled(name):
-            yield name
+            yield Turn.compiling(name, done, len(names)) if is_cold(name) else Turn(f"loading {name}", done, len(names))
             compile_kernel(name)
 
 
-def cache_is_cold(names: Collection[str] = tuple(KERNELS)) -> bool:
-    """Whether the disk does not hold all of the named kernels compiled, so that `compile_all` will take long."""
-    for name in names:
+def fill_disk(names: Collection[str] = tuple(KERNELS)) -> Iterator[Turn]:
+    """Where there are several cores, have several processes compile what the disk lacks."""
+    lacking = [[name for name in group if (name in names or name == SYMBOLS) and is_cold(name)] for group in TOGETHER]
+    groups, total = [group for group in lacking if group], sum(map(len, lacking))
+    if len(groups) > 1 and physical_cores() > 1 and sys.executable and not getattr(sys, "frozen", False):
+        for done, name in enumerate(compile_ahead(groups, physical_cores())):
+            yield Turn.compiling(name, done, total)
+
+
+def is_cold(name: str) -> bool:
+    """Whether neither this process nor the disk holds the kernel, or SYMBOLS, compiled."""
+    if name == SYMBOLS:
+        needed: Collection[tuple[Any, tuple[Any, ...]]] = symbols.NAMED
+    else:
         kernel = KERNELS[name]
-        function, signature = (kernel.function, kernel.signature) if kernel.job is None else (kernel.job, JOB)
-        if signature not in function.overloads and not on_disk(function, signature):
-            return True
-    return False
+        needed = ((kernel.function, kernel.signature) if kernel.job is None else (kernel.job, JOB),)
+    return any(
+        signature not in function.overloads and not on_disk(function, signature) for function, signature in needed
+    )
 
 
 def fused(attention_kernel: str, mtp: bool = False) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ NOT_COMPILED = (
     "blocks.py",
     "code_files.py",
     "compilation.py",
+    "compile_ahead.py",
     "cpu.py",
     "drafting.py",
     "gpu.py",

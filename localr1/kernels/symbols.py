@@ -1,5 +1,6 @@
 """What is compiled once, and given names by which everything else calls it: the innermost loops, and attention."""
 
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from localr1.kernels.jit import compiled, job_address
 
 LOOPS = (intrinsics, byte_products, attention_loops, byte_attention_loops, few_query_loops, up_projection_loops)
 """Whoever writes loops; importing them fills `EMITTERS`."""
+ATTEND_ROWS = "attend_rows"
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
@@ -57,6 +59,18 @@ def all_loop_addresses():  # type: ignore[no-untyped-def]
     return loop_addresses()
 
 
+NAMED = ((all_loop_addresses, ()), (attention.attend_job, (types.int64,)))
+"""The compiled functions that symbols are made of, and their signatures."""
+
+
+@cache
+def define_placeholders() -> None:
+    """Let what calls the symbols be compiled in this process, which must never run it."""
+    address = ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value
+    for name in (*present_loops(), ATTEND_ROWS):
+        llvm.add_symbol(SYMBOL_PREFIX + name, address)
+
+
 @cache
 def define_symbols() -> None:
     """Compile what has names, or load it from disk, before what calls it is compiled or loaded.
@@ -66,4 +80,4 @@ def define_symbols() -> None:
     get_num_threads()  # starts them
     for name, address in zip(present_loops(), all_loop_addresses(), strict=True):
         llvm.add_symbol(SYMBOL_PREFIX + name, address)
-    llvm.add_symbol(SYMBOL_PREFIX + "attend_rows", job_address(attention.attend_job, (types.int64,)))
+    llvm.add_symbol(SYMBOL_PREFIX + ATTEND_ROWS, job_address(attention.attend_job, (types.int64,)))

@@ -90,13 +90,10 @@ class System:
 
     def rates(self, facts: Facts) -> Progress[Rates]:
         has_gpu = facts.gpu is not None and facts.gpu.supported
-        stages = (*KERNELS, "RAM", "processor", "disk", *(("GPU",) if has_gpu else ()))
+        stages = ("RAM", "processor", "disk", *(("GPU",) if has_gpu else ()))
         names = iter(range(len(stages)))
-        cold = compilation.cache_is_cold(KERNELS)
-        for kernel in KERNELS:
-            stage = f"compiling {kernel} (first time only)" if cold else f"loading {kernel}"
-            yield LoadProgress(stage, next(names), len(stages))
-            compilation.compile_kernel(kernel)
+        for turn in compilation.compile_all(KERNELS):
+            yield LoadProgress(*turn)
         others = OtherPrograms()
         yield LoadProgress("measuring RAM", next(names), len(stages))
         read, row = _memory()

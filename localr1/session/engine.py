@@ -316,9 +316,8 @@ def compile_kernels(engine: Engine) -> Iterator[Event]:
     """Have the kernels ready; their first compilation takes a while, so it is shown as what it is."""
     attention = "mla_attention" if isinstance(engine.config.attention, MlaConfig) else "gqa_attention"
     names = ("rms_norm", "linear", "routed_ffn", attention, *compilation.fused(attention, engine.mtp is not None))
-    what = "compiling {} (first time only)" if compilation.cache_is_cold(names) else "loading {}"
-    for done, name in enumerate(compilation.compile_all(names)):
-        yield LoadProgress(what.format(name), done, len(names))
+    for turn in compilation.compile_all(names):
+        yield LoadProgress(*turn)
     if isinstance(engine.model, GpuModel):
         yield LoadProgress("getting the GPU's kernels ready")
         engine.model.warm_up()
