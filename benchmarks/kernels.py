@@ -213,8 +213,8 @@ def main() -> None:
     options = parser.parse_args()
     used = threads.set_threads(options.threads)
     torch.set_num_threads(used)
-    for turn in compilation.compile_all():
-        print(turn.what, file=sys.stderr)
+    for stage in compilation.compile_all():
+        print(stage.what, file=sys.stderr)
     bench = Bench(options.pool_mib << 20, options.seconds)
     print(
         f"{used} threads, {features.BITS}-bit vectors, pool {options.pool_mib} MiB; in brackets: neighbouring samples"

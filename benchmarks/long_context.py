@@ -127,8 +127,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     used = threads.set_threads(options.threads)
-    for turn in compilation.compile_all(("mla_block", "feed_forward_block")):
-        print(turn.what, file=sys.stderr)
+    for stage in compilation.compile_all(("mla_block", "feed_forward_block")):
+        print(stage.what, file=sys.stderr)
     rng, scratch = np.random.default_rng(0), blocks.Scratch()
     layers = [Layer(rng, options.depth + 8, scratch) for _ in range(options.layers)]
     print(f"{used} threads, {features.BITS}-bit vectors, {options.layers} layers")

@@ -146,34 +146,34 @@ def compile_to_disk(name: str) -> None:
         function.compile(signature)
 
 
-class Turn(NamedTuple):
+class Stage(NamedTuple):
     """What `compile_all` is about to do."""
 
     what: str
     done: int
     total: int
 
-    @classmethod
-    def compiling(cls, name: str, done: int, total: int) -> "Turn":
-        return cls(f"compiling {name} (first time only)", done, total)
 
-
-def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[Turn]:
+def compile_all(names: Collection[str] = tuple(KERNELS)) -> Iterator[Stage]:
     """Load the named kernels (all by default), compiling those that the disk lacks."""
     yield from fill_disk(names)
     for done, name in enumerate(names):
         if not is_compiled(name):
-            yield Turn.compiling(name, done, len(names)) if is_cold(name) else Turn(f"loading {name}", done, len(names))
+            yield Stage(_compiling(name) if is_cold(name) else f"loading {name}", done, len(names))
             compile_kernel(name)
 
 
-def fill_disk(names: Collection[str] = tuple(KERNELS)) -> Iterator[Turn]:
+def fill_disk(names: Collection[str] = tuple(KERNELS)) -> Iterator[Stage]:
     """Where there are several cores, have several processes compile what the disk lacks."""
     lacking = [[name for name in group if (name in names or name == SYMBOLS) and is_cold(name)] for group in TOGETHER]
     groups, total = [group for group in lacking if group], sum(map(len, lacking))
     if len(groups) > 1 and physical_cores() > 1 and sys.executable and not getattr(sys, "frozen", False):
         for done, name in enumerate(compile_ahead(groups, physical_cores())):
-            yield Turn.compiling(name, done, total)
+            yield Stage(_compiling(name), done, total)
+
+
+def _compiling(name: str) -> str:
+    return f"compiling {name} (first time only)"
 
 
 def is_cold(name: str) -> bool:

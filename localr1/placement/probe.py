@@ -92,8 +92,8 @@ class System:
         has_gpu = facts.gpu is not None and facts.gpu.supported
         stages = ("RAM", "processor", "disk", *(("GPU",) if has_gpu else ()))
         names = iter(range(len(stages)))
-        for turn in compilation.compile_all(KERNELS):
-            yield LoadProgress(*turn)
+        for stage in compilation.compile_all(KERNELS):
+            yield LoadProgress(*stage)
         others = OtherPrograms()
         yield LoadProgress("measuring RAM", next(names), len(stages))
         read, row = _memory()

@@ -73,6 +73,7 @@ class ExpertSlots:
         self._layer_row = {layer: row for row, layer in enumerate(cold.layers)}
         self._copier = Copier(cold, device)
         self._arrivals: list[Arrival] = []
+        self._driven_out: list[Expert] = []
         self.table = torch.full((len(cold.layers), cold.experts), -1, dtype=torch.int32, device=device)
         self.row_of = np.full((len(cold.layers), cold.experts), -1, np.int32)
         self._fill(count, list(resident))
@@ -150,18 +151,20 @@ class ExpertSlots:
     def shrink(self, count: int) -> None:
         """Give memory back: keep as many experts. ValueError when nothing would change.
 
-        Where the smaller slab finds no room either, which is raised as it comes, no expert is resident any more.
+        Where the smaller slab finds no room either, which is raised as it comes, no expert is resident until one does.
         """
         if not LEAST_ROWS <= count < self.count:
             raise ValueError(f"{self.count} slots cannot shrink to {count}")
         self.finish(wait=True)
-        kept = self.resident[:count]
+        self._driven_out = (self._driven_out or self.resident)[:count]
+        self.holds_all = False
         self.row_of.fill(-1)
         self.table.fill_(-1)
         self._make_slab(0)  # or both slabs would be there at once
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # or the new one would be cut from the old one's memory, and none given back
-        self._fill(count, kept)
+        self._fill(count, self._driven_out)
+        self._driven_out = []
 
     def close(self) -> None:
         """Let what is under way arrive, and end the copying thread."""

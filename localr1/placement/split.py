@@ -149,7 +149,8 @@ class SplitBank:
                 self.slots.begin(moves)
 
     def shrink(self, count: int) -> None:
-        """Give GPU memory back: so many slots from now on."""
+        """Give GPU memory back: so many slots from now on. Raises as `ExpertSlots.shrink`; then nothing moves."""
+        self.policy = None
         self.slots.shrink(count)
         if self._make_policy is not None:
             self.policy = self._make_policy(self.slots)

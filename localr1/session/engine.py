@@ -316,8 +316,8 @@ def compile_kernels(engine: Engine) -> Iterator[Event]:
     """Have the kernels ready; their first compilation takes a while, so it is shown as what it is."""
     attention = "mla_attention" if isinstance(engine.config.attention, MlaConfig) else "gqa_attention"
     names = ("rms_norm", "linear", "routed_ffn", attention, *compilation.fused(attention, engine.mtp is not None))
-    for turn in compilation.compile_all(names):
-        yield LoadProgress(*turn)
+    for stage in compilation.compile_all(names):
+        yield LoadProgress(*stage)
     if isinstance(engine.model, GpuModel):
         yield LoadProgress("getting the GPU's kernels ready")
         engine.model.warm_up()

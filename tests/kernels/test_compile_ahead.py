@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from localr1.kernels import compile_ahead
+from localr1.kernels import compilation, compile_ahead
 
 NAMES = ("rms_norm", "embed", "read")
 LOADED = f"""
@@ -17,6 +17,11 @@ compilation.compile_kernel("rms_norm")
 function, signature = compilation.KERNELS["rms_norm"].function, compilation.KERNELS["rms_norm"].signature
 print(function.stats.cache_hits[signature])
 """
+
+
+def test_every_kernel_has_its_group():
+    grouped = [name for group in compilation.TOGETHER for name in group]
+    assert len(set(grouped)) == len(grouped) and compilation.KERNELS.keys() | {compilation.SYMBOLS} <= set(grouped)
 
 
 def test_what_other_processes_compiled_is_loaded(tmp_path, monkeypatch):
