@@ -192,7 +192,10 @@ class Conversation:
         if form is not None:
             for token in answered:
                 form.take(token)
-        return Turn(len(tokens), tokens, splitter, budget=None, answer=[answer], form=form)
+        stream = engine.tokenizer.stream()
+        for token in answered:
+            stream.push(token)  # what follows is not the beginning of a text, of which some tokenizers drop a space
+        return Turn(len(tokens), tokens, splitter, budget=None, answer=[answer], form=form, stream=stream)
 
     def _new_form(self, thinking: bool) -> "Structure | None":
         """What the next answer is held to; a thought may come before, where the model is free to think."""

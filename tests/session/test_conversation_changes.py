@@ -7,6 +7,7 @@ from localr1.errors import UsageError
 from localr1.events import AnswerText, Notice, ReasoningText, ThoughtEnd, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.session import Engine
+from tests.chat.test_detokenize import sentencepiece
 from tests.session.test_conversation import Scripted, converse, model, say, texts, tokenizer
 
 __all__ = ["model", "tokenizer"]
@@ -61,6 +62,17 @@ def test_a_resumed_conversation_says_its_turns_and_goes_on(model: Scripted, toke
     assert texts(list(conversation.go_on()), AnswerText) == " three."
     assert contents(conversation) == ["Be brief.", "2 + 2?", "Four.", "Count.", "One two three."]
     assert tokenizer.decode(model.heard).endswith("</think>\n\nOne two three.")
+
+
+def test_what_follows_a_resumed_answer_keeps_its_space(model: Scripted) -> None:
+    """With SentencePiece, of whose text the first space is dropped."""
+    pieces = Tokenizer(sentencepiece())
+    conversation = converse(model, pieces)
+    conversation.resume([("Greet.", "Hello")])
+    word = pieces.token_id("▁world")
+    model.script = [word, word, model.eos]
+    assert texts(list(conversation.go_on()), AnswerText) == " world world"
+    assert contents(conversation) == ["Greet.", "Hello world world"]
 
 
 def test_undo_takes_back_the_last_turn(model: Scripted, tokenizer: Tokenizer) -> None:
