@@ -105,12 +105,13 @@ def told(frame, hidden, rotary):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline=True)
-def carve_partial(at, frame, G, queries, value_size, W):  # type: ignore[no-untyped-def]
-    """Room for each run's highest scores, sums and weighted values; the address behind it."""
+def carve_partial(at, frame, G, queries, heads, value_size, W):  # type: ignore[no-untyped-def]
+    """Room for each run's highest scores, sums and weighted values; the address behind it. A token has `heads` of the
+    `queries` that read the same rows."""
     P, (rows, columns) = padded_queries(queries), padded_values(queries, value_size)
     runs, tokens = frame[THREADS], frame[TOKENS]
     if frame[ARENA]:
-        runs = runs_of(frame[START] + tokens, W, tokens, queries // tokens, runs)
+        runs = runs_of(frame[START] + tokens, W, tokens, heads, runs)
     total_at = after(at, runs * G * P, 4)
     sum_at = after(total_at, runs * G * P, 4)
     sums = block_at(sum_at, runs, G, rows, columns)

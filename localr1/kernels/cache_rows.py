@@ -6,7 +6,7 @@ for the row: [latent C in C / 2 words | rotary key R bfloat16 | scale float32], 
 
 import numpy as np
 
-from localr1.kernels.jit import bits_of_float, compiled, copy_numbers, nearest, widen
+from localr1.kernels.jit import bits_of_float, compiled, copy_numbers, float_from_bits, nearest, widen
 
 INT8, BF16, FLOAT32 = 0, 1, 2
 
@@ -32,13 +32,14 @@ def store_numbers(x_W, words, kind):  # type: ignore[no-untyped-def]
 
 @compiled()
 def store_latent(x_W, C, words, kind):  # type: ignore[no-untyped-def]
-    """A row [latent C | rotary key R] of a kind."""
+    """A row [latent C | rotary key R] of a kind. The scale of a latent that is not finite is not finite either."""
     if kind != INT8:
         store_numbers(x_W, words, kind)
         return
-    top = np.float32(0.0)
+    top_bits = np.int32(0)  # those of not-a-number are above infinity's
     for c in range(C):
-        top = max(top, abs(x_W[c]))
+        top_bits = max(top_bits, bits_of_float(x_W[c]) & np.int32(0x7FFFFFFF))
+    top = float_from_bits(top_bits)
     times = np.float32(127.0) / top if top > 0 else np.float32(0.0)
     numbers = words.view(np.int8)
     for c in range(C):

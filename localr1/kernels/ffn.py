@@ -194,21 +194,22 @@ def run_few(x_TD, routes, middle, out_TD, keep, crew, phase):  # type: ignore[no
     """A thread's share of a call of few tokens, in two phases from `phase` on; it packs rows for itself."""
     (T, D), count = x_TD.shape, routes[0]
     pairs, groups = count[PAIRS], count[GROUPS]
+    alone = T == 1 and count[BUSIEST] <= 1  # one row for all groups
     x_start, middle_start = np.zeros(groups + 1, np.int64), np.empty(groups + 1, np.int64)
     place_groups(routes, D, x_start, middle_start)
-    if T == 1:
-        x_start[:] = 0  # one row for all groups
-    x_numbers, middle_numbers = few_size(D, 1) if T == 1 else x_start[groups], middle_start[groups]
+    if alone:
+        x_start[:] = 0
+    x_numbers, middle_numbers = few_size(D, 1) if alone else x_start[groups], middle_start[groups]
     x_room, middle_room = private_room(2 * x_numbers), private_room(2 * middle_numbers)
     x = (int16s_at(room_start(x_room), x_numbers), x_start, np.empty(pairs, np.float64))
     packed_middle = (int16s_at(room_start(middle_room), middle_numbers), middle_start, np.empty(pairs, np.float64))
-    if T == 1:
+    if alone:
         x[2][:] = pack_few(address_of(x_TD), D, x[0], 0, 1)
     else:
         for g in range(groups):
             pack_group(g, address_of(x_TD), D, routes, x)
     gate_and_up(routes, D, x, middle, crew, phase)
-    row_n = np.arange(T)
+    row_n = np.arange(count[BUSIEST])
     for g in range(groups):
         pack_middle_group(g, middle, routes, packed_middle, row_n)
     down(routes, packed_middle, out_TD, keep, crew, phase + 1)

@@ -109,7 +109,7 @@ def gqa_job(frame_at, me):  # type: ignore[no-untyped-def]
     q_at = frame[ARENA]
     k_at = after(q_at, T * H * d, 4)
     v_at = after(k_at, T * G * d, 4)
-    partial, end = carve_partial(after(v_at, T * G * d, 4), frame, G, T * heads, d, W)
+    partial, end = carve_partial(after(v_at, T * G * d, 4), frame, G, T * heads, heads, d, W)
     if frame[ARENA] == 0:
         frame[ARENA] = end
         return

@@ -281,7 +281,7 @@ def mla_job(frame_at, me):  # type: ignore[no-untyped-def]
     row_at = after(q_at, T * q_width, 4)
     out_at = after(row_at, T * W, 4)
     query_at = after(out_at, T * O, 4)
-    partial, end = carve_partial(after(query_at, T * H * W, 4), frame, 1, N * H, C, W)
+    partial, end = carve_partial(after(query_at, T * H * W, 4), frame, 1, N * H, H, C, W)
     if frame[ARENA] == 0:
         frame[ARENA] = end
         return

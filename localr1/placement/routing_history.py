@@ -126,7 +126,7 @@ class RoutingHistory:
         pending, self._pending = self._pending, []
         identity = self.identity
         asked = ((self._row_of[layer], _array(expert_TK), foretold) for layer, expert_TK, foretold in pending)
-        calls = [call for call in asked if call[1].shape[1] == identity.top_k]
+        calls = [call for call in asked if call[1].shape[1] == identity.top_k and call[1].min(initial=0) >= 0]
         hints = self._hinted([foretold for row, _, foretold in calls if row == 0])
         routes = Routes.of(identity.layers, identity.experts, [call[:2] for call in calls], hints)
         chosen = np.bincount(routes.numbers().reshape(-1), minlength=self._new_counts.size)

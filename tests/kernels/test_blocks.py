@@ -103,6 +103,28 @@ def test_latent_attention(T, start, D, H, N, R, V, C, rank, wide, kind):
     assert row_error(got, want + product(out, given.out)) < (BYTE_TOLERANCE if kind == "int8" else TOLERANCE)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("at", [0, 8, 32])
+@pytest.mark.parametrize("kind", ["float32", "bf16", "int8"])
+def test_a_latent_that_is_not_finite_shows(kind, at, broken):
+    rng, (D, H, N, R, V, C) = np.random.default_rng(at), (64, 2, 8, 4, 8, 33)
+    given = blocks.MlaWeights(
+        rows(rng, D),
+        matrix(rng, H * (N + R), D),
+        None,
+        None,
+        matrix(rng, C + R, D),
+        rows(rng, C),
+        rows(rng, H, N + V, C),
+        matrix(rng, D, H * V),
+    )
+    given.kv_norm_C[at] = broken
+    x, (cos, sin) = rows(rng, 1, D), rotations(rng, 1, R)
+    block = blocks.mla_block(given, N, R, True, EPS, EPS, (N + R) ** -0.5, blocks.Scratch())
+    block(x, cos, sin, cache_of(rng, kind, 6, C, C + R))
+    assert not np.isfinite(x).any()
+
+
 @pytest.mark.parametrize("kind", ["float32", "bf16"])
 @pytest.mark.parametrize(
     ("T", "start", "D", "H", "G", "d", "normed"),

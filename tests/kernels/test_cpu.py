@@ -204,9 +204,11 @@ def test_negative_expert_numbers_add_nothing(T):
     check_ffn(x, experts, scb, expert, weight)
 
 
-def test_an_expert_named_twice_counts_twice():
-    x, experts, scb, expert, weight = make_ffn(np.random.default_rng(3), 12, 60, 37, 4, 3)
-    expert[:] = 2
+@pytest.mark.parametrize("named", [slice(None), slice(2)])
+@pytest.mark.parametrize("T", [1, 2, 6, 8, 9, 12])
+def test_an_expert_named_twice_counts_twice(T, named):
+    x, experts, scb, expert, weight = make_ffn(np.random.default_rng(3), T, 60, 37, 4, 3)
+    expert[:, named] = 2
     check_ffn(x, experts, scb, expert, weight)
 
 

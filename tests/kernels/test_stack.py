@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from localr1.kernels import blocks
-from tests.kernels.test_blocks import matrix, rotations
+from tests.kernels.test_blocks import cache_of, matrix, rotations
 from tests.kernels.test_cpu import rows, weights
 
 if not blocks.MOST_ROWS:
     pytest.skip("no integer vector path on this processor", allow_module_level=True)
 
+from localr1.kernels import stacked
 from localr1.kernels.drafting import MOST_GUESSES, Draft
 from localr1.kernels.mtp_block import MtpFront
 from localr1.kernels.stacked import Stack
@@ -92,24 +93,48 @@ def test_a_stack_may_have_no_experts():
     assert np.array_equal(start_x, x) and np.array_equal(cache, kept)
 
 
-def make_draft(rng, scratch, V, carries_normed):
+LATENT_HEADS, NOPE, ROPE, LATENT = 8, 16, 8, 64
+
+
+def latent_attention(rng, scratch):
+    heads = LATENT_HEADS
+    given = blocks.MlaWeights(
+        np.ones(D, np.float32),
+        matrix(rng, heads * (NOPE + ROPE), D),
+        None,
+        None,
+        matrix(rng, LATENT + ROPE, D),
+        np.ones(LATENT, np.float32),
+        rows(rng, heads, 2 * NOPE, LATENT) / np.float32(np.sqrt(LATENT)),
+        matrix(rng, D, heads * NOPE),
+    )
+    return blocks.mla_block(given, NOPE, ROPE, True, EPS, EPS, (NOPE + ROPE) ** -0.5, scratch)
+
+
+def make_draft(rng, scratch, V, carries_normed, latent=False):
     """A draft and its parts."""
     ones = np.ones(D, np.float32)
     front = MtpFront(matrix(rng, V, D), ones, ones, matrix(rng, D, 2 * D), EPS, scratch)
-    attention, _ = make_layers(rng, scratch, 1, F=16)[0]
+    attention = latent_attention(rng, scratch) if latent else make_layers(rng, scratch, 1, F=16)[0][0]
     feed = feed_forward(rng, scratch, True, F=16)
     head = HeadBlock(np.linspace(0.5, 1.5, D, dtype=np.float32), EPS, matrix(rng, V, D), scratch)
     return Draft(front, (attention, feed), head, scratch, carries_normed), (front, attention, feed, head)
 
 
+@pytest.mark.parametrize("latent", ["", "bf16", "int8"])
 @pytest.mark.parametrize("carries_normed", [False, True])
 @pytest.mark.parametrize("count", [1, 2, MOST_GUESSES])
 @pytest.mark.parametrize("T", [1, 3, blocks.MOST_ROWS])
-def test_a_draft_is_its_parts_one_by_one(T, count, carries_normed):
-    rng, scratch, S, V = np.random.default_rng(T), blocks.Scratch(), 20, 50
-    draft, (front, attention, feed, head) = make_draft(rng, scratch, V, carries_normed)
-    cos, sin = rotations(rng, T + count - 1, d)
+def test_a_draft_is_its_parts_one_by_one(T, count, carries_normed, latent, monkeypatch):
+    S = 950 if latent else 20  # just enough for a token's heads to cut the cache into runs
+    monkeypatch.setattr(blocks, "SMALL_WORK", 1)
+    monkeypatch.setattr(stacked, "SMALL_WORK", 1)
+    rng, scratch, V = np.random.default_rng(T), blocks.Scratch(), 50
+    draft, (front, attention, feed, head) = make_draft(rng, scratch, V, carries_normed, bool(latent))
+    cos, sin = rotations(rng, T + count - 1, ROPE if latent else d)
     hidden, cache = rows(rng, T, D), rows(rng, 1, S + count - 1, 2 * G * d)[0]
+    if latent:
+        cache = cache_of(rng, latent, S + count - 1, LATENT, LATENT + ROPE)
     tokens, kept, chosen, guesses = list(range(7, 7 + T)), cache.copy(), [], []
     pairs, states, done = tokens, hidden, 0
     for end in range(S, S + count):

@@ -172,6 +172,7 @@ def test_forwards_are_cut_at_the_first_layer() -> None:
 def test_calls_that_no_router_made_are_left_out():
     history = RoutingHistory.empty(WHO)
     history.observe(WHO.layers[0], np.arange(WHO.experts)[None])
+    history.observe(WHO.layers[0], np.array([[3, 1], [-1, -1]]))  # of a row that is not a number
     assert history.unsaved_tokens == 0 and not history.hotness().any()
 
 
