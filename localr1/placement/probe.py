@@ -43,6 +43,7 @@ AGREE = 1.05
 DISK_BYTES = 128 << 20
 DRIVER_TIMEOUT_S = 5.0
 KERNELS = ("read", "linear")
+"""What the rates are measured with; stand-in layers run all kernels."""
 KINDS: tuple[LayerKind, ...] = ("latent", "grouped")
 ROW_SHARE = 0.75
 """Of the streaming bandwidth, what the int8 kernel usually reaches at one row."""
@@ -92,7 +93,7 @@ class System:
         has_gpu = facts.gpu is not None and facts.gpu.supported
         stages = ("RAM", "processor", "disk", *(("GPU",) if has_gpu else ()))
         names = iter(range(len(stages)))
-        for stage in compilation.compile_all(KERNELS):
+        for stage in compilation.compile_all(KERNELS if self.measure_layers is None else tuple(compilation.KERNELS)):
             yield LoadProgress(*stage)
         others = OtherPrograms()
         yield LoadProgress("measuring RAM", next(names), len(stages))

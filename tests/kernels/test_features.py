@@ -55,8 +55,8 @@ def run_as(processor: str, enabled: str, *arguments: str) -> subprocess.Popen[st
 
 @pytest.mark.timeout(1200)
 def test_the_kernels_agree_with_the_reference_on_other_processors():
-    """On lesser ones, and where weight rows are read in one place, or in several, unlike here. All at once, since each
-    compiles for a minute."""
+    """On lesser ones, where weight rows are read in one place, or in several, unlike here, and where wide vectors
+    multiply no bytes. All at once, since each compiles for a minute."""
     lesser = [bits for bits in LESSER if bits < features.BITS]
     if not lesser:
         pytest.skip("this processor has no vectors to do without")
@@ -72,6 +72,8 @@ def test_the_kernels_agree_with_the_reference_on_other_processors():
     others = [("icelake-server" if features.STREAMS == 1 else "znver4", here)]
     if 256 in lesser:
         others.append(("znver3", LESSER[256][1]))
+    if features.BYTE_PRODUCTS:
+        others.append(("skylake-avx512", here.replace("+avx512vnni", "-avx512vnni").replace("+avxvnni", "-avxvnni")))
     runs += [run_as(*other, *pytest_arguments, "test_cpu.py", "-k", "linear") for other in others]
     said = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0] * len(runs), "\n".join(text[-3000:] for text in said)
