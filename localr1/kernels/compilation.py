@@ -168,7 +168,7 @@ def fill_disk(names: Collection[str] = tuple(KERNELS)) -> Iterator[Stage]:
     lacking = [[name for name in group if (name in names or name == SYMBOLS) and is_cold(name)] for group in TOGETHER]
     groups, total = [group for group in lacking if group], sum(map(len, lacking))
     if len(groups) > 1 and physical_cores() > 1 and sys.executable and not getattr(sys, "frozen", False):
-        for done, name in enumerate(compile_ahead(groups, physical_cores())):
+        for name, done in compile_ahead(groups, physical_cores()):
             yield Stage(_compiling(name), done, total)
 
 

@@ -16,19 +16,21 @@ from threading import Thread
 
 MOST_PROCESSES = 4
 """Of 300 MB each. More would wait for the longest one."""
+NEWS_S = 1.0
 
 
-def compile_ahead(groups: Sequence[Sequence[str]], processors: int) -> Iterator[str]:
-    """Have the named kernels compiled to the disk, those of a group by the same process.
+def compile_ahead(groups: Sequence[Sequence[str]], processors: int) -> Iterator[tuple[str, int]]:
+    """Have the named kernels compiled to the disk, those of a group by the same process; ends when all are, or when the
+    processes have ended.
 
-    Yields, as often as there are names, or less where processes fail, one that is not compiled yet: at first, then
-    whenever one has been.
+    Yields a name that is not compiled yet and how many are: at first, whenever that changes, and every `NEWS_S`.
     """
     waiting: SimpleQueue[Sequence[str]] = SimpleQueue()
     ended: SimpleQueue[str | None] = SimpleQueue()
     for names in groups:
         waiting.put(names)
     left = [name for names in groups for name in names]
+    total = len(left)
     with ExitStack() as stack:
         working = 0
         for _ in range(min(processors, len(groups), MOST_PROCESSES)):
@@ -40,11 +42,13 @@ def compile_ahead(groups: Sequence[Sequence[str]], processors: int) -> Iterator[
                 stack.callback(process.kill)
                 working += 1
         while left and working:
-            yield left[0]
-            while working and (name := ended.get()) is None:
-                working -= 1
-            if name is not None:
-                left.remove(name)
+            yield left[0], total - len(left)
+            with suppress(Empty):
+                name = ended.get(timeout=NEWS_S)
+                if name is None:
+                    working -= 1
+                else:
+                    left.remove(name)
 
 
 def _hand_out(

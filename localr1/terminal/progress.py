@@ -135,17 +135,22 @@ class _StageDisplay(ABC):
 
 
 class LineDisplay(_StageDisplay):
-    """For logs and dumb terminals: a line every few seconds, and at once when a lasting stage starts."""
+    """For logs and dumb terminals: a line every few seconds, if it is another one, and at once when a lasting stage
+    starts."""
 
     _shown_s = 0.0
+    _shown = ""
 
     def _draw(self, stage: Stage, starts: bool) -> None:
         now_s = self._clock()
         if starts and not stage.lasting:
             self._shown_s = now_s
+            self._shown = ""
         elif starts or now_s - self._shown_s >= _LINE_EVERY_S:
-            self._shown_s = now_s
-            self._environment.status(": ".join(filter(None, [stage.label, stage.amount])))
+            self._shown_s, before = now_s, self._shown
+            self._shown = ": ".join(filter(None, [stage.label, stage.amount]))
+            if starts or self._shown != before:
+                self._environment.status(self._shown)
 
 
 class BarDisplay(_StageDisplay):

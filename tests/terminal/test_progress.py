@@ -52,6 +52,14 @@ def test_a_long_stage_in_a_log_is_told_now_and_then():
     assert err(shown).splitlines() == ["Reading the prompt: 200 of 400 tokens"]
 
 
+def test_a_log_says_nothing_twice():
+    shown, times = environment(), iter(range(0, 600, 6))
+    display = LineDisplay(shown, clock=lambda: next(times))
+    for done in (0, 0, 0, 1, 1):
+        display.show(LoadProgress("compiling", done, 2))
+    assert err(shown).splitlines() == ["Compiling: 0 of 2", "Compiling: 1 of 2"]
+
+
 def test_bars_leave_the_screen_as_lines():
     shown = environment(tty="e", TERM="xterm")
     assert follow(shown, download()) == "the store"
