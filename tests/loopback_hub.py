@@ -27,6 +27,8 @@ LARGE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".model"}
 CHUNK_BYTES = 64 << 10
 SEND_BUFFER_BYTES = 64 << 10
 SENDFILE_BYTES = 1 << 20
+PACED_S = 0.008
+"""Of a limited pace, what is sent at once."""
 API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<rev>[^/]+))?")
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 CDN = re.compile(r"/cdn/(?P<repo>[^/]+/[^/]+)/(?P<path>.+)")
@@ -363,10 +365,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_untouched(self, descriptor: int, start: int, length: int) -> None:
         """Without a fault the system copies from file to socket, so that the hub leaves the processor to the client."""
-        end = start + length
+        end, pace = start + length, self.hub.pace_bytes_per_s
+        most = min(SENDFILE_BYTES, max(CHUNK_BYTES, int(pace * PACED_S))) if pace else SENDFILE_BYTES
         self.wfile.flush()
         while start < end:
-            sent = os.sendfile(self.connection.fileno(), descriptor, start, min(end - start, SENDFILE_BYTES))
+            sent = os.sendfile(self.connection.fileno(), descriptor, start, min(end - start, most))
             if not sent:
                 raise ConnectionResetError("the file ended early")
             self.hub.count(sent)

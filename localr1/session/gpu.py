@@ -315,33 +315,26 @@ def _translated(run: Callable[[], T]) -> T:
     """Run; a failing device is a LocalR1Error, memory that runs out is torch's OutOfMemoryError, whoever says it."""
     try:
         return run()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, LocalR1Error):
         raise
-    except RuntimeError as error:
+    except Exception as error:
         if kernels.out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
-        if (told := device_error(error)) is None:
+        if (told := _device_error(error)) is None:
             raise
         raise told from error
-    except Exception as error:
-        if not kernels.triton_failed(error):
-            raise
-        text = f"Triton failed on this GPU: {type(error).__name__}: {first_line(error)}"
-        raise LocalR1Error(text, "install another version of Triton, or run on the CPU with --vram 0") from error
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
-def device_error(error: RuntimeError) -> LocalR1Error | None:
-    """What to tell the user where the driver or the device failed; None where it was something else."""
-    if not kernels.device_failed(error):
-        return None
-    return LocalR1Error(
-        f"the GPU failed: {first_line(error)}",
-        "start localr1 again; if it happens again, update the driver, or run on the CPU with --vram 0",
-    )
+def _device_error(error: Exception) -> LocalR1Error | None:
+    """What to tell the user where Triton, the driver or the device failed; None where it was something else."""
+    what = (str(error).splitlines() or [""])[0]
+    if kernels.triton_failed(error):
+        text = f"Triton failed on this GPU: {type(error).__name__}: {what}"
+        return LocalR1Error(text, "install another version of Triton, or run on the CPU with --vram 0")
+    if kernels.device_failed(error):
+        hint = "start localr1 again; if it happens again, update the driver, or run on the CPU with --vram 0"
+        return LocalR1Error(f"the GPU failed: {what}", hint)
+    return None
 
 
 def gpu_bytes() -> tuple[int, int] | None:
