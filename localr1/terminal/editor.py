@@ -4,14 +4,16 @@ Owns keys and completion. Does not know what commands do. Invariant: a message c
 Ctrl-D on an empty line raises EOFError, Ctrl-C KeyboardInterrupt; on another line it empties that.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.options import TerminalOptions
 from localr1.terminal.environment import Environment
-from localr1.terminal.keyboard import echoed, is_waiting
+from localr1.terminal.keyboard import TypedLines
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -26,7 +28,6 @@ QUOTES = '"""'
 MENU_ROWS = 5
 FEWEST_ROWS = 3
 """The message, the line of facts, and one to spare."""
-_CTRL_D = "\x04"
 _PASTE_BEGINS, _PASTE_ENDS = "\x1b[200~", "\x1b[201~"
 
 ReadMessage = Callable[[str], str]
@@ -35,25 +36,14 @@ ReadMessage = Callable[[str], str]
 
 def plain_reader(environment: Environment) -> ReadMessage:
     """Reads a line as it is; three quotation marks open a message of several lines and close it."""
-    stdin, stdout = environment.stdin, environment.stdout
+    typed = TypedLines(environment.stdin, environment.stdout)
 
     def read_line(prompt: str) -> str:
-        ahead = is_waiting(stdin)
         try:
-            with echoed(stdin):  # first, for a Ctrl-D that is typed at once upon the prompt
-                stdout.write(prompt)
-                stdout.flush()
-                line = stdin.readline()
-        except KeyboardInterrupt:
-            stdout.write("\n")  # below the line that it ended
+            return typed.read(prompt)
+        except (KeyboardInterrupt, EOFError):
+            environment.stdout.write("\n")  # below the line that it ended
             raise
-        if not line:
-            stdout.write("\n")
-        if not line or line.startswith(_CTRL_D):  # typed while nothing was read, it is a character like others
-            raise EOFError
-        if ahead:  # it was typed while nothing was echoed
-            stdout.write(line)
-        return line.rstrip("\n")
 
     def read_message(beginning: str) -> str:
         for line in beginning.splitlines():
@@ -86,6 +76,8 @@ def editor(
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.enums import EditingMode
     from prompt_toolkit.input.typeahead import get_typeahead
+    from prompt_toolkit.key_binding.key_processor import KeyPress
+    from prompt_toolkit.keys import Keys
     from prompt_toolkit.output.color_depth import ColorDepth
     from prompt_toolkit.styles import Style
 
@@ -112,11 +104,18 @@ def editor(
         output=screen,
     )
 
+    interrupts = _Interrupts()
+
     def read_message(beginning: str) -> str:
         def pre_run() -> None:
-            _after_history([*get_typeahead(session.app.input), *_pressed(typed_ahead())])
+            interrupted = [KeyPress(Keys.SIGINT)] if interrupts.take() else []
+            _after_history([*interrupted, *get_typeahead(session.app.input), *_pressed(typed_ahead())])
 
-        return session.prompt(default=beginning, pre_run=pre_run)
+        with interrupts.held():
+            message = session.prompt(default=beginning, pre_run=pre_run)
+        if interrupts.take():
+            raise KeyboardInterrupt
+        return message
 
     return read_message
 
@@ -133,6 +132,36 @@ def unquoted(text: str) -> str:
     if stripped.startswith(QUOTES):
         return stripped.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
     return stripped
+
+
+class _Interrupts:
+    """Ctrl-C as a signal while the editor is set up or taken down: it waits for the editor to take it, or for its end.
+
+    Or an event loop would be left half made or half closed, which writes a traceback when it is collected.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The editor takes them by itself while it runs, but on Windows, where they are not held."""
+        if sys.platform == "win32":
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._wait)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def take(self) -> bool:
+        """Whether there was one."""
+        waiting, self._waiting = self._waiting, False
+        return waiting
+
+    def _wait(self, signal_number: int, frame: object) -> None:
+        self._waiting = True
 
 
 def _fitted(text: str, columns: int) -> str:

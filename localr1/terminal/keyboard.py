@@ -33,26 +33,18 @@ def echoed(stdin: TextIO) -> Iterator[None]:
         yield
 
 
-def is_waiting(stdin: TextIO) -> bool:
-    """Whether a line was typed already, where the system can tell."""
-    if sys.platform != "win32" and stdin.isatty():
-        with suppress(OSError, ValueError):
-            return bool(select.select([stdin], [], [], 0)[0])
-    return False
-
-
 @contextmanager
 def _local_modes(stdin: TextIO, on: Sequence[str] = (), off: Sequence[str] = ()) -> Iterator[None]:
     """Within, these modes of the terminal, by their names in `termios`, are on or off."""
-    if sys.platform == "win32" or not stdin.isatty():
+    descriptor = _terminal(stdin)
+    if sys.platform == "win32" or descriptor is None:
         yield
         return
     import termios
 
     try:
-        descriptor = stdin.fileno()
         before = termios.tcgetattr(descriptor)
-    except (OSError, termios.error):
+    except termios.error:
         yield
         return
     within = [*before]
@@ -67,10 +59,19 @@ def _local_modes(stdin: TextIO, on: Sequence[str] = (), off: Sequence[str] = ())
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
+def _terminal(stdin: TextIO) -> int | None:
+    """Its descriptor, where it is a terminal whose keys can be read one by one."""
+    with suppress(OSError, ValueError):
+        if sys.platform != "win32" and stdin.isatty():
+            return stdin.fileno()
+    return None
+
+
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?<]*[ -/]*[@-~]|O.|.)?")
 _ENTER = re.compile(r"[\r\n]")
 _ERASING = re.compile(r"[\x08\x7f]")
 _ERASING_WORD, _ERASING_LINE = "\x17", "\x15"
+_CTRL_D = "\x04"
 _LONGEST_READ = 65536
 _LONGEST_SEEN = 400
 _MARK_PASTES, _MARK_NONE = "\x1b[?2004h", "\x1b[?2004l"
@@ -90,10 +91,7 @@ class TypedAhead:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Nothing is heard where there is no terminal, nor on Windows, where what is typed waits unseen."""
-        try:
-            keys = self._stdin.fileno() if sys.platform != "win32" and self._stdin.isatty() else None
-        except OSError:
-            keys = None
+        keys = _terminal(self._stdin)
         if keys is None:
             yield
             return
@@ -124,7 +122,7 @@ class TypedAhead:
 
     def _listen(self, keys: int, ended: int) -> None:
         """Until the other end of `ended`, which is closed here, is closed."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder = _decoder(self._stdin)
         with os.fdopen(ended):
             while True:
                 ready, _, _ = select.select([keys, ended], [], [])
@@ -138,6 +136,61 @@ class TypedAhead:
                     return
                 self._heard += decoder.decode(typed)
                 self._tell(seen(self._heard[-_LONGEST_SEEN:]))
+
+
+class TypedLines:
+    """Lines that the terminal itself lets a person edit; within `unechoed`, so that each is echoed while it is read.
+
+    What was typed before comes as it was pressed: several lines in one piece, the last of them open, and with a Ctrl-D
+    as a character like others. It is shown when its line is read.
+    """
+
+    def __init__(self, stdin: TextIO, stdout: TextIO) -> None:
+        self._stdin, self._stdout = stdin, stdout
+        self._terminal = _terminal(stdin)
+        self._decoder = _decoder(stdin)
+        self._left = ""
+
+    def read(self, prompt: str) -> str:
+        """The next line without its end. EOFError for a Ctrl-D at its beginning, or the end of the input."""
+        with echoed(self._stdin):  # first, for a key that is typed at once upon the prompt
+            ahead = bool(self._left) or self._is_waiting()
+            self._write(prompt)
+            piece = self._left or self._piece()
+            line, end, self._left = piece.partition("\n")
+            if not piece or line.startswith(_CTRL_D):
+                raise EOFError
+            if ahead:
+                line = seen(line.replace("\t", " "))
+                self._write(line + end)
+            while not end and (piece := self._piece()):
+                rest, end, self._left = piece.partition("\n")
+                line += rest
+        return line
+
+    def _is_waiting(self) -> bool:
+        return self._terminal is not None and bool(select.select([self._terminal], [], [], 0)[0])
+
+    def _piece(self) -> str:
+        """A line, or what there is of one that was not ended by Enter; "" for the end."""
+        if self._terminal is None:
+            return self._stdin.readline()
+        while True:
+            try:
+                keys = os.read(self._terminal, _LONGEST_READ)
+            except OSError:  # the terminal is gone
+                return ""
+            text = self._decoder.decode(keys, final=not keys)
+            if text or not keys:
+                return text
+
+    def _write(self, text: str) -> None:
+        self._stdout.write(text)
+        self._stdout.flush()
+
+
+def _decoder(stdin: TextIO) -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder(stdin.encoding or "utf-8")("replace")
 
 
 _LINE_END = "⏎"

@@ -69,6 +69,7 @@ class Terminal:
             encoding="utf-8",
             codec_errors="replace",
             env=kept | settings | dict(variables),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         )
         self._child.delaybeforesend = None
         self._found = self._settings()

@@ -1,12 +1,13 @@
 import os
 import pty
+import select
 import sys
 import termios
 import threading
 
 import pytest
 
-from localr1.terminal.keyboard import TypedAhead, seen
+from localr1.terminal.keyboard import TypedAhead, TypedLines, seen, unechoed
 from tests.terminal.fakes import Stream
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -62,6 +63,48 @@ def test_ctrl_c_throws_nothing_away_while_keys_are_heard():
             assert termios.tcgetattr(end)[3] & termios.NOFLSH
         assert termios.tcgetattr(end) == before
     os.close(main)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "then", "lines", "shown"),
+    [
+        ("", "now\r", ["now"], "> "),
+        ("ahead\r", "now\r", ["ahead", "now"], "> ahead\n> "),
+        ("one\rtwo\r", "now\r", ["one", "two", "now"], "> one\n> two\n> "),
+        ("one\rbeg", "in\r", ["one", "begin"], "> one\n> beg"),
+        ("\x7fwr\x7f\x7fr\tight\x1b[D\r", "", ["r ight"], "> r ight\n"),
+        ("mid\x04", "dle\r", ["middle"], "> mid"),
+        ("\x04", "", [], "> "),
+        ("\x04\r", "", [], "> "),
+        ("one\r\x04", "", ["one"], "> one\n> "),
+        ("", "\x04", [], "> "),
+        ("", "one\r\x04", ["one"], "> > "),
+        ("", "one\x04\x04\x04", ["one"], "> > "),
+        ("é\rü", "ö\r", ["é", "üö"], "> é\n> ü"),
+    ],
+)
+def test_lines_typed_before_and_while_they_are_read_come_whole_and_ctrl_d_ends_them(ahead, then, lines, shown):
+    main, end = pty.openpty()
+
+    class Prompted(Stream):
+        def write(self, text):
+            if super().write(text) and self.getvalue().count("> ") == ahead.count("\r") + 1 and text == "> ":
+                os.write(main, then.encode())
+            return len(text)
+
+    stdout = Prompted()
+    with open(end, encoding="utf-8", closefd=False) as stdin, unechoed(stdin):
+        typed = TypedLines(stdin, stdout)
+        os.write(main, ahead.encode())
+        assert not ahead or select.select([end], [], [], 30)[0]
+        for line in lines:
+            assert typed.read("> ") == line
+        if not lines or "\x04" in (ahead + then)[-2:]:
+            with pytest.raises(EOFError):
+                typed.read("> ")
+    assert stdout.getvalue() == shown
+    os.close(main)
+    os.close(end)
 
 
 def test_forgetting_is_told():

@@ -1,4 +1,6 @@
+import asyncio
 import signal
+import sys
 
 import pytest
 from prompt_toolkit.input import create_pipe_input
@@ -68,6 +70,37 @@ def test_a_search_of_the_history_finds_its_line_in_every_mode_of_keys():
         conversation = FakeConversation()
         converse(f"apple pie{ENTER}pear{ENTER}{CTRL_R}APPLE{ENTER}{ENTER}{CTRL_D}", conversation, keys)
         assert conversation.asked == ["apple pie", "pear", "apple pie"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not held there")
+@pytest.mark.parametrize(("moment", "keys"), [("__init__", ""), ("close", ENTER)])
+def test_ctrl_c_while_the_editor_is_made_or_closed_breaks_nothing_and_is_heard(monkeypatch, moment, keys):
+    method = getattr(asyncio.SelectorEventLoop, moment)
+
+    def press_and_go_on(loop, *arguments) -> None:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        method(loop, *arguments)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, moment, press_and_go_on)
+    conversation = FakeConversation()
+    shown = converse(f"{keys}asked{ENTER}{CTRL_D}", conversation)
+    assert err(shown).count("Ctrl-C again leaves.") == 1
+    assert conversation.asked == ["asked"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not held there")
+def test_ctrl_c_as_the_editor_closes_upon_another_leaves(monkeypatch):
+    close = asyncio.SelectorEventLoop.close
+
+    def press_and_close(loop) -> None:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        close(loop)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "close", press_and_close)
+    with pytest.raises(KeyboardInterrupt):
+        converse(f"{CTRL_C}never asked{ENTER}", FakeConversation())
 
 
 def test_what_follows_ctrl_c_at_once_has_the_history():
