@@ -4,7 +4,8 @@ Owns what each kernel must compute, in the fewest lines; speed is no concern of 
 quantized activations or the project. A kernel is right when it agrees with the function of its name here.
 
 Shape suffixes: T new tokens, S cached and new tokens, D inputs, O outputs, E experts, K experts of a token,
-F feed-forward, H heads, C latent, R rotary, G key-value heads, d head size, W width of a cache row.
+F feed-forward, H heads, C latent, R rotary, P its pairs, N nope, G key-value heads, d head size, W width of a cache
+row.
 """
 
 import numpy as np
@@ -69,6 +70,40 @@ def rms_norm(x_TD: Array, weight_D: Array, eps: float, out_TD: Array) -> None:
     """As `cpu.rms_norm`."""
     x = x_TD.astype(np.float64)
     out_TD[:] = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight_D
+
+
+def head_product(x_THN: Array, weight_HNO: Array, out_THO: Array) -> None:
+    """out = x W, a matrix for every head."""
+    out_THO[...] = np.einsum("thn,hno->tho", x_THN.astype(np.float64), weight_HNO.astype(np.float64))
+
+
+def rotate(x_THR: Array, angle_TP: Array, interleaved: bool) -> Float64:
+    """Pairs turned by their angles (RoFormer, section 3.2); neighbours, or R / 2 apart as they always come out."""
+    x, P = x_THR.astype(np.float64), angle_TP.shape[1]
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :P], x[..., P:])
+    cos, sin = np.cos(angle_TP)[:, None], np.sin(angle_TP)[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def route(
+    x_TD: Array,
+    weight_ED: Array,
+    bias_E: Array | None,
+    scale: float,
+    by_softmax: bool,
+    normalize: bool,
+    expert_TK: Array,
+    weight_TK: Array,
+) -> None:
+    """The K largest scores, plus bias, of each token, the largest first, and those scores as weights (DeepSeek-V2,
+    section 2.2; DeepSeek-V3, section 2.1.2)."""
+    logit = x_TD.astype(np.float64) @ weight_ED.astype(np.float64).T
+    score = softmax(logit) if by_softmax else sigmoid(logit)
+    value = score if bias_E is None else score + bias_E.astype(np.float64)
+    expert = np.argsort(-value, axis=1, kind="stable")[:, : expert_TK.shape[1]]
+    expert_TK[...] = expert
+    weight = np.take_along_axis(score, expert, axis=1)
+    weight_TK[...] = scale * (weight / weight.sum(axis=1, keepdims=True) if normalize else weight)
 
 
 def dequantize(q: Array, scb: Array) -> Float64:

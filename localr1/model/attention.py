@@ -13,7 +13,7 @@ from torch import Tensor
 from localr1.model.config import GqaConfig, ModelConfig
 from localr1.model.decoder import Norm
 from localr1.model.linear import Cache, Position, TensorSpec, Weights
-from localr1.model.rope import Rotation, rotate
+from localr1.model.rope import Rotation
 
 BLOCK_SCORES = 1 << 22
 """Attention scores held at once, in float32 values (16 MiB)."""
@@ -96,7 +96,7 @@ class GroupedQueryAttention:
         self.layout = config.rope.layout
         self.layer = layer
         self.kernel_rows = kernel_rows
-        self.attend = weights.ops.gqa_attention
+        self.ops = weights.ops
         self.scale = gqa.head_dim**-0.5
         self.q_proj = weights.linear(f"{prefix}.q_proj")
         self.k_proj = weights.linear(f"{prefix}.k_proj")
@@ -106,17 +106,17 @@ class GroupedQueryAttention:
         self.k_norm = Norm(weights, f"{prefix}.k_norm.weight", config.norm_eps) if gqa.qk_norm else None
 
     def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
-        rows, heads = x_TD.shape[0], self.gqa.num_heads
-        q_THd = self.q_proj(x_TD).view(rows, heads, -1)
+        rows = x_TD.shape[0]
+        q_THd = self.q_proj(x_TD).view(rows, self.gqa.num_heads, -1)
         k_TGd = self.k_proj(x_TD).view(rows, self.gqa.num_kv_heads, -1)
+        v_TGd = self.v_proj(x_TD).view(rows, self.gqa.num_kv_heads, -1)
         if self.q_norm is not None and self.k_norm is not None:
             q_THd, k_TGd = self.q_norm(q_THd), self.k_norm(k_TGd)
-        rotated = rotate(torch.cat((q_THd, k_TGd), dim=1), rotation, self.layout)
-        q_THd, k_TGd = rotated[:, :heads].contiguous(), rotated[:, heads:]
+        q_THd, row_TW = self.ops.grouped_front(q_THd, k_TGd, v_TGd, rotation, self.layout)
         start = cache.length
-        cache_SW = cache.append(self.layer, torch.cat((k_TGd.reshape(rows, -1), self.v_proj(x_TD)), dim=1))
+        cache_SW = cache.append(self.layer, row_TW)
         if rows <= self.kernel_rows:
-            out_THd = self.attend(q_THd, cache_SW, self.gqa.num_kv_heads, start, self.scale)
+            out_THd = self.ops.gqa_attention(q_THd, cache_SW, self.gqa.num_kv_heads, start, self.scale)
         else:
             out_THd = self._blocked(q_THd, cache_SW, start)
         return self.o_proj(out_THd.flatten(1))

@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from localr1.model.config import ModelConfig
+    from localr1.model.config import ModelConfig, RopeLayout
     from localr1.model.rope import Arrays, Rotation
 
 Linear = Callable[[Tensor], Tensor]
@@ -32,6 +32,9 @@ Embedding = Callable[[Tensor], Tensor]
 
 Position = int | Tensor
 """How many tokens are committed: a number, or one int64 [1] on the device, so that a recorded step can be replayed."""
+
+Route = Callable[[Tensor, Tensor, Tensor | None, int, float, bool, bool], tuple[Tensor, Tensor]]
+"""`(x_TD, weight_ED, bias_E, top_k, scale, softmax, normalize) -> (expert_TK, weight_TK)`: see `model.moe.Router`."""
 
 Storage = Literal["int8", "float"]
 
@@ -58,6 +61,34 @@ class Ops(Protocol):
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """x @ weight, or one product for each of the first axis, for a weight that may be kept in 16 bits."""
+        ...
+
+    def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
+        """x @ weight, a matrix a head, [T, H, O], perhaps a view; weights as in `product`."""
+        ...
+
+    def latent_front(
+        self,
+        q_THk: Tensor,
+        row_TW: Tensor,
+        norm_C: Tensor,
+        eps: float,
+        rotation: "Rotation",
+        layout: "RopeLayout",
+    ) -> tuple[Tensor, Tensor]:
+        """(the rotary part of the queries, rotated [T, H, R]; cache rows [rms_norm(latent) C | rotated key R]) of
+        queries that end in it, and rows [latent C | rotary key R]."""
+        ...
+
+    def grouped_front(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, rotation: "Rotation", layout: "RopeLayout"
+    ) -> tuple[Tensor, Tensor]:
+        """(rotated queries [T, H, d]; cache rows [rotated keys G*d | values G*d])."""
+        ...
+
+    @property
+    def route(self) -> "Route | None":
+        """A router without groups in few launches; None where there is no such."""
         ...
 
     def mla_attention(

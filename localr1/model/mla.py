@@ -20,7 +20,7 @@ from localr1.model.config import MlaConfig, ModelConfig, YarnScaling
 from localr1.model.decoder import Norm
 from localr1.model.latent_rows import unpack_latents
 from localr1.model.linear import Cache, Position, TensorSpec, Weights
-from localr1.model.rope import Rotation, rotate
+from localr1.model.rope import Rotation
 
 LATENT_NORM_EPS = 1e-6
 """Of `q_a_layernorm` and `kv_a_layernorm`, whatever `rms_norm_eps` says: the reference builds them with its default."""
@@ -59,14 +59,12 @@ class LatentAttention:
         self.o_proj = weights.linear(f"{prefix}.o_proj")
 
     def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
-        nope, rank = self.mla.qk_nope_head_dim, self.mla.kv_lora_rank
-        q_THk, row_TW = self._queries(x_TD), self.kv_a_proj(x_TD)
-        rotated = rotate(torch.cat((q_THk[..., nope:], row_TW[:, None, rank:]), dim=1), rotation, self.layout)
-        q_nope_THN, q_pe_THR, k_pe_TR = q_THk[..., :nope], rotated[:, :-1].contiguous(), rotated[:, -1]
+        q_THk, row_TW, norm = self._queries(x_TD), self.kv_a_proj(x_TD), self.kv_a_norm
+        q_pe_THR, row_TW = self.ops.latent_front(q_THk, row_TW, norm.weight, norm.eps, rotation, self.layout)
         start = cache.length
-        cache_SW = cache.append(self.layer, torch.cat((self.kv_a_norm(row_TW[:, :rank]), k_pe_TR), dim=-1))
+        cache_SW = cache.append(self.layer, row_TW)
         attend = self._by_kernel if len(x_TD) <= self.kernel_rows else self._cheapest(len(x_TD), cache_SW)
-        out_THV = attend(q_nope_THN, q_pe_THR, cache_SW, start)
+        out_THV = attend(q_THk[..., : self.mla.qk_nope_head_dim], q_pe_THR, cache_SW, start)
         return self.o_proj(out_THV.flatten(1))
 
     def _queries(self, x_TD: Tensor) -> Tensor:
@@ -122,10 +120,10 @@ class LatentAttention:
         return self._out_of_latent(out_1TC.view(-1, heads, rank))
 
     def _into_latent(self, q_nope_THN: Tensor) -> Tensor:
-        return self.ops.product(q_nope_THN.transpose(0, 1), self.key_up_HNC).transpose(0, 1)
+        return self.ops.head_product(q_nope_THN, self.key_up_HNC)
 
     def _out_of_latent(self, latent_THC: Tensor) -> Tensor:
-        return self.ops.product(latent_THC.transpose(0, 1), self.value_up_HVC.transpose(1, 2)).transpose(0, 1)
+        return self.ops.head_product(latent_THC, self.value_up_HVC.transpose(1, 2))
 
     def _expanded(self, q_nope_THN: Tensor, q_pe_THR: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         """Keys and values of as many heads at a time as `EXPANDED_VALUES` allows."""

@@ -11,18 +11,23 @@ from torch import Tensor
 
 from localr1.model.config import ModelConfig, MoeConfig
 from localr1.model.decoder import feed_forward_tensors
-from localr1.model.linear import ExpertBank, FeedForward, TensorSpec, Weights
+from localr1.model.linear import ExpertBank, FeedForward, Route, TensorSpec, Weights
 
 
 class Router:
-    """`x_TD -> (expert_TK int64, weight_TK float32)`, the K in no particular order."""
+    """`x_TD -> (expert_TK int64, weight_TK float32)`, the K in no particular order; by the device's own `route` where
+    it has one and there are no groups."""
 
-    def __init__(self, config: MoeConfig, weight_ED: Tensor, bias_E: Tensor | None) -> None:
+    def __init__(self, config: MoeConfig, weight_ED: Tensor, bias_E: Tensor | None, route: Route | None = None) -> None:
         self.config = config
         self.weight_ED = weight_ED
         self.bias_E = bias_E
+        self.route = route if config.num_groups == 1 else None
 
     def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        if self.route is not None:
+            rule = self.config.scoring == "softmax", self.config.normalize
+            return self.route(x_TD, self.weight_ED, self.bias_E, self.config.top_k, self.config.scale, *rule)
         logit_TE = F.linear(x_TD, self.weight_ED)
         if self.config.scoring == "softmax":
             return self._greedy(logit_TE.softmax(dim=-1))
@@ -78,7 +83,7 @@ def build_moe(config: ModelConfig, weights: Weights, experts: ExpertBank, layer:
     """The sparse feed-forward of `model.layers.{layer}.mlp`; `config.moe` must be set."""
     moe, prefix = _moe(config), f"model.layers.{layer}.mlp"
     bias_E = weights.tensor(f"{prefix}.gate.e_score_correction_bias") if moe.topk_method == "noaux_tc" else None
-    router = Router(moe, weights.tensor(f"{prefix}.gate.weight"), bias_E)
+    router = Router(moe, weights.tensor(f"{prefix}.gate.weight"), bias_E, weights.ops.route)
     shared = weights.feed_forward(f"{prefix}.shared_experts") if moe.shared_ff else None
     return MixtureOfExperts(layer, router, experts, shared)
 

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from localr1.kernels import gpu
 from localr1.kernels.gpu import Kernels, plain
-from localr1.model.config import UP_PROJECTIONS
+from localr1.model.config import UP_PROJECTIONS, RopeLayout
 from localr1.model.linear import (
     Embedding,
     FeedForward,
     FusedParts,
     Linear,
     Position,
+    Route,
 )
+from localr1.model.rope import Rotation
 from localr1.placement.split import FEW
 from localr1.weights.quantize import Int8Rows
 from localr1.weights.store import Store
@@ -51,6 +53,23 @@ class GpuOps:
         """In the weight's own type."""
         return torch.matmul(x.to(weight.dtype), weight).float()
 
+    def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
+        return self.kernels.head_product(x_THN, weight_HNO)
+
+    def latent_front(
+        self, q_THk: Tensor, row_TW: Tensor, norm_C: Tensor, eps: float, rotation: Rotation, layout: RopeLayout
+    ) -> tuple[Tensor, Tensor]:
+        return self.kernels.latent_front(q_THk, row_TW, norm_C, eps, *tables(rotation), layout == "interleaved")
+
+    def grouped_front(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, rotation: Rotation, layout: RopeLayout
+    ) -> tuple[Tensor, Tensor]:
+        return self.kernels.grouped_front(q_THd, k_TGd, v_TGd, *tables(rotation), layout == "interleaved")
+
+    @property
+    def route(self) -> Route:
+        return self.kernels.route
+
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float
     ) -> Tensor:
@@ -61,6 +80,11 @@ class GpuOps:
 
     def gqa_attention(self, q_THd: Tensor, cache_SW: Tensor, kv_heads: int, start: Position, scale: float) -> Tensor:
         return self.kernels.gqa_attention(q_THd, cache_SW, kv_heads, start, scale)
+
+
+def tables(rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Its tables [T, R]."""
+    return rotation.cos_T1R[:, 0], rotation.sin_T1R[:, 0]
 
 
 class GpuWeights:
@@ -81,10 +105,8 @@ class GpuWeights:
 
     def linear(self, prefix: str) -> Linear:
         (weight, scb), kernel = self._int8_rows(prefix), self.ops.kernels.linear
-        if prefix + ".bias" not in self._store:
-            return lambda x_TD: kernel(x_TD, weight, scb)
-        bias = self.tensor(prefix + ".bias")
-        return lambda x_TD: kernel(x_TD, weight, scb) + bias
+        bias = self.tensor(prefix + ".bias") if prefix + ".bias" in self._store else None
+        return lambda x_TD: kernel(x_TD, weight, scb, bias)
 
     def feed_forward(self, prefix: str) -> FeedForward:
         """One expert that every token chooses."""

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from localr1.kernels import cpu
 from localr1.kernels.features import BITS, BYTE_PRODUCTS
+from localr1.model.config import RopeLayout
 from localr1.model.linear import Position
+from localr1.model.rope import Rotation, rotate
 
 KERNEL_VALUES = 1 << 15
 """A norm of at most this many values is done by one thread, without torch's overhead; more are worth sharing out."""
@@ -25,6 +27,8 @@ class CpuOps:
     """`Ops` in RAM."""
 
     device = torch.device("cpu")
+    route = None
+    """Steps of few tokens choose in their blocks; for a chunk it hardly matters."""
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         if x.numel() > KERNEL_VALUES:
@@ -38,6 +42,25 @@ class CpuOps:
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """In float32: 16-bit weights are widened first, which takes less time than to read them twice as wide."""
         return torch.matmul(x, weight.float())
+
+    def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
+        return self.product(x_THN.transpose(0, 1), weight_HNO).transpose(0, 1)
+
+    def latent_front(
+        self, q_THk: Tensor, row_TW: Tensor, norm_C: Tensor, eps: float, rotation: Rotation, layout: RopeLayout
+    ) -> tuple[Tensor, Tensor]:
+        latent_TC, k_pe_TR = row_TW.tensor_split([norm_C.shape[0]], dim=1)
+        q_pe_THR = q_THk[..., -k_pe_TR.shape[1] :]
+        rotated = rotate(torch.cat((q_pe_THR, k_pe_TR[:, None]), dim=1), rotation, layout)
+        row_TW = torch.cat((self.rms_norm(latent_TC, norm_C, eps), rotated[:, -1]), dim=-1)
+        return rotated[:, :-1].contiguous(), row_TW
+
+    def grouped_front(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, rotation: Rotation, layout: RopeLayout
+    ) -> tuple[Tensor, Tensor]:
+        heads = q_THd.shape[1]
+        rotated = rotate(torch.cat((q_THd, k_TGd), dim=1), rotation, layout)
+        return rotated[:, :heads].contiguous(), torch.cat((rotated[:, heads:], v_TGd), dim=1).flatten(1)
 
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float

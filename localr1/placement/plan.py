@@ -49,7 +49,7 @@ PIECE_BYTES, SMALL_PIECES_BYTES = 20 << 20, 4 << 20
 """From the driver torch gets memory for tensors of up to 10 MiB in pieces of 20 MiB, in pieces of 2 MiB for those of up
 to 1 MiB, and for larger ones as much as they are (its CUDACachingAllocator)."""
 RECORDED_LAYER_BYTES = 512 << 10
-"""What the driver is taken to keep of a layer in a recording: 8 KiB for each of some 60 kernels and copies. PyTorch's
+"""What the driver is taken to keep of a layer in a recording: 16 KiB for each of some 30 kernels and copies. PyTorch's
 documentation of CUDAGraph trees knows 64 KiB each of drivers before 550 and no number of later ones. Not measured."""
 
 

@@ -18,6 +18,13 @@ MLA = [(1, 4, 24, 8, 5), (3, 3, 16, 4, 70), (2, 20, 40, 8, 33)]
 GQA = [(1, 4, 2, 16, 9), (2, 6, 3, 12, 100)]
 """T, H, G, d, rows committed before."""
 
+PRODUCT = [(1, 3, 20, 70), (2, 2, 130, 24), (8, 1, 5, 5), (11, 2, 16, 8)]
+"""T, H, N, O."""
+FRONT = [(1, 4, 2, 24, 8), (3, 3, 1, 20, 6), (12, 2, 2, 16, 2)]
+"""T, H, G, C, R."""
+ROUTE = [(1, 40, 12, 4), (3, 33, 64, 6), (8, 20, 5, 5), (19, 24, 9, 1)]
+"""T, D, E, K."""
+
 
 def numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape, dtype=np.float32)
@@ -37,12 +44,66 @@ def error(got: torch.Tensor, want: np.ndarray) -> float:
     return float(value) if np.isfinite(value) else float("inf")
 
 
-def linear(kernels: Kernels, device: str, T: int, D: int, O: int) -> float:  # noqa: E741
+def linear(kernels: Kernels, device: str, T: int, D: int, O: int, biased: bool = False) -> float:  # noqa: E741
     rng = np.random.default_rng(T * D)
     x, q, scb = numbers(rng, T, D), weights(rng, O, D), rng.uniform(0.1, 3, O).astype(np.float32)
+    bias = 10 * numbers(rng, O)
     want = np.empty((T, O))
     reference.linear(x, q, scb, want)
+    if biased:
+        return error(kernels.linear(*on(device, x, q, scb, bias)), want + bias)
     return error(kernels.linear(*on(device, x, q, scb)), want)
+
+
+def head_product(kernels: Kernels, device: str, T: int, H: int, N: int, O: int, turned: bool, half: bool) -> float:  # noqa: E741
+    """Of queries that are part of longer ones; the matrices are part of wider ones, as they lie or transposed."""
+    rng = np.random.default_rng(T + N)
+    x = torch.from_numpy(numbers(rng, T, H, N + 3)).to(device)[..., :N]
+    weight = torch.from_numpy(numbers(rng, H, *((O + 2, N) if turned else (N + 2, O))))
+    weight = weight.to(torch.float16 if half else torch.float32).to(device)
+    weight = weight[:, 2:].transpose(1, 2) if turned else weight[:, 2:]
+    want = np.empty((T, H, O))
+    reference.head_product(x.cpu().numpy(), weight.cpu().numpy(), want)
+    return error(kernels.head_product(x, weight), want)
+
+
+def tables(rng: np.random.Generator, T: int, R: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Angles [T, P] and their tables [T, R]."""
+    angle = rng.uniform(-np.pi, np.pi, (T, R // 2)).astype(np.float32)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return angle, np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
+
+
+def latent_front(kernels: Kernels, device: str, T: int, H: int, G: int, C: int, R: int, interleaved: bool) -> float:
+    rng = np.random.default_rng(T + C)
+    q, row, norm = numbers(rng, T, H, R + 5), numbers(rng, T, C + R), numbers(rng, C)
+    angle, cos, sin = tables(rng, T, R)
+    got_q, got_row = kernels.latent_front(*on(device, q, row, norm), 1e-5, *on(device, cos, sin), interleaved)
+    want = np.empty((T, C))
+    reference.rms_norm(row[:, :C], norm, 1e-5, want)
+    key = reference.rotate(row[:, None, C:], angle, interleaved)[:, 0]
+    wanted_q = reference.rotate(q[..., 5:], angle, interleaved)
+    return max(error(got_q, wanted_q), error(got_row, np.concatenate([want, key], axis=1)))
+
+
+def grouped_front(kernels: Kernels, device: str, T: int, H: int, G: int, C: int, R: int, interleaved: bool) -> float:
+    rng = np.random.default_rng(T + C)
+    q, k, v = numbers(rng, T, H, R), numbers(rng, T, G, R), numbers(rng, T, G, R)
+    angle, cos, sin = tables(rng, T, R)
+    got_q, got_row = kernels.grouped_front(*on(device, q, k, v, cos, sin), interleaved)
+    row = np.concatenate([reference.rotate(k, angle, interleaved), v], axis=1).reshape(T, -1)
+    return max(error(got_q, reference.rotate(q, angle, interleaved)), error(got_row, row))
+
+
+def route(kernels: Kernels, device: str, T: int, D: int, E: int, K: int, softmax: bool, biased: bool) -> float:
+    """Infinite where another expert is chosen; weights are made to add up to 1 where there is a bias."""
+    rng = np.random.default_rng(T + E)
+    x, weight, bias = numbers(rng, T, D), numbers(rng, E, D) / np.float32(D**0.5), numbers(rng, E)
+    expert, shares = np.empty((T, K), np.int64), np.empty((T, K))
+    reference.route(x, weight, bias if biased else None, 1.7, softmax, biased, expert, shares)
+    on_device = on(device, x, weight, bias)
+    got, got_shares = kernels.route(*on_device[:2], on_device[2] if biased else None, K, 1.7, softmax, biased)
+    return error(got_shares, shares) if np.array_equal(got.cpu().numpy(), expert) else float("inf")
 
 
 def routed_ffn(kernels: Kernels, device: str, T: int, D: int, F: int, E: int, K: int, absent: float = 0.3) -> float:

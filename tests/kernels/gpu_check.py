@@ -25,7 +25,39 @@ def test_triton_runs_where_it_should() -> None:
 
 @pytest.mark.parametrize("shape", cases.LINEAR, ids=str)
 def test_linear(shape: tuple[int, int, int]) -> None:
-    assert cases.linear(KERNELS, DEVICE, *shape) < (1e-5 if shape[0] <= 8 else TENSOR_CORES)
+    for biased in (False, True):
+        assert cases.linear(KERNELS, DEVICE, *shape, biased) < (1e-5 if shape[0] <= 8 else TENSOR_CORES)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", cases.PRODUCT, ids=str)
+def test_head_product(shape: tuple[int, int, int, int], turned: bool) -> None:
+    assert cases.head_product(KERNELS, DEVICE, *shape, turned, False) < 1e-5
+    assert cases.head_product(KERNELS, DEVICE, *shape, turned, True) < (1e-5 if shape[0] <= 8 else TENSOR_CORES)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("shape", cases.FRONT, ids=str)
+def test_fronts(shape: tuple[int, int, int, int, int], interleaved: bool) -> None:
+    assert cases.latent_front(KERNELS, DEVICE, *shape, interleaved) < 1e-6
+    assert cases.grouped_front(KERNELS, DEVICE, *shape, interleaved) < 1e-6
+
+
+@pytest.mark.parametrize(("softmax", "biased"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("shape", cases.ROUTE, ids=str)
+def test_route(shape: tuple[int, int, int, int], softmax: bool, biased: bool) -> None:
+    assert cases.route(KERNELS, DEVICE, *shape, softmax, biased) < 1e-5
+
+
+def test_of_scores_that_are_no_numbers_none_is_chosen() -> None:
+    if isinstance(KERNELS, PlainKernels):
+        pytest.skip("torch's choice of those is open")
+    x_TD, weight_ED = torch.ones(2, 4, device=DEVICE), torch.ones(5, 4, device=DEVICE)
+    weight_ED[3] = float("nan")
+    expert_TK, weight_TK = KERNELS.route(x_TD, weight_ED, None, 5, 1.0, False, False)
+    assert expert_TK.tolist() == [[0, 1, 2, 4, -1]] * 2 and weight_TK[0, 4] == 0
+    expert_TK, weight_TK = KERNELS.route(x_TD, weight_ED, None, 2, 1.0, True, True)
+    assert expert_TK.tolist() == [[-1, -1]] * 2 and not weight_TK.any()
 
 
 @pytest.mark.parametrize("shape", cases.ROUTED, ids=str)

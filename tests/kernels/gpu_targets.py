@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from localr1.kernels.gpu import attention, few, fused, many, norm
+from localr1.kernels.gpu import attention, choice, few, front, fused, many, norm
 
 TARGETS = (75, 80, 86, 89, 90, 120)
 SHARED_LIMIT_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -33,7 +33,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-HOT = {"linear", "gate_up", "down", "mla", "gqa"}
+HOT = {"linear", "product", "gate_up", "down", "mla", "gqa"}
 """What decode spends its time in."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -77,9 +77,22 @@ def launches(capability: int) -> list[Launch]:
     and a dense model's."""
     seen: list[Launch] = []
     kernels = fused.FusedKernels(tensor_cores=capability >= 80)
-    with mock.patch.multiple(few, **recorders(few, ("linear", "gate_up", "down"), seen)):
+    with (
+        mock.patch.multiple(few, **recorders(few, ("linear", "product", "gate_up", "down"), seen)),
+        mock.patch.multiple(choice, **recorders(choice, ("choose",), seen)),
+        mock.patch.multiple(front, **recorders(front, ("latent", "grouped"), seen)),
+    ):
         for rows in (1, 4):
             kernels.linear(meta(rows, 2048), meta(3072, 2048, dtype=torch.int8), meta(3072))
+        kernels.linear(meta(1, 3584), meta(512, 3584, dtype=torch.int8), meta(512), meta(512))
+        up_HOC = meta(16, 256, 512, dtype=torch.bfloat16 if capability >= 80 else torch.float16)
+        kernels.head_product(meta(1, 16, 192)[..., :128], up_HOC[:, :128])
+        kernels.head_product(meta(1, 16, 512), up_HOC[:, 128:].transpose(1, 2))
+        kernels.latent_front(meta(1, 16, 192), meta(1, 576), meta(512), 1e-6, meta(1, 64), meta(1, 64), True)
+        groups = meta(1, 28, 128), meta(1, 4, 128), meta(1, 4, 128)
+        kernels.grouped_front(*groups, meta(1, 128), meta(1, 128), False)
+        kernels.route(meta(1, 2048), meta(64, 2048), None, 6, 1.0, True, False)
+        kernels.route(meta(1, 2048), meta(256, 2048), meta(256), 8, 2.5, False, True)
         kernels.routed_ffn(*routed(1))
         kernels.routed_ffn(*routed(1, ff=2816, experts=1, top_k=1))
     with mock.patch.multiple(many, **recorders(many, ("gate_up", "down"), seen, "many.")):

@@ -29,6 +29,11 @@ def test_torch_operations_equal_the_reference() -> None:
     assert max(cases.mla(kernels, "cpu", *shape, held, True) for shape in cases.MLA for held in (True, False)) < 1e-5
     assert max(cases.gqa(kernels, "cpu", *shape, held, True) for shape in cases.GQA for held in (True, False)) < 1e-5
     assert cases.rms_norm(kernels, "cpu") < 1e-6
+    for either in (False, True):
+        assert max(cases.head_product(kernels, "cpu", *shape, either, False) for shape in cases.PRODUCT) < 1e-5
+        assert max(cases.latent_front(kernels, "cpu", *shape, either) for shape in cases.FRONT) < 1e-6
+        assert max(cases.grouped_front(kernels, "cpu", *shape, either) for shape in cases.FRONT) < 1e-6
+        assert max(cases.route(kernels, "cpu", *shape, either, not either) for shape in cases.ROUTE) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,20 @@ def test_a_device_that_fails_is_no_reason_against_triton(monkeypatch: pytest.Mon
         gpu.choose(torch.device("cuda"))
 
 
-@pytest.mark.parametrize("broken", ["rms_norm", "linear", "routed_ffn", "mla_attention", "gqa_attention"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "rms_norm",
+        "linear",
+        "head_product",
+        "latent_front",
+        "grouped_front",
+        "route",
+        "routed_ffn",
+        "mla_attention",
+        "gqa_attention",
+    ],
+)
 @pytest.mark.parametrize("number", [1.1, float("nan")])
 def test_kernels_that_give_wrong_numbers_are_found_out(broken: str, number: float) -> None:
     right = plain.PlainKernels()
@@ -82,7 +100,12 @@ def test_kernels_that_give_wrong_numbers_are_found_out(broken: str, number: floa
     class Broken(plain.PlainKernels):
         def __getattribute__(self, name: str) -> object:
             found = getattr(right, name)
-            return (lambda *arguments: found(*arguments) * number) if name == broken else found
+
+            def wrong(*arguments: object, **named: object) -> object:
+                result = found(*arguments, **named)
+                return tuple(one * number for one in result) if isinstance(result, tuple) else result * number
+
+            return wrong if name == broken else found
 
     assert trial.differing(Broken(), right, torch.device("cpu")) == broken
     assert trial.differing(right, right, torch.device("cpu")) == ""

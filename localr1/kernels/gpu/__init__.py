@@ -38,8 +38,49 @@ class Kernels(Protocol):
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         ...
 
-    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
-        """x W^T with W = q * scb / 127, [T, O]."""
+    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        """x W^T + bias with W = q * scb / 127, [T, O]."""
+        ...
+
+    def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
+        """x W, a matrix of a 16- or 32-bit float type for every head, [T, H, O]."""
+        ...
+
+    def latent_front(
+        self,
+        q_THk: Tensor,
+        row_TW: Tensor,
+        norm_C: Tensor,
+        eps: float,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        interleaved: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """(the last R values of every head's query rotated [T, H, R], rows [normed latent C | rotated key R]).
+
+        A token's tables are cos twice, and -sin then sin. Pairs are neighbours where `interleaved`, else R / 2 apart as
+        they always come out.
+        """
+        ...
+
+    def grouped_front(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cos_Td: Tensor, sin_Td: Tensor, interleaved: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(rotated queries [T, H, d], rows [rotated keys G*d | values G*d]); as `latent_front`."""
+        ...
+
+    def route(
+        self,
+        x_TD: Tensor,
+        weight_ED: Tensor,
+        bias_E: Tensor | None,
+        top_k: int,
+        scale: float,
+        softmax: bool,
+        normalize: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """(experts [T, K] int64, weights [T, K]): scores are a softmax or sigmoids of x W^T, `bias` moves choices
+        alone, and weights may be made to add up to 1 before they are scaled."""
         ...
 
     def routed_ffn(

@@ -12,8 +12,25 @@ import triton.language as tl
 
 
 @triton.jit
-def linear(x_TD, q_OD, scb_O, out_TO, T, D, O, ROWS: tl.constexpr, BO: tl.constexpr, BD: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: E741
-    """out = x W^T; program (i, j) makes BO outputs of ROWS tokens; those of the same weights are neighbours."""
+def linear(  # type: ignore[no-untyped-def]
+    x_TD,
+    q_OD,
+    scb_O,
+    bias_O,
+    out_TO,
+    T,
+    D,
+    O,  # noqa: E741
+    SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BO: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """out = x W^T + bias; program (i, j) makes BO outputs of ROWS tokens; those of the same weights are neighbours.
+
+    Weights are int8 rows, or floats where they are not `SCALED`.
+    """
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     first = tl.program_id(0) * ROWS
     row = q_OD + o.to(tl.int64)[:, None] * D
@@ -26,10 +43,44 @@ def linear(x_TD, q_OD, scb_O, out_TO, T, D, O, ROWS: tl.constexpr, BO: tl.conste
             x = tl.load(x_TD + tl.minimum(first + r, T - 1) * D + d, mask=d < D, other=0.0)
             more = more + (sums[r] + x[None, :] * w,)  # type: ignore[assignment]  # noqa: RUF005
         sums = more
-    scale = tl.load(scb_O + o, mask=o < O, other=0.0) / 127.0
     for r in tl.static_range(ROWS):
         t = first + r + 0 * o
-        tl.store(out_TO + t * O + o, tl.sum(sums[r], 1) * scale, mask=(o < O) & (t < T))
+        out = tl.sum(sums[r], 1)
+        if SCALED:
+            out *= tl.load(scb_O + o, mask=o < O, other=0.0) / 127.0
+        if BIASED:
+            out += tl.load(bias_O + o, mask=o < O, other=0.0)
+        tl.store(out_TO + t * O + o, out, mask=(o < O) & (t < T))
+
+
+@triton.jit
+def product(  # type: ignore[no-untyped-def]
+    x_THN,
+    weight_HNO,
+    out_THO,
+    x_t,
+    x_h,
+    weight_h,
+    weight_n,
+    weight_o,
+    H,
+    N,
+    O,  # noqa: E741
+    BN: tl.constexpr,
+    BO: tl.constexpr,
+):
+    """out = x W, a matrix a head; program (t, h, j) makes BO values of head h of token t. Lower case: steps in memory,
+    of which x's last one is 1."""
+    head = tl.program_id(1)
+    o = tl.program_id(2) * BO + tl.arange(0, BO)
+    x = x_THN + tl.program_id(0).to(tl.int64) * x_t + head * x_h
+    weight = weight_HNO + head.to(tl.int64) * weight_h + o[None, :] * weight_o
+    total = tl.zeros((BN, BO), tl.float32)
+    for start in range(0, N, BN):
+        n = start + tl.arange(0, BN)
+        w = tl.load(weight + n[:, None] * weight_n, mask=(n[:, None] < N) & (o[None, :] < O), other=0.0)
+        total += tl.load(x + n, mask=n < N, other=0.0)[:, None] * w.to(tl.float32)
+    tl.store(out_THO + (tl.program_id(0) * H + head) * O + o, tl.sum(total, 0), mask=o < O)
 
 
 @triton.jit

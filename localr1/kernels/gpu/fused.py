@@ -1,14 +1,15 @@
 """The Triton kernels' launches: block sizes, grids and buffers.
 
-Owns what size of block a shape gets; the loops are in `few`, `many`, `attention` and `norm`. Steps of at most FEW rows
+Owns what size of block a shape gets; the loops are in the modules beside it. Steps of at most FEW rows
 go through the kernels that read every weight once; more go through the tensor cores in 16 bits.
 """
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional
 
-from localr1.kernels.gpu import attention, few, many, norm, plain
+from localr1.kernels.gpu import attention, choice, few, front, many, norm, plain
 
 FEW = 8
 TILE = 2048
@@ -42,16 +43,110 @@ class FusedKernels:
         norm.rms_norm[(rows,)](x, weight_D, out, stride, D, eps, BD=triton.next_power_of_2(D), num_warps=4)
         return out
 
-    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
-        (T, D), O = x_TD.shape, q_OD.shape[0]  # noqa: E741
+    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        if x_TD.shape[0] > FEW:
+            return self._plain.linear(x_TD, q_OD, scb_O, bias_O)
+        return few_rows(x_TD, q_OD, scb_O, bias_O)
+
+    def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
+        (T, H, N), O = x_THN.shape, weight_HNO.shape[2]  # noqa: E741
         if T > FEW:
-            return plain.linear(x_TD, q_OD, scb_O)
-        out_TO = torch.empty(T, O, device=x_TD.device)
-        rows = 1 if T == 1 else 2 if T == 2 else 4
-        BO, BD = tile(O, D)
-        grid = (triton.cdiv(T, rows), triton.cdiv(O, BO))
-        few.linear[grid](x_TD.contiguous(), q_OD, scb_O, out_TO, T, D, O, ROWS=rows, BO=BO, BD=BD, num_warps=4)
-        return out_TO
+            return self._plain.head_product(x_THN, weight_HNO)
+        x_THN = x_THN if x_THN.stride(2) == 1 else x_THN.contiguous()
+        out_THO = torch.empty(T, H, O, device=x_THN.device)
+        BN, BO = (128, 16) if weight_HNO.stride(1) == 1 else (32, 64)
+        strides = (x_THN.stride(0), x_THN.stride(1), *weight_HNO.stride())
+        grid = (T, H, triton.cdiv(O, BO))
+        few.product[grid](x_THN, weight_HNO, out_THO, *strides, H, N, O, BN=BN, BO=BO, num_warps=4)
+        return out_THO
+
+    def latent_front(
+        self,
+        q_THk: Tensor,
+        row_TW: Tensor,
+        norm_C: Tensor,
+        eps: float,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        interleaved: bool,
+    ) -> tuple[Tensor, Tensor]:
+        (T, H, k), C, R = q_THk.shape, norm_C.shape[0], cos_TR.shape[1]
+        q_THR = torch.empty(T, H, R, device=q_THk.device)
+        to_TW = torch.empty(T, C + R, device=q_THk.device)
+        front.latent[(T, H + 1)](
+            q_THk.contiguous(),
+            row_TW.contiguous(),
+            norm_C,
+            cos_TR,
+            sin_TR,
+            q_THR,
+            to_TW,
+            H,
+            k,
+            C,
+            R,
+            eps,
+            INTERLEAVED=interleaved,
+            BC=triton.next_power_of_2(C),
+            BP=triton.next_power_of_2(R // 2),
+            num_warps=4,
+        )
+        return q_THR, to_TW
+
+    def grouped_front(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cos_Td: Tensor, sin_Td: Tensor, interleaved: bool
+    ) -> tuple[Tensor, Tensor]:
+        (T, H, d), G = q_THd.shape, k_TGd.shape[1]
+        to_THd = torch.empty(T, H, d, device=q_THd.device)
+        to_TW = torch.empty(T, 2 * G * d, device=q_THd.device)
+        front.grouped[(T, H + G)](
+            q_THd.contiguous(),
+            k_TGd.contiguous(),
+            v_TGd.contiguous(),
+            cos_Td,
+            sin_Td,
+            to_THd,
+            to_TW,
+            H,
+            G,
+            d,
+            INTERLEAVED=interleaved,
+            BP=triton.next_power_of_2(d // 2),
+            BV=triton.next_power_of_2(d),
+            num_warps=1,
+        )
+        return to_THd, to_TW
+
+    def route(
+        self,
+        x_TD: Tensor,
+        weight_ED: Tensor,
+        bias_E: Tensor | None,
+        top_k: int,
+        scale: float,
+        softmax: bool,
+        normalize: bool,
+    ) -> tuple[Tensor, Tensor]:
+        T, E = x_TD.shape[0], weight_ED.shape[0]
+        logit_TE = functional.linear(x_TD, weight_ED) if T > FEW else few_rows(x_TD, weight_ED)
+        expert_TK = torch.empty(T, top_k, dtype=torch.int64, device=x_TD.device)
+        weight_TK = torch.empty(T, top_k, device=x_TD.device)
+        choice.choose[(T,)](
+            logit_TE,
+            logit_TE if bias_E is None else bias_E,
+            expert_TK,
+            weight_TK,
+            E,
+            top_k,
+            scale,
+            SOFTMAX=softmax,
+            BIASED=bias_E is not None,
+            NORMALIZE=normalize,
+            BE=triton.next_power_of_2(E),
+            BK=triton.next_power_of_2(top_k),
+            num_warps=1,
+        )
+        return expert_TK, weight_TK
 
     def routed_ffn(
         self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
@@ -163,6 +258,31 @@ class FusedKernels:
             num_stages=1,
         )
         return joined(part_THZd, lse_THZ)
+
+
+def few_rows(x_TD: Tensor, w_OD: Tensor, scb_O: Tensor | None = None, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T + bias of at most FEW rows, [T, O], with int8 rows or, without their scales, float weights."""
+    (T, D), O = x_TD.shape, w_OD.shape[0]  # noqa: E741
+    out_TO = torch.empty(T, O, device=x_TD.device)
+    rows = 1 if T == 1 else 2 if T == 2 else 4
+    BO, BD = tile(O, D)
+    few.linear[(triton.cdiv(T, rows), triton.cdiv(O, BO))](
+        x_TD.contiguous(),
+        w_OD,
+        w_OD if scb_O is None else scb_O,
+        w_OD if bias_O is None else bias_O,
+        out_TO,
+        T,
+        D,
+        O,
+        SCALED=scb_O is not None,
+        BIASED=bias_O is not None,
+        ROWS=rows,
+        BO=BO,
+        BD=BD,
+        num_warps=4,
+    )
+    return out_TO
 
 
 def joined(part_THZV: Tensor, lse_THZ: Tensor) -> Tensor:

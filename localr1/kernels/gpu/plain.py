@@ -25,8 +25,54 @@ class PlainKernels:
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return torch.rms_norm(x, weight_D.shape, weight_D, eps)
 
-    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
-        return linear(x_TD, q_OD, scb_O)
+    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        out_TO = linear(x_TD, q_OD, scb_O)
+        return out_TO if bias_O is None else out_TO + bias_O
+
+    def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
+        return torch.matmul(x_THN.transpose(0, 1).to(weight_HNO.dtype), weight_HNO).float().transpose(0, 1)
+
+    def latent_front(
+        self,
+        q_THk: Tensor,
+        row_TW: Tensor,
+        norm_C: Tensor,
+        eps: float,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        interleaved: bool,
+    ) -> tuple[Tensor, Tensor]:
+        C, R = norm_C.shape[0], cos_TR.shape[1]
+        both_THR = torch.cat((q_THk[..., -R:], row_TW[:, None, C:]), dim=1)
+        turned_THR = turned(both_THR, cos_TR, sin_TR, interleaved)
+        latent_TC = self.rms_norm(row_TW[:, :C], norm_C, eps)
+        return turned_THR[:, :-1].contiguous(), torch.cat((latent_TC, turned_THR[:, -1]), dim=1)
+
+    def grouped_front(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cos_Td: Tensor, sin_Td: Tensor, interleaved: bool
+    ) -> tuple[Tensor, Tensor]:
+        H = q_THd.shape[1]
+        turned_THd = turned(torch.cat((q_THd, k_TGd), dim=1), cos_Td, sin_Td, interleaved)
+        return turned_THd[:, :H].contiguous(), torch.cat((turned_THd[:, H:], v_TGd), dim=1).flatten(1)
+
+    def route(
+        self,
+        x_TD: Tensor,
+        weight_ED: Tensor,
+        bias_E: Tensor | None,
+        top_k: int,
+        scale: float,
+        softmax: bool,
+        normalize: bool,
+    ) -> tuple[Tensor, Tensor]:
+        logit_TE = functional.linear(x_TD, weight_ED)
+        score_TE = logit_TE.softmax(dim=-1) if softmax else logit_TE.sigmoid()
+        value_TE = score_TE if bias_E is None else score_TE + bias_E
+        expert_TK = value_TE.topk(top_k, dim=-1).indices
+        weight_TK = score_TE.gather(-1, expert_TK)
+        if normalize:
+            weight_TK = weight_TK / (weight_TK.sum(dim=-1, keepdim=True) + 1e-20)
+        return expert_TK, weight_TK * scale
 
     def routed_ffn(
         self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
@@ -57,6 +103,15 @@ class PlainKernels:
         score_TGhS = torch.einsum("tghd,sgd->tghs", q_TGhd, key_SGd) * scale
         share_THS = masked_softmax(score_TGhS.flatten(1, 2), start)
         return torch.einsum("tghs,sgd->tghd", share_THS.view_as(score_TGhS), value_SGd).reshape(T, H, d)
+
+
+def turned(x_THR: Tensor, cos_TR: Tensor, sin_TR: Tensor, interleaved: bool) -> Tensor:
+    """Rotated by the tables of the tokens' positions; pairs come out in the half layout."""
+    P = x_THR.shape[-1] // 2
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, P), slice(P, None))
+    first_THP, second_THP = x_THR[..., first], x_THR[..., second]
+    halves_THR = torch.cat((first_THP, second_THP), dim=-1)
+    return halves_THR * cos_TR[:, None] + torch.cat((second_THP, first_THP), dim=-1) * sin_TR[:, None]
 
 
 def seen_rows(cache_SW: Tensor, start: int | Tensor, tokens: int) -> Tensor:

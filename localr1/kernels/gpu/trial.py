@@ -17,6 +17,7 @@ FEW_ROWS, MANY_ROWS = 2, 24
 INPUTS, OUTPUTS, EXPERTS, TOP_K = 512, 1024, 4, 2
 HEADS, LATENT, ROTARY = 16, 512, 64
 KV_HEADS, HEAD_SIZE = 4, 128
+ROUTED, CHOSEN = 64, 6
 COMMITTED = 40
 
 
@@ -53,9 +54,37 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
     q_THd = numbers(FEW_ROWS, HEADS, HEAD_SIZE)
     cache_SW = numbers(COMMITTED + FEW_ROWS, 2 * KV_HEADS * HEAD_SIZE).to(torch.bfloat16)
     scale = (LATENT + ROTARY) ** -0.5
+    bias_O, router_ED, bias_E = numbers(OUTPUTS), numbers(ROUTED, INPUTS) / INPUTS**0.5, numbers(ROUTED)
+    row_TW, norm_C = numbers(FEW_ROWS, LATENT + ROTARY), numbers(LATENT)
+    up_HdC = numbers(HEADS, HEAD_SIZE, LATENT).to(torch.bfloat16)
+    k_TGd, v_TGd = numbers(FEW_ROWS, KV_HEADS, HEAD_SIZE), numbers(FEW_ROWS, KV_HEADS, HEAD_SIZE)
+
+    def turns(size: int) -> tuple[Tensor, Tensor]:
+        angle_TP = numbers(FEW_ROWS, size // 2)
+        cos_TP, sin_TP = angle_TP.cos(), angle_TP.sin()
+        return torch.cat((cos_TP, cos_TP), dim=1), torch.cat((-sin_TP, sin_TP), dim=1)
+
+    latent_turns, group_turns = turns(ROTARY), turns(HEAD_SIZE)
+
+    def joined(results: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.cat([result.float().flatten() for result in results])
+
     return {
         "rms_norm": lambda kernels: kernels.rms_norm(x_TD, norm_D, 1e-6),
         "linear": lambda kernels: kernels.linear(x_TD[:FEW_ROWS], q_OD, scb_O),
+        "linear with a bias": lambda kernels: kernels.linear(x_TD[:FEW_ROWS], q_OD, scb_O, bias_O),
+        "head_product": lambda kernels: kernels.head_product(q_THd, up_HdC),
+        "head_product of rows": lambda kernels: kernels.head_product(q_latent_THC, up_HdC.transpose(1, 2)),
+        "latent_front": lambda kernels: joined(
+            kernels.latent_front(q_THd, row_TW, norm_C, 1e-6, *latent_turns, interleaved=True)
+        ),
+        "grouped_front": lambda kernels: joined(
+            kernels.grouped_front(q_THd, k_TGd, v_TGd, *group_turns, interleaved=False)
+        ),
+        "route": lambda kernels: joined(kernels.route(x_TD[:FEW_ROWS], router_ED, None, CHOSEN, 1.0, True, False)),
+        "route with a bias": lambda kernels: joined(
+            kernels.route(x_TD[:FEW_ROWS], router_ED, bias_E, CHOSEN, 1.0, False, True)
+        ),
         "routed_ffn": routed(FEW_ROWS),
         "routed_ffn of many rows": routed(MANY_ROWS),
         "mla_attention": lambda kernels: kernels.mla_attention(q_latent_THC, q_rope_THR, latent_SW, COMMITTED, scale),
