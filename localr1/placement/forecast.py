@@ -28,7 +28,7 @@ GPU_SHARE = 0.65
 GPU_GEMM_SHARE = 0.4
 """Of its large matrix products, what the GPU reaches in a prefill."""
 GPU_LAYER_S = 30e-6
-"""A layer's launches on the GPU: some 20, for each of which one to two microseconds are guessed."""
+"""A layer's launches on the GPU: some 20 without groups of experts, one to two microseconds each by guess."""
 HANDOVER_S = 60e-6
 """Handing a layer's rows to the CPU and its sum back."""
 Share = np.float64 | NDArray[np.float64]

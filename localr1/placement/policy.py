@@ -101,10 +101,12 @@ class ScorePolicy:
         return [self.slots.expert(int(number)) for number in np.flatnonzero(self.inside)]
 
     def observe(self, layer: int, expert_TK: NDArray[np.integer]) -> None:
+        """A layer's choices of a forward; a negative number, where a token found too few experts, is none."""
         row = self._row_of[layer]
         if row == 0:
             self._tokens += len(expert_TK)
-        self._chosen.append(np.asarray(expert_TK, np.int64).reshape(-1) + row * self.slots.experts)
+        chosen = np.asarray(expert_TK, np.int64).reshape(-1)
+        self._chosen.append(chosen[chosen >= 0] + row * self.slots.experts)
 
     def observe_forward(self, tokens: int, chosen: NDArray[np.int64]) -> None:
         """A whole forward at once, as numbers (`Forward.chosen`)."""

@@ -84,7 +84,8 @@ def launches(capability: int) -> list[Launch]:
     ):
         for rows in (1, 4):
             kernels.linear(meta(rows, 2048), meta(3072, 2048, dtype=torch.int8), meta(3072))
-        kernels.linear(meta(1, 3584), meta(512, 3584, dtype=torch.int8), meta(512), meta(512))
+        for rows in (1, 4):
+            kernels.linear(meta(rows, 3584), meta(512, 3584, dtype=torch.int8), meta(512), meta(512))
         up_HOC = meta(16, 256, 512, dtype=torch.bfloat16 if capability >= 80 else torch.float16)
         kernels.head_product(meta(1, 16, 192)[..., :128], up_HOC[:, :128])
         kernels.head_product(meta(1, 16, 512), up_HOC[:, 128:].transpose(1, 2))
@@ -92,7 +93,7 @@ def launches(capability: int) -> list[Launch]:
         groups = meta(1, 28, 128), meta(1, 4, 128), meta(1, 4, 128)
         kernels.grouped_front(*groups, meta(1, 128), meta(1, 128), False)
         kernels.route(meta(1, 2048), meta(64, 2048), None, 6, 1.0, True, False)
-        kernels.route(meta(1, 2048), meta(256, 2048), meta(256), 8, 2.5, False, True)
+        kernels.route(meta(4, 2048), meta(256, 2048), meta(256), 8, 2.5, False, True)
         kernels.routed_ffn(*routed(1))
         kernels.routed_ffn(*routed(1, ff=2816, experts=1, top_k=1))
     with mock.patch.multiple(many, **recorders(many, ("gate_up", "down"), seen, "many.")):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,12 +104,23 @@ def test_kernels_that_give_wrong_numbers_are_found_out(broken: str, number: floa
 
             def wrong(*arguments: object, **named: object) -> object:
                 result = found(*arguments, **named)
-                return tuple(one * number for one in result) if isinstance(result, tuple) else result * number
+                results = result if isinstance(result, tuple) else (result,)
+                spoilt = tuple(one * number if one.is_floating_point() else one for one in results)
+                return spoilt if isinstance(result, tuple) else spoilt[0]
 
             return wrong if name == broken else found
 
     assert trial.differing(Broken(), right, torch.device("cpu")) == broken
     assert trial.differing(right, right, torch.device("cpu")) == ""
+
+
+def test_a_router_that_chooses_wrongly_is_found_out() -> None:
+    class Broken(plain.PlainKernels):
+        def route(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            expert_TK, weight_TK = super().route(*arguments)
+            return (expert_TK + 1) % trial.ROUTED, weight_TK
+
+    assert trial.differing(Broken(), plain.PlainKernels(), torch.device("cpu")) == "route"
 
 
 @pytest.mark.parametrize(

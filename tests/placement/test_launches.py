@@ -1,5 +1,5 @@
 """How many kernels a step of one token launches on a GPU with all experts resident: every launch costs it a microsecond
-or two, whatever it computes. Counted on the CPU: Triton's kernels are only noted, torch's run."""
+or two, whatever it computes. Counted on the CPU, where Triton's kernels are only noted and torch's run."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,7 +38,9 @@ class Launches(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("model_type", "most"), [("deepseek_v2", 23), ("glm4_moe_lite", 23), ("qwen2", 15)])
+@pytest.mark.parametrize(
+    ("model_type", "most"), [("deepseek_v2", 23), ("glm4_moe_lite", 23), ("deepseek_v3", 38), ("qwen2", 15)]
+)
 def test_a_layer_of_a_recorded_step(tmp_path: Path, model_type: str, most: int) -> None:
     from localr1.kernels.gpu import attention, choice, few, front, fused, norm
 

@@ -51,6 +51,16 @@ def test_slots_hold_whatever_comes(trace: list, count: int, moves: int, decay: f
     assert not any(run(Static(slots, ALL[:2]), trace))
 
 
+@pytest.mark.parametrize("kind", [Decayed, Recency])
+def test_an_expert_that_was_not_found_is_nobodys(kind: type[ScorePolicy]) -> None:
+    policies = [kind(Slots(LAYERS, EXPERTS, 3), ALL[:3]) for _ in range(2)]
+    for policy, none in zip(policies, ([[-1, 1]], [[1]]), strict=True):
+        for layer in LAYERS:
+            policy.observe(layer, np.array(none))
+        policy.step()
+    assert np.array_equal(*(policy.score for policy in policies)) and policies[0].resident == policies[1].resident
+
+
 @given(traces, st.integers(1, 8))
 @settings(max_examples=80, deadline=None)
 def test_recency_is_least_recently_used(trace: list, count: int) -> None:

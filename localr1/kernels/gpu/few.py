@@ -1,4 +1,5 @@
-"""Triton kernels of one to a few rows, where reading each int8 weight once is all that matters.
+"""Triton kernels of one to a few rows, where reading each weight once is all that matters; the small matrices of heads
+and routed experts are read once a token, of which others find them in the cache.
 
 Owns the matrix-vector loops. A program takes a few output rows and walks their whole length with all its warps, so
 small matrices still give every multiprocessor work, sums need no atomics, and the same input gives the same bits.
@@ -34,6 +35,8 @@ def linear(  # type: ignore[no-untyped-def]
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     first = tl.program_id(0) * ROWS
     row = q_OD + o.to(tl.int64)[:, None] * D
+    scale = tl.load(scb_O + o, mask=o < O, other=0.0) / 127.0 if SCALED else 1.0
+    bias = tl.load(bias_O + o, mask=o < O, other=0.0) if BIASED else 0.0
     sums = (tl.zeros((BO, BD), tl.float32),) * ROWS
     for start in range(0, D, BD):
         d = start + tl.arange(0, BD)
@@ -45,12 +48,7 @@ def linear(  # type: ignore[no-untyped-def]
         sums = more
     for r in tl.static_range(ROWS):
         t = first + r + 0 * o
-        out = tl.sum(sums[r], 1)
-        if SCALED:
-            out *= tl.load(scb_O + o, mask=o < O, other=0.0) / 127.0
-        if BIASED:
-            out += tl.load(bias_O + o, mask=o < O, other=0.0)
-        tl.store(out_TO + t * O + o, out, mask=(o < O) & (t < T))
+        tl.store(out_TO + t * O + o, tl.sum(sums[r], 1) * scale + bias, mask=(o < O) & (t < T))
 
 
 @triton.jit

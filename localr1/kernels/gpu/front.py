@@ -45,7 +45,8 @@ def latent(  # type: ignore[no-untyped-def]
     BC: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Program (t, h) rotates head h of token t; program (t, H) makes its row [normed latent | rotated key]."""
+    """Program (t, h) rotates head h of token t; (t, H) and (t, H + 1) make the normed latent and the rotated key of its
+    row."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     cos_R = cos_TR + token * R
@@ -53,14 +54,16 @@ def latent(  # type: ignore[no-untyped-def]
     if head < H:
         at = token * H + head
         turn(q_THk + at * k + k - R, q_THR + at * R, cos_R, sin_R, R, INTERLEAVED, BP)
+    elif head > H:
+        at = token * (C + R) + C
+        turn(row_TW + at, to_TW + at, cos_R, sin_R, R, INTERLEAVED, BP)
     else:
         c = tl.arange(0, BC)
-        row = row_TW + token * (C + R)
-        to = to_TW + token * (C + R)
-        x = tl.load(row + c, mask=c < C, other=0.0)
+        latent_C = token * (C + R) + c
+        x = tl.load(row_TW + latent_C, mask=c < C, other=0.0)
+        weight = tl.load(norm_C + c, mask=c < C, other=0.0)
         scale = tl.rsqrt(tl.sum(x * x, 0) / C + eps)
-        tl.store(to + c, x * scale * tl.load(norm_C + c, mask=c < C, other=0.0), mask=c < C)
-        turn(row + C, to + C, cos_R, sin_R, R, INTERLEAVED, BP)
+        tl.store(to_TW + latent_C, x * scale * weight, mask=c < C)
 
 
 @triton.jit
@@ -91,6 +94,7 @@ def grouped(  # type: ignore[no-untyped-def]
         group = head - H
         at = token * G + group
         to = to_TW + (2 * token * G + group) * d
-        turn(k_TGd + at * d, to, cos_d, sin_d, d, INTERLEAVED, BP)
         v = tl.arange(0, BV)
-        tl.store(to + G * d + v, tl.load(v_TGd + at * d + v, mask=v < d), mask=v < d)
+        value = tl.load(v_TGd + at * d + v, mask=v < d)
+        turn(k_TGd + at * d, to, cos_d, sin_d, d, INTERLEAVED, BP)
+        tl.store(to + G * d + v, value, mask=v < d)

@@ -1,7 +1,7 @@
 """The Triton kernels' launches: block sizes, grids and buffers.
 
 Owns what size of block a shape gets; the loops are in the modules beside it. Steps of at most FEW rows
-go through the kernels that read every weight once; more go through the tensor cores in 16 bits.
+go through the kernels of few rows; more go through the tensor cores in 16 bits.
 """
 
 import torch
@@ -54,7 +54,7 @@ class FusedKernels:
             return self._plain.head_product(x_THN, weight_HNO)
         x_THN = x_THN if x_THN.stride(2) == 1 else x_THN.contiguous()
         out_THO = torch.empty(T, H, O, device=x_THN.device)
-        BN, BO = (128, 16) if weight_HNO.stride(1) == 1 else (32, 64)
+        BN, BO = (min(512, block(N)), 4) if weight_HNO.stride(1) == 1 else (min(256, block(N)), 16)
         strides = (x_THN.stride(0), x_THN.stride(1), *weight_HNO.stride())
         grid = (T, H, triton.cdiv(O, BO))
         few.product[grid](x_THN, weight_HNO, out_THO, *strides, H, N, O, BN=BN, BO=BO, num_warps=4)
@@ -73,7 +73,7 @@ class FusedKernels:
         (T, H, k), C, R = q_THk.shape, norm_C.shape[0], cos_TR.shape[1]
         q_THR = torch.empty(T, H, R, device=q_THk.device)
         to_TW = torch.empty(T, C + R, device=q_THk.device)
-        front.latent[(T, H + 1)](
+        front.latent[(T, H + 2)](
             q_THk.contiguous(),
             row_TW.contiguous(),
             norm_C,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from localr1.kernels.gpu import Kernels
+from localr1.kernels.gpu.plain import product_dtype
 
 TOLERANCE = 3e-2
 """Of the largest value: some products take 16-bit operands."""
@@ -56,7 +57,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
     scale = (LATENT + ROTARY) ** -0.5
     bias_O, router_ED, bias_E = numbers(OUTPUTS), numbers(ROUTED, INPUTS) / INPUTS**0.5, numbers(ROUTED)
     row_TW, norm_C = numbers(FEW_ROWS, LATENT + ROTARY), numbers(LATENT)
-    up_HdC = numbers(HEADS, HEAD_SIZE, LATENT).to(torch.bfloat16)
+    up_HdC = numbers(HEADS, HEAD_SIZE, LATENT).to(product_dtype(device))
     k_TGd, v_TGd = numbers(FEW_ROWS, KV_HEADS, HEAD_SIZE), numbers(FEW_ROWS, KV_HEADS, HEAD_SIZE)
 
     def turns(size: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,12 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
     latent_turns, group_turns = turns(ROTARY), turns(HEAD_SIZE)
 
     def joined(results: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.cat([result.float().flatten() for result in results])
+        return torch.cat([result.flatten() for result in results])
+
+    def chosen(kernels: Kernels, bias_E: Tensor | None, softmax: bool, normalize: bool) -> Tensor:
+        """Every expert's weight, 0 of those that were not chosen."""
+        expert_TK, weight_TK = kernels.route(x_TD[:FEW_ROWS], router_ED, bias_E, CHOSEN, 1.0, softmax, normalize)
+        return torch.zeros(FEW_ROWS, ROUTED, device=device).scatter_(1, expert_TK.clamp_min(0), weight_TK)
 
     return {
         "rms_norm": lambda kernels: kernels.rms_norm(x_TD, norm_D, 1e-6),
@@ -78,13 +84,14 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
         "latent_front": lambda kernels: joined(
             kernels.latent_front(q_THd, row_TW, norm_C, 1e-6, *latent_turns, interleaved=True)
         ),
+        "latent_front of halves": lambda kernels: joined(
+            kernels.latent_front(q_THd, row_TW, norm_C, 1e-6, *latent_turns, interleaved=False)
+        ),
         "grouped_front": lambda kernels: joined(
             kernels.grouped_front(q_THd, k_TGd, v_TGd, *group_turns, interleaved=False)
         ),
-        "route": lambda kernels: joined(kernels.route(x_TD[:FEW_ROWS], router_ED, None, CHOSEN, 1.0, True, False)),
-        "route with a bias": lambda kernels: joined(
-            kernels.route(x_TD[:FEW_ROWS], router_ED, bias_E, CHOSEN, 1.0, False, True)
-        ),
+        "route": lambda kernels: chosen(kernels, None, softmax=True, normalize=False),
+        "route with a bias": lambda kernels: chosen(kernels, bias_E, softmax=False, normalize=True),
         "routed_ffn": routed(FEW_ROWS),
         "routed_ffn of many rows": routed(MANY_ROWS),
         "mla_attention": lambda kernels: kernels.mla_attention(q_latent_THC, q_rope_THR, latent_SW, COMMITTED, scale),
