@@ -19,7 +19,6 @@ from localr1.model.linear import (
     Route,
 )
 from localr1.model.rope import Rotation
-from localr1.placement.split import FEW
 from localr1.weights.quantize import Int8Rows
 from localr1.weights.store import Store
 
@@ -109,19 +108,9 @@ class GpuWeights:
         return lambda x_TD: kernel(x_TD, weight, scb, bias)
 
     def feed_forward(self, prefix: str) -> FeedForward:
-        """One expert that every token chooses."""
-        rows, device, kernel = self._store.feed_forwards([prefix]), self.ops.device, self.ops.kernels.routed_ffn
-        weight, scb = rows.weight.to(device), rows.scb.to(device)
-        slot = torch.zeros(1, dtype=torch.int32, device=device)
-        first_T1, whole_T1 = torch.zeros(FEW, 1, dtype=torch.int64, device=device), torch.ones(FEW, 1, device=device)
-
-        def apply(x_TD: Tensor) -> Tensor:
-            rows = x_TD.shape[0]
-            if rows <= FEW:
-                return kernel(x_TD, weight, scb, slot, first_T1[:rows], whole_T1[:rows])
-            return kernel(x_TD, weight, scb, slot, first_T1.new_zeros(rows, 1), whole_T1.new_ones(rows, 1))
-
-        return apply
+        rows, device, kernel = self._store.feed_forwards([prefix]), self.ops.device, self.ops.kernels.feed_forward
+        weight, scb = rows.weight[0].to(device), rows.scb[0].to(device)
+        return lambda x_TD: kernel(x_TD, weight, scb)
 
     def embedding(self, prefix: str) -> Embedding:
         (weight, scb), device = self._int8_rows(prefix), self.ops.device

@@ -13,6 +13,8 @@ LINEAR = [(1, 257, 33), (2, 64, 40), (3, 100, 17), (8, 129, 21), (11, 96, 50)]
 """T, D, O."""
 ROUTED = [(1, 48, 33, 5, 3), (3, 40, 24, 6, 2), (6, 33, 9, 4, 2), (45, 48, 40, 6, 3)]
 """T, D, F, E, K."""
+DENSE = [(1, 48, 33), (8, 20, 40), (13, 33, 24), (300, 24, 20)]
+"""T, D, F."""
 MLA = [(1, 4, 24, 8, 5), (3, 3, 16, 4, 70), (2, 20, 40, 8, 33)]
 """T, H, C, R, rows committed before."""
 GQA = [(1, 4, 2, 16, 9), (2, 6, 3, 12, 100)]
@@ -122,6 +124,15 @@ def routed_ffn(kernels: Kernels, device: str, T: int, D: int, F: int, E: int, K:
     chosen = np.where((expert >= 0) & present[expert], expert, -1)
     reference.routed_ffn(x, experts, scb, chosen, weight, want)
     return error(kernels.routed_ffn(*on(device, x, slab, scales, slot, expert, weight)), want)
+
+
+def feed_forward(kernels: Kernels, device: str, T: int, D: int, F: int) -> float:
+    rng = np.random.default_rng(T + F)
+    x, weight = numbers(rng, T, D), weights(rng, 3 * D * F)
+    scb = (rng.uniform(0.5, 2.0, 2 * F + D) / np.sqrt(D)).astype(np.float32)
+    want = np.empty((T, D))
+    reference.routed_ffn(x, weight[None], scb[None], np.zeros((T, 1), np.int64), np.ones((T, 1)), want)
+    return error(kernels.feed_forward(*on(device, x, weight, scb)), want)
 
 
 def mla(kernels: Kernels, device: str, T: int, H: int, C: int, R: int, start: int, held: bool, half: bool) -> float:

@@ -65,6 +65,11 @@ def test_routed_ffn(shape: tuple[int, int, int, int, int]) -> None:
     assert cases.routed_ffn(KERNELS, DEVICE, *shape) < (1e-5 if shape[0] <= 8 else TENSOR_CORES)
 
 
+@pytest.mark.parametrize("shape", cases.DENSE, ids=str)
+def test_feed_forward(shape: tuple[int, int, int]) -> None:
+    assert cases.feed_forward(KERNELS, DEVICE, *shape) < (1e-5 if shape[0] <= 8 else TENSOR_CORES)
+
+
 def test_an_absent_expert_adds_nothing() -> None:
     assert cases.routed_ffn(KERNELS, DEVICE, 2, 32, 16, 4, 2, absent=1.0) == 0.0
     assert cases.routed_ffn(KERNELS, DEVICE, 20, 32, 16, 4, 2, absent=1.0) == 0.0

@@ -95,11 +95,11 @@ def launches(capability: int) -> list[Launch]:
         kernels.route(meta(1, 2048), meta(64, 2048), None, 6, 1.0, True, False)
         kernels.route(meta(4, 2048), meta(256, 2048), meta(256), 8, 2.5, False, True)
         kernels.routed_ffn(*routed(1))
-        kernels.routed_ffn(*routed(1, ff=2816, experts=1, top_k=1))
+        kernels.feed_forward(meta(1, 2048), meta(3 * 2816 * 2048, dtype=torch.int8), meta(2 * 2816 + 2048))
     with mock.patch.multiple(many, **recorders(many, ("gate_up", "down"), seen, "many.")):
         if kernels.tensor_cores:
             kernels.routed_ffn(*routed(512))
-            kernels.routed_ffn(*routed(512, ff=2816, experts=1, top_k=1))
+            kernels.feed_forward(meta(64, 2048), meta(3 * 2816 * 2048, dtype=torch.int8), meta(2 * 2816 + 2048))
     with mock.patch.multiple(attention, **recorders(attention, ("mla", "gqa", "join"), seen)):
         for heads in (16, 20):
             cache = meta(4096, 576, dtype=torch.bfloat16)

@@ -94,6 +94,10 @@ class Kernels(Protocol):
         """
         ...
 
+    def feed_forward(self, x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
+        """down(silu(gate x) * up x), [T, D], of one expert that all tokens go through, as it would lie in the slab."""
+        ...
+
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
     ) -> Tensor:

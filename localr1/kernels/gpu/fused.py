@@ -12,6 +12,9 @@ from torch.nn import functional
 from localr1.kernels.gpu import attention, choice, few, front, many, norm, plain
 
 FEW = 8
+WIDENED_ROWS = 256
+"""From so many rows on, a feed-forward that all tokens go through is widened and left to torch's products. That moves
+five bytes a weight, where `many` reads it once for every 32 rows and multiplies in small blocks; not measured."""
 TILE = 2048
 """Weights a step of a program: sixteen bytes for each of its 128 threads."""
 
@@ -29,6 +32,8 @@ class FusedKernels:
         self.tensor_cores = tensor_cores
         self.splits = splits
         self._plain = plain.PlainKernels()
+        self._only_expert: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        """On a device, the slot of an expert that is the only one, and rows that choose it, of weight 1."""
 
     def replayable(self, latent: bool) -> bool:
         return self.tensor_cores or not latent
@@ -199,6 +204,19 @@ class FusedKernels:
             middle_PF, slab_XM, scb_XS, slot_B, pair_N, weight_TK, out_PD, P, D, F, **sizes
         )
         return out_PD.view(T, K, D).sum(1)
+
+    def feed_forward(self, x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
+        T, device = x_TD.shape[0], x_TD.device
+        if T >= WIDENED_ROWS or (T > FEW and not self.tensor_cores):
+            return self._plain.feed_forward(x_TD, weight_M, scb_S)
+        if device not in self._only_expert:  # not in a recording: a step runs once before
+            self._only_expert[device] = (
+                torch.zeros(1, dtype=torch.int32, device=device),
+                torch.zeros(WIDENED_ROWS, 1, dtype=torch.int64, device=device),
+                torch.ones(WIDENED_ROWS, 1, device=device),
+            )
+        slot_E, expert_TK, weight_TK = self._only_expert[device]
+        return self.routed_ffn(x_TD, weight_M[None], scb_S[None], slot_E, expert_TK[:T], weight_TK[:T])
 
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float

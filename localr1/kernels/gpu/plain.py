@@ -2,7 +2,7 @@
 
 Owns the same contract as the Triton kernels, slower. Products are 16-bit on a GPU (bfloat16, or float16 before compute
 capability 8.0) and float32 on the CPU; int8 weights are exact in both, and scales are applied to the results. The
-routed feed-forward asks the device which experts were chosen, so here the host waits for it once a layer.
+routed feed-forward asks the device which experts were chosen, so here the host waits for it once a layer of those.
 """
 
 import torch
@@ -86,6 +86,9 @@ class PlainKernels:
                 out_TD.index_add_(0, token, part * weight_TK[token, k][:, None])
         return out_TD
 
+    def feed_forward(self, x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
+        return feed_forward(x_TD, weight_M, scb_S)
+
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
     ) -> Tensor:
@@ -138,10 +141,13 @@ def linear(x_TD: Tensor, q_OD: Tensor, scb_O: Tensor) -> Tensor:
         largest_T1 = x_TD.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
         x_TD = x_TD / largest_T1
     x_TD = x_TD.to(dtype)
+    out_TO = torch.empty(x_TD.shape[0], q_OD.shape[0], device=x_TD.device)
     step = max(1, STEP_WEIGHTS // q_OD.shape[1])
-    parts = [functional.linear(x_TD, q.to(dtype)).float() for q in torch.split(q_OD, step)]
-    out_TO = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)) * (scb_O / 127.0)
-    return out_TO if largest_T1 is None else out_TO * largest_T1
+    for first in range(0, len(q_OD), step):
+        rows = slice(first, first + step)
+        out_TO[:, rows] = functional.linear(x_TD, q_OD[rows].to(dtype))
+    out_TO *= scb_O / 127.0
+    return out_TO if largest_T1 is None else out_TO.mul_(largest_T1)
 
 
 def feed_forward(x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
@@ -149,8 +155,8 @@ def feed_forward(x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
     D = x_TD.shape[1]
     F = weight_M.shape[0] // (3 * D)
     gate, up, down = torch.split(weight_M, F * D)
-    middle_TF = functional.silu(linear(x_TD, gate.view(F, D), scb_S[:F]))
-    middle_TF = middle_TF * linear(x_TD, up.view(F, D), scb_S[F : 2 * F])
+    middle_TF = functional.silu(linear(x_TD, gate.view(F, D), scb_S[:F]), inplace=True)
+    middle_TF *= linear(x_TD, up.view(F, D), scb_S[F : 2 * F])
     return linear(middle_TF, down.view(D, F), scb_S[2 * F :])
 
 
