@@ -99,6 +99,13 @@ class Recorder:
         self.flush()
         self._write("end", reason=reason, tokens=tokens)
 
+    def turn(self, said: Said) -> None:
+        """A whole turn."""
+        self.question(said.question)
+        self.piece("thought", said.thought)
+        self.piece("answer", said.answer)
+        self.end(said.reason, said.tokens)
+
     def change(self, kind: str, **values: Any) -> None:
         """`undo`, `clear`, `system` or `model`; nothing is written for a conversation that has no file yet."""
         self.flush()
@@ -198,15 +205,25 @@ def read(path: Path) -> Saved:
 
 def listing(folder: Path, words: str = "") -> list[Saved]:
     """The conversations of a folder that hold all the words, newest first; files that are none are left out."""
-    found = []
-    for path in sorted(folder.glob("*.jsonl"), key=_changed_s, reverse=True):
-        try:
+    return [saved for saved in _newest_first(folder) if saved.holds(words)]
+
+
+def _newest_first(folder: Path) -> Iterator[Saved]:
+    """The conversations of a folder in which something was said."""
+    for path in _paths(folder):
+        with suppress(NotFoundError, CorruptError):
             saved = read(path)
-        except (NotFoundError, CorruptError):
-            continue
-        if saved.turns and saved.holds(words):
-            found.append(saved)
-    return found
+            if saved.turns:
+                yield saved
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl"), key=_changed_s, reverse=True)
+
+
+def ids(folder: Path) -> list[str]:
+    """The IDs of all conversations of a folder, newest first, by the names of their files alone."""
+    return [_id_of(path) for path in _paths(folder)]
 
 
 def find(folder: Path, name: str) -> Saved:
@@ -222,10 +239,10 @@ def find(folder: Path, name: str) -> Saved:
 
 def latest(folder: Path) -> Saved:
     """The conversation used last. Raises NotFoundError when there is none."""
-    found = listing(folder)
-    if not found:
+    found = next(_newest_first(folder), None)
+    if found is None:
         raise NotFoundError("there is no saved conversation yet", "start one with: localr1 chat")
-    return found[0]
+    return found
 
 
 def _changed_s(path: Path) -> float:

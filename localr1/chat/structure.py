@@ -7,6 +7,7 @@ marked only where the form is complete; thoughts are not held to it, they come b
 
 import json
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import llguidance
@@ -21,8 +22,9 @@ from localr1.errors import AccessError, LocalR1Error, NotFoundError, Unsupported
 LARGEST_BYTES = 1_000_000
 
 
+@cache
 def read_structure(schema: Path | None, grammar: Path | None) -> str | None:
-    """The checked form in llguidance's own terms, None without a file.
+    """The checked form in llguidance's own terms, None without a file; read once a run, since a pipe says it once.
 
     Raises UsageError, saying what is wrong and where, NotFoundError or AccessError.
     """
@@ -74,6 +76,7 @@ class Structures:
     """Makes matchers for one model's tokens; the first takes about a second for a large vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> None:
+        self._ends = eos_token_ids
         try:
             self._tokenizer = LLTokenizer(tokenizer.to_json(), eos_token=list(eos_token_ids))
         except Exception as error:
@@ -87,14 +90,16 @@ class Structures:
         matcher = LLMatcher(self._tokenizer, form, log_level=0)
         if matcher.is_error():
             raise UsageError(f"the form cannot be used: {_first_line(matcher.get_error())}", "simplify it")
-        return Structure(matcher, self._tokenizer.vocab_size)
+        return Structure(matcher, self._tokenizer.vocab_size, self._ends)
 
 
 class Structure:
-    """Follows one answer; what it is asked while `thinking` is free, as long as the thought is no part of the form."""
+    """Follows one answer. While `thinking`, anything goes but an end, since the form is still to come."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: int, ends: Collection[int] = ()) -> None:
         self._matcher, self._vocabulary = matcher, vocabulary
+        self._going_on = np.ones(vocabulary, dtype=bool)
+        self._going_on[list(ends)] = False
         self._bits = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
         self.thinking = False
         self.begun = False
@@ -102,10 +107,10 @@ class Structure:
         self.opening: int | None = None
         """A token that opens a thought, allowed once, instead of the form's beginning."""
 
-    def allowed(self) -> NDArray[np.bool_] | None:
-        """Which of the tokenizer's tokens [V] may come next; None for all."""
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which of the tokenizer's tokens [V] may come next."""
         if self.thinking:
-            return None
+            return self._going_on
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
         bits = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")
         allowed: NDArray[np.bool_] = bits[: self._vocabulary].astype(bool)

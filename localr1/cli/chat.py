@@ -166,8 +166,10 @@ def _host(
     def open_model(name: str, settings: "Settings") -> "tuple[str, Conversation]":
         nonlocal loaded
         resolve(name)
-        loaded = follow(environment, background.run(load(name, engine, loaded)))
-        return loaded.name, _converse(background, loaded, settings)
+        new = follow(environment, background.run(load(name, engine, loaded)))
+        conversation = _converse(background, new, settings)
+        loaded = new
+        return loaded.name, conversation
 
     def models() -> list[str]:
         built_in = [name for name, entry in CATALOG.items() if entry.repo_id is None]

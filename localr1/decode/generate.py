@@ -83,10 +83,12 @@ def verify(
     model: Model, cache: RowCache, tokens: Sequence[int], greedy: bool = False
 ) -> tuple[Tensor, Sequence[Tensor | int]]:
     """Hidden states [T, D] of tokens that are not committed yet, and the logits [V] after each; where the decoding is
-    `greedy`, the likeliest token after each instead."""
+    `greedy`, the likeliest token after each instead, or its logit where that is no finite number, for the sampler to
+    refuse."""
     if greedy:
-        hidden_TD, token_T, _ = model.likeliest(torch.tensor(tokens), cache)
-        return hidden_TD, token_T.tolist()
+        hidden_TD, token_T, logit_T = model.likeliest(torch.tensor(tokens), cache)
+        found = zip(token_T.tolist(), logit_T, logit_T.isfinite().tolist(), strict=True)
+        return hidden_TD, [token if finite else logit[None] for token, logit, finite in found]
     hidden_TD, logits_TV = model.step(torch.tensor(tokens), cache)
     return hidden_TD, logits_TV.unbind()
 

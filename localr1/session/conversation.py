@@ -6,7 +6,7 @@ answered stays in the history, also when a turn is stopped or its consumer leave
 
 import hashlib
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ class Conversation:
         self._stopping = False
         self._noticed = ""
         self._last: Turn | None = None
+        self._resumed: str | None = None
+        """The last answer that was resumed, with the white space at its ends."""
         self._structures: Structures | None = None
         self._read_tokens, self._read_s = 0, 0.0
         self.configure(sampling, options)
@@ -76,22 +78,28 @@ class Conversation:
         """End the running answer soon; safe in a signal handler."""
         self._stopping = True
 
+    def settle(self) -> Iterator[Event]:
+        """Nothing is left behind here."""
+        return iter(())
+
     def clear(self) -> None:
         """Forget all turns; the system prompt stays."""
         self.transcript.clear()
-        self._last = None
+        self._last, self._resumed = None, None
 
     def undo(self) -> bool:
-        """Forget the last turn; False if there is none."""
-        self._last = None
-        return self.transcript.drop_last_turn()
+        """Forget the last turn; whether there is one before it that is known here."""
+        self._last, self._resumed = None, None
+        self.transcript.drop_last_turn()
+        return bool(self.transcript.turns)
 
     def resume(self, turns: Iterable[tuple[str, str]]) -> None:
         """These questions and answers, instead of what was said here."""
         self.clear()
         for question, answer in turns:
             self.transcript.add_user(question)
-            self.transcript.add_assistant(answer)
+            self.transcript.add_assistant(answer.strip())
+            self._resumed = answer
 
     def keep(self, path: Path) -> int:
         """Keep the cache at `path` where that is cheaper than reading all anew; how many tokens were kept.
@@ -116,8 +124,7 @@ class Conversation:
 
     def _said(self) -> list[int]:
         """What was said as the next prompt has it."""
-        engine, messages = self.engine, (*self.transcript.messages, Message("user", ""))
-        return encode_prompt(engine.tokenizer, engine.template, messages, self.options.think).tokens
+        return self._encoded((*self.transcript.messages, Message("user", ""))).tokens
 
     def _held(self) -> snapshot.Held:
         engine = self.engine
@@ -151,14 +158,17 @@ class Conversation:
             raise
 
     def _begun(self, prompt: Prompt) -> Turn:
-        budget = self.options.think_budget
         return Turn(
             prompt_tokens=len(prompt.tokens),
             tokens=list(prompt.tokens),
             splitter=ThoughtSplitter(prompt.opened_thought),
-            budget=None if budget is None else ThinkBudget(budget),
+            budget=self._new_budget(),
             form=self._new_form(prompt.opened_thought),
         )
+
+    def _new_budget(self) -> ThinkBudget | None:
+        budget = self.options.think_budget
+        return None if budget is None else ThinkBudget(budget)
 
     def go_on(self) -> Iterator[Event]:
         """The last answer, from where it stopped; TurnEnd comes last and counts what is new.
@@ -170,7 +180,7 @@ class Conversation:
         last = self._last or self._reopened()
         if len(last.tokens) >= self._cache.capacity:
             raise ContextError(f"the context of {self._cache.capacity:,} tokens is full", "start anew with /clear")
-        turn = Turn(len(last.tokens), list(last.tokens), last.splitter, budget=None, answer=last.answer)
+        turn = Turn(len(last.tokens), list(last.tokens), last.splitter, budget=last.budget, answer=last.answer)
         turn.form, turn.stream = last.form, last.stream
         yield from self._answer(turn)
 
@@ -179,15 +189,17 @@ class Conversation:
         turns = self.transcript.turns
         if not turns:
             raise UsageError("there is no answer to go on with", "ask something first")
-        answer = turns[-1].content
+        answer = turns[-1].content if self._resumed is None else self._resumed
         engine, said = self.engine, self.transcript.messages[:-1]
-        prompt = encode_prompt(engine.tokenizer, engine.template, said, self.options.think)
+        prompt = self._encoded(said)
         tokens = list(prompt.tokens)
         if prompt.opened_thought and answer:
             tokens += engine.tokenizer.encode_rendered(CLOSING)
         answered = engine.tokenizer.encode_text(answer)
         tokens += answered
         splitter = ThoughtSplitter(prompt.opened_thought and not answer)
+        splitter.push(answer)  # what follows is not its start, and may stand in code
+        splitter.flush()
         form = self._new_form(splitter.thinking)
         if form is not None:
             for token in answered:
@@ -195,7 +207,8 @@ class Conversation:
         stream = engine.tokenizer.stream()
         for token in answered:
             stream.push(token)  # what follows is not the beginning of a text, of which some tokenizers drop a space
-        return Turn(len(tokens), tokens, splitter, budget=None, answer=[answer], form=form, stream=stream)
+        budget = self._new_budget() if splitter.thinking else None
+        return Turn(len(tokens), tokens, splitter, budget=budget, answer=[answer], form=form, stream=stream)
 
     def _new_form(self, thinking: bool) -> "Structure | None":
         """What the next answer is held to; a thought may come before, where the model is free to think."""
@@ -226,14 +239,16 @@ class Conversation:
 
     def _prompt(self) -> Generator[Event, None, Prompt]:
         """The conversation as tokens, with the oldest turns dropped where the policy says so."""
-        engine, capacity, forgotten = self.engine, self._cache.capacity, 0
-        slides = self.options.context_policy == "slide"
-        while True:
-            prompt = encode_prompt(engine.tokenizer, engine.template, self.transcript.messages, self.options.think)
-            needed = len(prompt.tokens) + (capacity // ANSWER_SHARE if slides else 1)
-            if needed <= capacity or not slides or not self.transcript.drop_oldest_turn():
+        capacity, forgotten = self._cache.capacity, 0
+        room = capacity - capacity // ANSWER_SHARE
+        prompt = self._encoded(self.transcript.messages)
+        while self.options.context_policy == "slide" and len(prompt.tokens) > room:
+            most = 1 if forgotten else self._surely_forgotten(len(prompt.tokens), room)
+            dropped = sum(self.transcript.drop_oldest_turn() for _ in range(most))
+            if not dropped:
                 break
-            forgotten += 1
+            forgotten += dropped
+            prompt = self._encoded(self.transcript.messages)
         if len(prompt.tokens) >= capacity:
             raise ContextError(
                 f"the conversation needs {len(prompt.tokens):,} tokens, the context holds {capacity:,}",
@@ -242,6 +257,23 @@ class Conversation:
         if forgotten:
             yield Notice(f"the oldest {forgotten} turn{'s' if forgotten > 1 else ''} no longer fit and were forgotten")
         return prompt
+
+    def _surely_forgotten(self, tokens: int, room: int) -> int:
+        """How many of the oldest turns of a prompt of so many tokens cannot stay, one at least: one less than by their
+        lengths, each with an equal share of what the template adds. To encode all again for each takes minutes."""
+        encode, turns = self.engine.tokenizer.encode_text, self.transcript.turns
+        length = [len(encode(message.content)) for message in turns]
+        added = (tokens - sum(length)) / len(turns)
+        left, forgotten = float(tokens), -1
+        for at in range(0, len(turns), 2):
+            if left <= room:
+                break
+            left -= sum(length[at : at + 2]) + 2 * added
+            forgotten += 1
+        return max(forgotten, 1)
+
+    def _encoded(self, messages: Sequence[Message]) -> Prompt:
+        return encode_prompt(self.engine.tokenizer, self.engine.template, messages, self.options.think)
 
     def _ways_to_fit(self) -> str:
         """What a person can do about a conversation that the context cannot hold."""
@@ -253,20 +285,21 @@ class Conversation:
         return ", or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
     def _turn(self, turn: Turn) -> Iterator[Event]:
-        """Generate, in a second leg where a thought has spent its budget and was closed for the model."""
+        """Generate, in a further leg where a thought has spent its budget and was closed for the model, as a later one
+        is that the model opens."""
         yield from self._leg(turn)
-        most = self._wanted.max_tokens
-        if turn.closing_thought and most is not None and turn.generated_tokens >= most:
-            turn.legs[-1] = replace(turn.legs[-1], reason="max_tokens")
-        elif turn.closing_thought and not self._stopping:
-            closing = self.engine.tokenizer.encode_rendered(CLOSING)
-            if len(turn.tokens) + len(closing) < self._cache.capacity:
-                turn.tokens += closing
-                yield from _texts(turn.push(CLOSING))
-                turn.budget, turn.closing_thought = None, False
-                yield from self._leg(turn)
-            else:
+        most, closing = self._wanted.max_tokens, self.engine.tokenizer.encode_rendered(CLOSING)
+        while turn.closing_thought and not self._stopping:
+            if most is not None and turn.generated_tokens >= most:
+                turn.legs[-1] = replace(turn.legs[-1], reason="max_tokens")
+                break
+            if len(turn.tokens) + len(closing) >= self._cache.capacity:
                 turn.legs[-1] = replace(turn.legs[-1], reason="context")
+                break
+            turn.tokens += closing
+            yield from _texts(turn.push(CLOSING))
+            turn.closing_thought = False
+            yield from self._leg(turn)
         yield from _texts(turn.splitter.flush())
         if self.engine.notice != self._noticed:
             self._noticed = self.engine.notice

@@ -21,7 +21,7 @@ from xxhash import xxh3_128
 
 from localr1.decode.cache import RowCache
 from localr1.decode.speculate import Speculation
-from localr1.errors import CorruptError, UnsupportedError
+from localr1.errors import CorruptError, DiskError, UnsupportedError
 from localr1.weights.file_writer import FileWriter, Slot
 from localr1.weights.safetensors_file import MappedFile
 
@@ -51,6 +51,13 @@ def save(path: Path, held: Held, prefill_s_a_token: float) -> int:
 
     Replaced as a whole, so a crash leaves the file before. Raises DiskError.
     """
+    try:
+        return _save(path, held, prefill_s_a_token)
+    except OSError as error:
+        raise DiskError(f"the cache cannot be kept at {path}: {error.strerror}", "it will be read again") from error
+
+
+def _save(path: Path, held: Held, prefill_s_a_token: float) -> int:
     cache = held.cache
     length = min(cache.length, MOST_BYTES // max(cache.token_nbytes, 1))
     size = length * cache.token_nbytes

@@ -73,10 +73,7 @@ def save(repl: Repl, text: str) -> None:
             raise UnsupportedError("conversations are not saved here")
         recorder = Recorder(repl.host.folder, repl.host.model, repl.settings.conversation.system)
         for turn in talk.turns:
-            recorder.question(turn.question)
-            recorder.piece("thought", turn.thought)
-            recorder.piece("answer", turn.answer)
-            recorder.end(turn.reason, turn.tokens)
+            recorder.turn(turn)
         talk.recorder = recorder
     if not talk.recorder.id:
         repl.say("It is saved as soon as something is said.")
@@ -93,10 +90,10 @@ def load(repl: Repl, text: str) -> None:
         history(repl, "")
         return
     saved = find(repl.host.folder, text)
-    saving = repl.settings.terminal.save
-    recorder = Recorder(repl.host.folder, repl.host.model, saved.system, saved) if saving else None
+    talk, saving = repl.talk, repl.settings.terminal.save
+    talk.settle()
     repl.configure(conversation=dataclasses.replace(repl.settings.conversation, system=saved.system))
-    talk = repl.talk
+    recorder = Recorder(repl.host.folder, repl.host.model, saved.system, saved) if saving else None
     talk.keep()
     talk.close()
     talk.turns[:] = saved.turns

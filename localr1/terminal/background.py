@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from localr1.errors import LocalR1Error
 from localr1.events import AnswerText, Event, PrefillProgress, Progress, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
 
@@ -26,7 +27,11 @@ T = TypeVar("T")
 
 
 class LeftBehind(Exception):
-    """The work was stopped and did not end within `PATIENCE_S`; it goes on until it notices."""
+    """The work was stopped and did not end within `PATIENCE_S`; if it was `begun`, it goes on until it notices."""
+
+    def __init__(self, begun: "_Task | None" = None) -> None:
+        super().__init__()
+        self.begun = begun
 
 
 class _End:
@@ -45,8 +50,18 @@ class _Task:
         self.operation = operation
         self.replies: SimpleQueue[object] = SimpleQueue()
         self.unwanted = False
+        self._begun = False
+        self._beginning = threading.Lock()
+
+    def leave(self) -> bool:
+        """Have it end by itself, and all its replies kept, if it has begun; else it never will."""
+        with self._beginning:
+            self.unwanted = not self._begun
+            return self._begun
 
     def work(self) -> None:
+        with self._beginning:
+            self._begun = not self.unwanted
         try:
             while not self.unwanted:
                 self.replies.put(next(self.operation))
@@ -72,25 +87,32 @@ class Background:
             self._thread = _Thread(self._tasks)
             self._thread.start()
         self._tasks.put(task)
-        deadline_s: float | None = None
         try:
-            while True:
-                # Bounded waits, so that Ctrl-C is noticed on Windows too.
-                with suppress(Empty):
-                    reply = task.replies.get(timeout=_LOOK_UP_S if deadline_s is None else PATIENCE_S / 4)
-                    if isinstance(reply, _End):
-                        result: T = reply.value
-                        return result
-                    if isinstance(reply, BaseException):
-                        raise reply
-                    if isinstance(reply, _Hurry):
-                        deadline_s = deadline_s or time.monotonic() + PATIENCE_S
-                    else:
-                        yield reply  # type: ignore[misc]
-                if deadline_s is not None and time.monotonic() > deadline_s:
-                    raise LeftBehind
-        finally:
+            result: T = yield from self.rest(task)
+        except LeftBehind:
+            raise
+        except BaseException:
             task.unwanted = True
+            raise
+        return result
+
+    def rest(self, task: "_Task") -> Progress[Any]:
+        """What is still to come of a task that was begun by `run`."""
+        deadline_s: float | None = None
+        while True:
+            # Bounded waits, so that Ctrl-C is noticed on Windows too.
+            with suppress(Empty):
+                reply = task.replies.get(timeout=_LOOK_UP_S if deadline_s is None else PATIENCE_S / 4)
+                if isinstance(reply, _End):
+                    return reply.value
+                if isinstance(reply, BaseException):
+                    raise reply
+                if isinstance(reply, _Hurry):
+                    deadline_s = deadline_s or time.monotonic() + PATIENCE_S
+                else:
+                    yield reply  # type: ignore[misc]
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                raise LeftBehind(task if task.leave() else None)
 
     def call(self, function: Callable[[], T]) -> T:
         """What the function returns or raises, once what was left behind has ended."""
@@ -123,6 +145,7 @@ class BackgroundConversation:
 
     def __init__(self, conversation: "Conversation", background: Background) -> None:
         self._conversation, self._background = conversation, background
+        self._left: _Task | None = None
 
     def ask(self, text: str) -> Iterator[Event]:
         return self._events(self._conversation.ask(text))
@@ -133,6 +156,17 @@ class BackgroundConversation:
     def stop(self) -> None:
         self._conversation.stop()
         self._background.hurry()
+
+    def settle(self) -> Iterator[Event]:
+        if self._left is not None:
+            try:
+                yield from self._background.rest(self._left)
+            except LeftBehind:
+                raise
+            except BaseException:
+                self._left = None
+                raise
+            self._left = None
 
     def clear(self) -> None:
         self._background.call(self._conversation.clear)
@@ -160,7 +194,8 @@ class BackgroundConversation:
         return self._conversation.sampling()
 
     def _events(self, turn: Iterator[Event]) -> Iterator[Event]:
-        """The turn's events; where it was left behind, an end that says what was seen of it."""
+        """The turn's events; where it was left behind, an end that says what was seen of it. LocalR1Error where it was
+        not even begun, since what was stopped before had not ended."""
         prompt_tokens = pieces = thoughts = 0
         started_s = time.monotonic()
         prefilled_s: float | None = None
@@ -173,7 +208,10 @@ class BackgroundConversation:
                     pieces += 1
                     thoughts += isinstance(event, ReasoningText)
                 yield event
-        except LeftBehind:
+        except LeftBehind as left:
+            if left.begun is None:
+                raise LocalR1Error("what was stopped before is still ending", "try again in a moment") from None
+            self._left = left.begun
             took_s = time.monotonic() - started_s
             prefill_s = took_s if prefilled_s is None else prefilled_s
             yield TurnEnd("interrupted", prompt_tokens, 0, pieces, thoughts, prefill_s, took_s - prefill_s, 0, 0)

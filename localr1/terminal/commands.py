@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from localr1.chat.history import Recorder, listing
+from localr1.chat.history import Recorder, ids
 from localr1.errors import UnsupportedError, UsageError, meant
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
 from localr1.quantities import count_text, rate_text, seconds_text
@@ -66,7 +66,7 @@ def arguments_of(repl: Repl, name: str) -> Iterable[str]:
     if name == "thoughts":
         return _THOUGHTS
     if name == "load" and repl.host.folder is not None:
-        return [saved.id for saved in listing(repl.host.folder)[: archive.MOST_LISTED]]
+        return ids(repl.host.folder)[: archive.MOST_LISTED]
     return ()
 
 
@@ -170,7 +170,7 @@ def _thoughts(repl: Repl, text: str) -> None:
 
 
 def _retry(repl: Repl, text: str) -> None:
-    repl.show(repl.talk.ask(repl.talk.undo().question))
+    repl.show(repl.talk.retry())
 
 
 def _edit(repl: Repl, text: str) -> None:
@@ -190,6 +190,7 @@ def _continue(repl: Repl, text: str) -> None:
 
 def _clear(repl: Repl, text: str) -> None:
     talk, recorder = repl.talk, repl.talk.recorder
+    talk.settle()
     repl.attachments.clear()
     if recorder is not None and repl.host.folder is not None:
         talk.keep()

@@ -19,6 +19,7 @@ from localr1.errors import DiskError, LocalR1Error, UsageError
 from localr1.events import AnswerText, Event, Notice, ReasoningText, TurnEnd
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.quantities import count_text
+from localr1.terminal.background import LeftBehind
 
 
 class Conversation(Protocol):
@@ -33,11 +34,15 @@ class Conversation(Protocol):
     def stop(self) -> None:
         """Ends the running turn soon; called from a signal handler."""
 
+    def settle(self) -> Iterator[Event]:
+        """What still comes of a turn that was left behind, when it has ended. Raises what that raised, and LeftBehind
+        when it is stopped again meanwhile."""
+
     def clear(self) -> None:
         """Forgets all turns."""
 
     def undo(self) -> bool:
-        """Forgets the last turn."""
+        """Forgets the last turn; whether it knows one before that."""
 
     def resume(self, turns: list[tuple[str, str]]) -> None:
         """Has these questions and answers as its history."""
@@ -73,6 +78,7 @@ class Talk:
         """What is still to be told of a change that could not be recorded."""
         self.context = (0, 0)
         """Tokens that the conversation takes, and may; 0 and 0 where that is not known."""
+        self._asked = False
         if self.turns:
             self.move_to(conversation)
 
@@ -90,7 +96,8 @@ class Talk:
 
     def ask(self, text: str) -> Iterator[Event]:
         """One turn, recorded as it passes. A question that is refused leaves no trace."""
-        turn = Said(text)
+        self.settle()
+        turn, self._asked = Said(text), True
         self.turns.append(turn)
         yield from self._record(lambda recorder: recorder.question(text))
         try:
@@ -103,20 +110,38 @@ class Talk:
 
     def go_on(self) -> Iterator[Event]:
         """What is left of the last answer. UsageError where it is complete, however it came to be the last."""
+        yield from self._settled()
         if self.last.reason == "end":
             raise UsageError("the answer is complete", "ask for more in your own words, or /retry for another")
+        self._asked = False
         yield from self._pass(self.conversation.go_on(), self.last)
+
+    def retry(self) -> Iterator[Event]:
+        """The last question once more; where it is refused now, the turn is as it was."""
+        turn, before = self.undo(), len(self.turns)
+        try:
+            yield from self.ask(turn.question)
+        except Exception:
+            if len(self.turns) == before:
+                self.turns.append(turn)
+                self._resume()
+                yield from self._record(lambda recorder: recorder.turn(turn))
+            raise
 
     def undo(self) -> Said:
         """Forgets the last turn and hands it back."""
+        self.settle()
         turn = self.last
-        self.conversation.undo()
+        knows_more = self.conversation.undo()
         self.turns.pop()
+        if self.turns and not knows_more:  # a context that slides forgot those
+            self._resume()
         self._recount()
         self._change("undo")
         return turn
 
     def clear(self) -> None:
+        self.settle()
         self.conversation.clear()
         self.turns.clear()
         self.ends.clear()
@@ -125,8 +150,9 @@ class Talk:
 
     def move_to(self, conversation: Conversation, model: str = "") -> None:
         """What was said goes on with another model's conversation."""
-        conversation.resume([(turn.question, turn.answer.strip()) for turn in self.turns])
+        self.settle()
         self.conversation = conversation
+        self._resume()
         self._recount()
         if model:
             self._change("model", name=model)
@@ -134,6 +160,36 @@ class Talk:
     def set_system(self, system: str | None) -> None:
         self._recount()
         self._change("system", text=system)
+
+    def settle(self) -> None:
+        """Waits for a turn that was left behind, and takes in what still came of it."""
+        for _ in self._settled():
+            pass
+
+    def _settled(self) -> Iterator[Event]:
+        """As it comes. A question that failed then, with nothing said, leaves no trace."""
+        turn = self.turns[-1] if self.turns else Said("")
+        try:
+            for event in self.conversation.settle():
+                if isinstance(event, TurnEnd):
+                    self.context = event.context_tokens, event.context_limit_tokens
+                    if event.reason == "end":
+                        turn.reason = event.reason
+                        yield from self._record(lambda recorder: recorder.end("end", 0))
+                else:
+                    yield from self._take(event, turn)
+        except LeftBehind:
+            raise LocalR1Error("what was stopped before is still ending", "try again in a moment") from None
+        except Exception:
+            if self._asked and self.turns and not turn.answer and not turn.thought:
+                self.turns.remove(turn)
+                self._change("undo")
+        if self.recorder:
+            with contextlib.suppress(DiskError):
+                self.recorder.flush()
+
+    def _resume(self) -> None:
+        self.conversation.resume([(turn.question, turn.answer) for turn in self.turns])
 
     def _recount(self) -> None:
         """The conversation is another now, of which no answer has told yet what it takes."""
@@ -174,22 +230,26 @@ class Talk:
     def _pass(self, events: Iterator[Event], turn: Said) -> Iterator[Event]:
         try:
             for event in events:
-                if isinstance(event, ReasoningText):
-                    turn.thought += event.text
-                    yield from self._record(partial(Recorder.piece, kind="thought", text=event.text))
-                elif isinstance(event, AnswerText):
-                    turn.answer += event.text
-                    yield from self._record(partial(Recorder.piece, kind="answer", text=event.text))
-                elif isinstance(event, TurnEnd):
-                    self._ended(event, turn)
-                    yield from self._record(partial(Recorder.end, reason=event.reason, tokens=event.generated_tokens))
-                yield event
+                yield from self._take(event, turn)
         finally:
             if self.recorder:
                 try:
                     self.recorder.flush()
                 except DiskError as error:
                     self.untold = f"{error.message}; {error.hint}"
+
+    def _take(self, event: Event, turn: Said) -> Iterator[Event]:
+        """An event of a turn, recorded."""
+        if isinstance(event, ReasoningText):
+            turn.thought += event.text
+            yield from self._record(partial(Recorder.piece, kind="thought", text=event.text))
+        elif isinstance(event, AnswerText):
+            turn.answer += event.text
+            yield from self._record(partial(Recorder.piece, kind="answer", text=event.text))
+        elif isinstance(event, TurnEnd):
+            self._ended(event, turn)
+            yield from self._record(partial(Recorder.end, reason=event.reason, tokens=event.generated_tokens))
+        yield event
 
     def _record(self, write: Callable[[Recorder], None]) -> Iterator[Notice]:
         """Have this written; where it cannot be, say so once and go on without."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from localr1.chat import history
 from localr1.chat.history import Recorder, find, latest, listing, read
 from localr1.errors import CorruptError, DiskError, NotFoundError
 
@@ -92,6 +93,17 @@ def test_finding_by_the_beginning_of_the_id_and_by_words(tmp_path):
         find(tmp_path, "0")
     with pytest.raises(NotFoundError, match="no saved conversation yet"):
         latest(tmp_path / "nowhere")
+
+
+def test_the_latest_and_the_ids_are_found_without_reading_all(tmp_path, monkeypatch):
+    for question in ("one", "two", "three"):
+        recorder = Recorder(tmp_path, "nano", None)
+        say(recorder, question, "Yes.")
+        os.utime(recorder.path, (1_000_000 + len(question), 1_000_000 + len(question)))
+    read_paths = []
+    monkeypatch.setattr(history, "read", lambda path: read_paths.append(path) or read(path))
+    assert latest(tmp_path).title == "three" and len(read_paths) == 1
+    assert history.ids(tmp_path)[0] == recorder.id and len(read_paths) == 1
 
 
 def test_a_file_that_is_no_conversation_is_refused_and_not_listed(tmp_path):

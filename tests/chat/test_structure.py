@@ -1,7 +1,11 @@
 import json
+import os
 import random
+import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from localr1 import nano
@@ -68,7 +72,8 @@ def test_whatever_is_drawn_keeps_to_the_grammar(tmp_path, structures, tokenizer)
 def test_a_thought_is_free_and_may_come_before_the_form_but_not_within(tmp_path, structures, tokenizer):
     structure = structures.start(read_structure(schema(tmp_path, SCHEMA), None))
     structure.thinking = True
-    assert structure.allowed() is None
+    ends = np.flatnonzero(~structure.allowed())
+    assert ends.tolist() == [tokenizer.token_id("<｜end▁of▁sentence｜>")], "anything but an end"
     structure.take(7)
     structure.thinking = False
     opening = structure.opening = tokenizer.token_id("<think>")
@@ -77,6 +82,14 @@ def test_a_thought_is_free_and_may_come_before_the_form_but_not_within(tmp_path,
     assert structure.thinking
     structure.thinking = False
     assert not structure.allowed()[opening]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_a_form_may_come_from_a_pipe_which_is_read_once(tmp_path):
+    os.mkfifo(tmp_path / "form")
+    threading.Thread(target=lambda: (tmp_path / "form").write_text('{"type": "integer"}'), daemon=True).start()
+    form = read_structure(tmp_path / "form", None)
+    assert form is not None and read_structure(tmp_path / "form", None) == form
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.cells import cell_len
 
 from localr1.chat.history import Recorder, listing
+from localr1.cli import chat
 from localr1.cli.chat import split_words
 from localr1.errors import ContextError, NotFoundError, UsageError
 from localr1.events import AnswerText, ReasoningText
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
-from tests.terminal.fakes import press_ctrl_c, turn_end
+from tests.terminal.fakes import environment, press_ctrl_c, turn_end
 
 
 @pytest.mark.parametrize(
@@ -196,3 +198,25 @@ def test_the_list_cuts_wide_characters_where_the_window_ends(localr1_command, tm
 def test_a_blank_question_is_none(session, localr1_command):
     assert localr1_command("chat", "   ", stdin=" \n").status == 2
     assert session.calls == []
+
+
+def test_a_model_that_the_settings_do_not_fit_is_not_the_one_in_use(tmp_path, monkeypatch):
+    engines = {name: SimpleNamespace(name=name, routing=None) for name in ("nano", "smollm2-135m")}
+    made_way = []
+
+    def load(name, options, instead_of):
+        made_way.append(instead_of.name)
+        return iter([engines[name]])
+
+    def converse(background, engine, settings):
+        if engine.name != "nano":
+            raise UsageError(f"{engine.name} leaves no choice about thinking")
+
+    monkeypatch.setattr(chat, "load", load)
+    monkeypatch.setattr(chat, "follow", lambda environment, operation: next(operation))
+    monkeypatch.setattr(chat, "_converse", converse)
+    background = SimpleNamespace(run=lambda operation: operation, tell=None)
+    host = chat._host(environment(), background, engines["nano"], EngineOptions(), tmp_path)
+    with pytest.raises(UsageError):
+        host.open_model("smollm2-135m", None)
+    assert host.open_model("nano", None)[0] == "nano" and made_way == ["nano", "nano"]

@@ -12,6 +12,7 @@ from localr1.decode import generate as loop
 from localr1.decode.cache import RowCache
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
+from localr1.errors import LocalR1Error
 from localr1.events import PrefillProgress
 from tests import tiny
 
@@ -46,6 +47,24 @@ def test_greedy_tokens_are_the_references(family: str, chunk: int, monkeypatch: 
     tokens, finished = run(model, new_cache(model), PROMPT)
     assert tokens == reference_tokens(family, 20)
     assert (finished.reason, finished.generated_tokens, finished.cached_tokens) == ("max_tokens", 20, 0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_greedy_decoding_draws_nothing_of_logits_that_are_no_numbers(number: float) -> None:
+    model = tiny.build_float(MODELS["llama"])
+    likeliest, steps = model.likeliest, []
+
+    def broken(token_T: torch.Tensor, cache: RowCache) -> Any:
+        hidden_TD, best_T, logit_T = likeliest(token_T, cache)
+        steps.append(len(token_T))
+        return hidden_TD, best_T, logit_T if len(steps) < 3 else torch.full_like(logit_T, number)
+
+    model.likeliest = broken  # type: ignore[method-assign]
+    said = []
+    with pytest.raises(LocalR1Error, match="out of range"):
+        for item in generate(model, new_cache(model), PROMPT, Sampler(GREEDY), stop_ids=(), max_tokens=20):
+            said += [item.id] if isinstance(item, Token) else []
+    assert said == reference_tokens("llama", 3)
 
 
 def test_prefill_progress_ends_at_its_total(monkeypatch: pytest.MonkeyPatch) -> None:

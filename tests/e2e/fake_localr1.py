@@ -36,7 +36,7 @@ class Conversation:
 
     def undo(self) -> bool:
         self.turns -= 1
-        return True
+        return self.turns > 0
 
     def resume(self, turns) -> None:
         self.turns = len(turns)

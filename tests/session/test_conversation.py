@@ -1,6 +1,7 @@
 """Turns with a model that says what the test wants, through DeepSeek's real tokenizer and R1's template."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
+from localr1.chat.transcript import Message
 from localr1.decode.cache import RowCache
 from localr1.decode.sampling import Sampling
 from localr1.errors import ContextError, LocalR1Error, NotFoundError, UsageError
@@ -195,6 +197,24 @@ def test_a_sliding_context_forgets_the_oldest_turns_with_a_word(model: Scripted,
     assert "question number 5" in heard and "question number 0" not in heard
 
 
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_a_sliding_context_forgets_no_more_than_it_must_and_encodes_all_but_once(
+    model: Scripted, tokenizer: Tokenizer, length: int
+) -> None:
+    conversation = converse(model, tokenizer, context=400, context_policy="slide")
+    said = [(f"What is {turn}? " + "word " * (turn % length), f"It is {turn}.") for turn in range(120)]
+    conversation.resume(said)
+    encoded, encode = [], conversation._encoded
+    conversation._encoded = lambda messages: encoded.append(len(messages)) or encode(messages)  # type: ignore[method-assign]
+    say(model, tokenizer, "Yes.")
+    events = list(conversation.ask("And now?"))
+    notice, kept = next(event for event in events if isinstance(event, Notice)), len(conversation.transcript.turns) // 2
+    assert f"the oldest {len(said) + 1 - kept} turns" in notice.text
+    assert sum(size > 100 for size in encoded) == 1 and len(encoded) < 6
+    more = [Message("user", said[-kept][0]), Message("assistant", said[-kept][1]), *conversation.transcript.turns[:-1]]
+    assert len(encode(more).tokens) > 350 >= len(encode(conversation.transcript.turns[:-1]).tokens)
+
+
 def test_a_question_that_can_never_fit_makes_nothing_forgotten(model: Scripted, tokenizer: Tokenizer) -> None:
     conversation = converse(model, tokenizer, context=128, context_policy="slide")
     for number in range(3):
@@ -250,11 +270,13 @@ def test_settings_that_are_refused_leave_those_in_force(model: Scripted, tokeniz
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "integer"}')
     conversation = converse(model, tokenizer, json_schema=schema)
-    form = conversation._form
-    schema.unlink()
+    form, other = conversation._form, replace(conversation.options, json_schema=tmp_path / "other.json")
     with pytest.raises(NotFoundError):
-        conversation.configure(SamplingOptions(temperature=0.5), conversation.options)
+        conversation.configure(SamplingOptions(temperature=0.5), other)
     assert conversation._form == form is not None and conversation.sampling().temperature == 0
+    schema.unlink()  # it was read, and is not needed again
+    conversation.configure(SamplingOptions(temperature=0.5), conversation.options)
+    assert conversation._form == form and conversation.sampling().temperature == 0.5
 
 
 def test_max_tokens_counts_thoughts_too(model: Scripted, tokenizer: Tokenizer) -> None:
@@ -287,6 +309,32 @@ def test_a_think_budget_closes_the_thought_at_the_end_of_a_sentence(model: Scrip
     assert "</think>" in tokenizer.decode(model.heard)
 
 
+def test_a_thought_that_was_stopped_goes_on_with_what_is_left_of_its_budget(
+    model: Scripted, tokenizer: Tokenizer
+) -> None:
+    conversation = converse(model, tokenizer, think_budget=6)
+    say(model, tokenizer, "One two three four five six seven eight. Nine ten eleven twelve thirteen.")
+    thoughts = 0
+    for event in conversation.ask("Think."):
+        thoughts += isinstance(event, ReasoningText)
+        if thoughts == 3:
+            conversation.stop()
+    rest = tokenizer.encode_rendered(" four five six seven eight.")
+    model.script = [*rest, *tokenizer.encode_rendered("The answer."), model.eos]
+    events = list(conversation.go_on())
+    assert "Nine" not in texts(events, ReasoningText) and texts(events, AnswerText) == "The answer."
+    end = events[-1]
+    assert isinstance(end, TurnEnd) and end.reason == "end"
+
+
+def test_a_thought_that_is_opened_again_after_its_budget_is_closed_again(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer, think_budget=3)
+    say(model, tokenizer, "One two three. <think>Four five six seven. <think>Eight nine ten. The end.")
+    events = list(conversation.ask("Think."))
+    assert sum(isinstance(event, ThoughtEnd) for event in events) >= 2
+    assert texts(events, AnswerText).endswith("The end.")
+
+
 def test_a_model_that_leaves_no_choice_says_so_at_once(model: Scripted, tokenizer: Tokenizer) -> None:
     conversation = converse(model, tokenizer)
     with pytest.raises(UsageError, match="scripted leaves no choice about thinking"):
@@ -315,6 +363,15 @@ def test_the_answer_keeps_to_the_schema_and_the_thought_is_free(
     assert texts(events, ReasoningText) == "Blue, as {ever}."
     assert texts(events, AnswerText) in ('{"a": "red"}', '{"a": "blue"}')
     assert isinstance(events[-1], TurnEnd) and events[-1].reason == "end"
+
+
+def test_in_a_thought_before_a_form_no_answer_ends(model: Scripted, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The model would end; the likeliest token that is no end is taken, until the thought is closed."""
+    (tmp_path / "form.lark").write_text('start: "yes"')
+    conversation = converse(model, tokenizer, grammar=tmp_path / "form.lark", max_tokens=9)
+    model.script = [*tokenizer.encode_rendered("Hm"), model.eos, *tokenizer.encode_rendered("</think>"), 0, 0, 0]
+    events = list(conversation.ask("Is it?"))
+    assert texts(events, AnswerText) == "yes"
 
 
 def test_an_answer_that_was_cut_goes_on_in_its_form(model: Scripted, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -64,6 +64,28 @@ def test_a_resumed_conversation_says_its_turns_and_goes_on(model: Scripted, toke
     assert tokenizer.decode(model.heard).endswith("</think>\n\nOne two three.")
 
 
+@pytest.mark.parametrize(
+    ("answer", "more"),
+    [
+        ("1. apples", "\n2. pears"),
+        ("def f(x):\n   ", " return x"),
+        ("A list:\n\n", "- one"),
+        ("```xml\n<a>", "<think>no thought</think></a>"),
+    ],
+)
+def test_a_resumed_answer_goes_on_as_it_would_have(
+    model: Scripted, tokenizer: Tokenizer, answer: str, more: str
+) -> None:
+    conversation = converse(model, tokenizer)
+    conversation.resume([("Write.", answer)])
+    say(model, tokenizer, more)
+    assert texts(list(conversation.go_on()), AnswerText) == more
+    assert contents(conversation) == ["Write.", answer + more]
+    conversation.undo()
+    conversation.resume([("a", " b "), ("c", "d")])
+    assert conversation.undo() and contents(conversation) == ["a", "b"]
+
+
 def test_what_follows_a_resumed_answer_keeps_its_space(model: Scripted) -> None:
     """With SentencePiece, of whose text the first space is dropped."""
     pieces = Tokenizer(sentencepiece())
@@ -79,7 +101,7 @@ def test_undo_takes_back_the_last_turn(model: Scripted, tokenizer: Tokenizer) ->
     conversation = converse(model, tokenizer)
     conversation.resume([("a", "b"), ("c", "d")])
     assert conversation.undo() and contents(conversation) == ["a", "b"]
-    assert conversation.undo() and contents(conversation) == []
+    assert not conversation.undo() and contents(conversation) == []
     assert not conversation.undo()
     with pytest.raises(UsageError, match="no answer"):
         list(conversation.go_on())

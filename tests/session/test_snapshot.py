@@ -13,7 +13,7 @@ from localr1.decode.cache import RowCache
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.decode.speculate import FixedDepth, Speculation
-from localr1.errors import CorruptError, UnsupportedError
+from localr1.errors import CorruptError, DiskError, UnsupportedError
 from localr1.events import TurnEnd, result_of
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.session import Conversation, Engine, snapshot
@@ -46,6 +46,16 @@ def ask(conversation: Conversation, text: str) -> tuple[str, TurnEnd]:
 def said(conversation: Conversation) -> list[tuple[str, str]]:
     contents = [message.content for message in conversation.transcript.turns]
     return list(zip(contents[::2], contents[1::2], strict=True))
+
+
+def test_what_the_disk_refuses_is_told_as_such(engine: Engine, tmp_path: Path) -> None:
+    conversation = converse(engine)
+    ask(conversation, QUESTIONS[0])
+    for path in (tmp_path / "gone" / "kept.safetensors", tmp_path / "folder.safetensors"):
+        (tmp_path / "folder.safetensors").mkdir(exist_ok=True)
+        with pytest.raises(DiskError, match="cannot be kept"):
+            snapshot.save(path, conversation._held(), 1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,9 @@ class FakeConversation:
     def stop(self) -> None:
         self.stops += 1
 
+    def settle(self) -> Iterator[Event]:
+        return iter(())
+
     def go_on(self) -> Iterator[Event]:
         yield AnswerText(" and so on.")
         yield turn_end()
@@ -97,7 +100,8 @@ class FakeConversation:
         self.history.clear()
 
     def undo(self) -> bool:
-        return bool(self.history) and bool(self.history.pop())
+        del self.history[-1:]
+        return bool(self.history)
 
     def resume(self, turns) -> None:
         self.history = list(turns)

@@ -61,6 +61,33 @@ def test_retry_asks_the_last_message_again_and_keeps_one_turn(repl):
     assert len(read(repl.talk.recorder.path).turns) == 1
 
 
+def test_a_retry_that_is_refused_leaves_the_turn_as_it_was(repl):
+    do(repl, "first")
+    do(repl, "hello")
+    repl.talk.conversation.answers["hello"] = ContextError("it no longer fits")
+    with pytest.raises(ContextError):
+        do(repl, "/retry")
+    assert [(turn.question, turn.answer) for turn in repl.talk.turns] == [
+        ("first", "You said 'first'."),
+        ("hello", "You said 'hello'."),
+    ]
+    assert [question for question, _ in repl.talk.conversation.history] == ["first", "hello"]
+    saved = read(repl.talk.recorder.path).turns
+    assert [(turn.question, turn.answer, turn.reason) for turn in saved] == [
+        ("first", "You said 'first'.", "end"),
+        ("hello", "You said 'hello'.", "end"),
+    ]
+
+
+@pytest.mark.parametrize("forgotten", [1, 2])
+def test_undo_tells_anew_what_was_forgotten(repl, forgotten):
+    do(repl, "one")
+    do(repl, "two")
+    del repl.talk.conversation.history[:forgotten]  # as a context that slides does
+    do(repl, "/undo")
+    assert repl.talk.conversation.history == [("one", "You said 'one'.")]
+
+
 def test_edit_offers_the_last_message_and_undo_takes_it_back(repl):
     do(repl, "one")
     do(repl, "two")
