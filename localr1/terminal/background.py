@@ -163,7 +163,7 @@ class BackgroundConversation:
                 yield from self._background.rest(self._left)
             except LeftBehind:
                 raise
-            except BaseException:
+            except Exception:
                 self._left = None
                 raise
             self._left = None

@@ -124,7 +124,7 @@ class Talk:
         except Exception:
             if len(self.turns) == before:
                 self.turns.append(turn)
-                self._resume()
+                self._resume(self.conversation)
                 yield from self._record(lambda recorder: recorder.turn(turn))
             raise
 
@@ -135,7 +135,7 @@ class Talk:
         knows_more = self.conversation.undo()
         self.turns.pop()
         if self.turns and not knows_more:  # a context that slides forgot those
-            self._resume()
+            self._resume(self.conversation)
         self._recount()
         self._change("undo")
         return turn
@@ -151,8 +151,8 @@ class Talk:
     def move_to(self, conversation: Conversation, model: str = "") -> None:
         """What was said goes on with another model's conversation."""
         self.settle()
+        self._resume(conversation)
         self.conversation = conversation
-        self._resume()
         self._recount()
         if model:
             self._change("model", name=model)
@@ -188,8 +188,8 @@ class Talk:
             with contextlib.suppress(DiskError):
                 self.recorder.flush()
 
-    def _resume(self) -> None:
-        self.conversation.resume([(turn.question, turn.answer) for turn in self.turns])
+    def _resume(self, conversation: Conversation) -> None:
+        conversation.resume([(turn.question, turn.answer) for turn in self.turns])
 
     def _recount(self) -> None:
         """The conversation is another now, of which no answer has told yet what it takes."""
