@@ -243,7 +243,7 @@ def test_a_turn_that_fails_before_anything_is_said_leaves_no_trace(
         with pytest.raises(LocalR1Error, match="GPU"):
             list(conversation.ask("second"))
     assert conversation.transcript.turns == before
-    assert conversation.undo() and conversation.transcript.turns == ()
+    assert not conversation.undo() and conversation.transcript.turns == ()
 
 
 def test_a_turn_that_fails_in_the_middle_keeps_what_was_said(
