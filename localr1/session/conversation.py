@@ -23,13 +23,11 @@ from localr1.hub.cache import weights_id
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.session import snapshot
 from localr1.session.engine import Engine
+from localr1.session.sliding import forget_oldest
 from localr1.session.turn import Turn
 
 if TYPE_CHECKING:
     from localr1.chat.structure import Structure, Structures
-
-ANSWER_SHARE = 8
-"""A sliding context drops turns until an eighth of it is free for the answer."""
 
 
 class Conversation:
@@ -239,16 +237,17 @@ class Conversation:
 
     def _prompt(self) -> Generator[Event, None, Prompt]:
         """The conversation as tokens, with the oldest turns dropped where the policy says so."""
-        capacity, forgotten = self._cache.capacity, 0
-        room = capacity - capacity // ANSWER_SHARE
-        prompt = self._encoded(self.transcript.messages)
-        while self.options.context_policy == "slide" and len(prompt.tokens) > room:
-            most = 1 if forgotten else self._surely_forgotten(len(prompt.tokens), room)
-            dropped = sum(self.transcript.drop_oldest_turn() for _ in range(most))
-            if not dropped:
-                break
-            forgotten += dropped
-            prompt = self._encoded(self.transcript.messages)
+        capacity = self._cache.capacity
+        if self.options.context_policy == "slide":
+            text_tokens = self.engine.tokenizer.encode_text
+            prompt, forgotten = forget_oldest(
+                self.transcript,
+                capacity,
+                lambda: self._encoded(self.transcript.messages),
+                lambda text: len(text_tokens(text)),
+            )
+        else:
+            prompt, forgotten = self._encoded(self.transcript.messages), 0
         if len(prompt.tokens) >= capacity:
             raise ContextError(
                 f"the conversation needs {len(prompt.tokens):,} tokens, the context holds {capacity:,}",
@@ -257,20 +256,6 @@ class Conversation:
         if forgotten:
             yield Notice(f"the oldest {forgotten} turn{'s' if forgotten > 1 else ''} no longer fit and were forgotten")
         return prompt
-
-    def _surely_forgotten(self, tokens: int, room: int) -> int:
-        """How many of the oldest turns of a prompt of so many tokens cannot stay, one at least: one less than by their
-        lengths, each with an equal share of what the template adds. To encode all again for each takes minutes."""
-        encode, turns = self.engine.tokenizer.encode_text, self.transcript.turns
-        length = [len(encode(message.content)) for message in turns]
-        added = (tokens - sum(length)) / len(turns)
-        left, forgotten = float(tokens), -1
-        for at in range(0, len(turns), 2):
-            if left <= room:
-                break
-            left -= sum(length[at : at + 2]) + 2 * added
-            forgotten += 1
-        return max(forgotten, 1)
 
     def _encoded(self, messages: Sequence[Message]) -> Prompt:
         return encode_prompt(self.engine.tokenizer, self.engine.template, messages, self.options.think)
