@@ -4,6 +4,7 @@ Owns the order of things and the cache's length; knows no text. The invariant: t
 prefix of prompt + emitted tokens, whatever stopped the loop, so the next turn can start from it.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ def verify(
     refuse."""
     if greedy:
         hidden_TD, token_T, logit_T = model.likeliest(torch.tensor(tokens), cache)
-        found = zip(token_T.tolist(), logit_T, logit_T.isfinite().tolist(), strict=True)
-        return hidden_TD, [token if finite else logit[None] for token, logit, finite in found]
+        found = zip(token_T.tolist(), logit_T.tolist(), strict=True)
+        return hidden_TD, [token if math.isfinite(logit) else torch.tensor([logit]) for token, logit in found]
     hidden_TD, logits_TV = model.step(torch.tensor(tokens), cache)
     return hidden_TD, logits_TV.unbind()
 
