@@ -273,8 +273,9 @@ class Conversation:
         """Generate, in a further leg where a thought has spent its budget and was closed for the model, as a later one
         is that the model opens."""
         yield from self._leg(turn)
-        most, closing = self._wanted.max_tokens, self.engine.tokenizer.encode_rendered(CLOSING)
+        most = self._wanted.max_tokens
         while turn.closing_thought and not self._stopping:
+            closing = self.engine.tokenizer.encode_rendered(CLOSING)
             if most is not None and turn.generated_tokens >= most:
                 turn.legs[-1] = replace(turn.legs[-1], reason="max_tokens")
                 break

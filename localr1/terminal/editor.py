@@ -76,8 +76,6 @@ def editor(
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.enums import EditingMode
     from prompt_toolkit.input.typeahead import get_typeahead
-    from prompt_toolkit.key_binding.key_processor import KeyPress
-    from prompt_toolkit.keys import Keys
     from prompt_toolkit.output.color_depth import ColorDepth
     from prompt_toolkit.styles import Style
 
@@ -108,8 +106,7 @@ def editor(
 
     def read_message(beginning: str) -> str:
         def pre_run() -> None:
-            interrupted = [KeyPress(Keys.SIGINT)] if interrupts.take() else []
-            _after_history([*interrupted, *get_typeahead(session.app.input), *_pressed(typed_ahead())])
+            _after_history([*interrupts.keys(), *get_typeahead(session.app.input), *_pressed(typed_ahead())])
 
         with interrupts.held():
             message = session.prompt(default=beginning, pre_run=pre_run)
@@ -159,6 +156,13 @@ class _Interrupts:
         """Whether there was one."""
         waiting, self._waiting = self._waiting, False
         return waiting
+
+    def keys(self) -> "list[KeyPress]":
+        """The key that it is to the editor, if there was one."""
+        from prompt_toolkit.key_binding.key_processor import KeyPress
+        from prompt_toolkit.keys import Keys
+
+        return [KeyPress(Keys.SIGINT)] if self.take() else []
 
     def _wait(self, signal_number: int, frame: object) -> None:
         self._waiting = True

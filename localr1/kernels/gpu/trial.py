@@ -60,15 +60,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
     up_HdC = numbers(HEADS, HEAD_SIZE, LATENT).to(product_dtype(device))
     k_TGd, v_TGd = numbers(FEW_ROWS, KV_HEADS, HEAD_SIZE), numbers(FEW_ROWS, KV_HEADS, HEAD_SIZE)
 
-    def turns(size: int) -> tuple[Tensor, Tensor]:
-        angle_TP = numbers(FEW_ROWS, size // 2)
-        cos_TP, sin_TP = angle_TP.cos(), angle_TP.sin()
-        return torch.cat((cos_TP, cos_TP), dim=1), torch.cat((-sin_TP, sin_TP), dim=1)
-
-    latent_turns, group_turns = turns(ROTARY), turns(HEAD_SIZE)
-
-    def joined(results: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.cat([result.flatten() for result in results])
+    latent_turns, group_turns = (_turns(numbers(FEW_ROWS, size // 2)) for size in (ROTARY, HEAD_SIZE))
 
     def chosen(kernels: Kernels, bias_E: Tensor | None, softmax: bool, normalize: bool) -> Tensor:
         """Every expert's weight, 0 of those that were not chosen."""
@@ -81,13 +73,13 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
         "linear with a bias": lambda kernels: kernels.linear(x_TD[:FEW_ROWS], q_OD, scb_O, bias_O),
         "head_product": lambda kernels: kernels.head_product(q_THd, up_HdC),
         "head_product of rows": lambda kernels: kernels.head_product(q_latent_THC, up_HdC.transpose(1, 2)),
-        "latent_front": lambda kernels: joined(
+        "latent_front": lambda kernels: _joined(
             kernels.latent_front(q_THd, row_TW, norm_C, 1e-6, *latent_turns, interleaved=True)
         ),
-        "latent_front of halves": lambda kernels: joined(
+        "latent_front of halves": lambda kernels: _joined(
             kernels.latent_front(q_THd, row_TW, norm_C, 1e-6, *latent_turns, interleaved=False)
         ),
-        "grouped_front": lambda kernels: joined(
+        "grouped_front": lambda kernels: _joined(
             kernels.grouped_front(q_THd, k_TGd, v_TGd, *group_turns, interleaved=False)
         ),
         "route": lambda kernels: chosen(kernels, None, softmax=True, normalize=False),
@@ -97,3 +89,13 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
         "mla_attention": lambda kernels: kernels.mla_attention(q_latent_THC, q_rope_THR, latent_SW, COMMITTED, scale),
         "gqa_attention": lambda kernels: kernels.gqa_attention(q_THd, cache_SW, KV_HEADS, COMMITTED, HEAD_SIZE**-0.5),
     }
+
+
+def _turns(angle_TP: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles' tables, cos twice, and -sin then sin."""
+    cos_TP, sin_TP = angle_TP.cos(), angle_TP.sin()
+    return torch.cat((cos_TP, cos_TP), dim=1), torch.cat((-sin_TP, sin_TP), dim=1)
+
+
+def _joined(results: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.cat([result.flatten() for result in results])
