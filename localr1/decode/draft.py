@@ -5,15 +5,14 @@ main cache commits, and answers with guesses; a wrong guess costs time and never
 `decode.speculate`).
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from localr1.decode.cache import RowCache
-from localr1.model.mtp import MtpLayer
+from localr1.model.linear import Cache
 
 LONGEST_NGRAM, SHORTEST_NGRAM = 4, 2
 MTP_KIND = 0
@@ -68,12 +67,12 @@ class Drafter(Protocol):
         ...
 
 
-Guesses = tuple[list[int], Tensor]
-Guard = Callable[[Callable[[], Guesses]], Guesses]
+class MtpGuesses(Protocol):
+    """What runs an MTP layer: the layer itself (`model.mtp.MtpLayer`), or whoever knows how on its device."""
 
-
-def call(run: Callable[[], Guesses]) -> Guesses:
-    return run()
+    def guesses(self, tokens: Sequence[int], hidden_TD: Tensor, cache: Cache, count: int) -> tuple[list[int], Tensor]:
+        """As `MtpLayer.guesses`."""
+        ...
 
 
 class MtpDrafter:
@@ -85,11 +84,9 @@ class MtpDrafter:
 
     needs_hidden = True
 
-    def __init__(self, mtp: MtpLayer, cache: RowCache, guard: Guard = call) -> None:
-        """`guard` runs the layer, perhaps more than once."""
+    def __init__(self, mtp: MtpGuesses, cache: RowCache) -> None:
         self._mtp = mtp
         self._cache = cache
-        self._guard = guard
         self._hidden: list[Tensor] = []  # [n, D] each, together of tokens cache.length, cache.length + 1, ...
         self._waiting = 0  # rows in them
         self._next: list[int] = []  # the token after each of those; the last one's may be still unknown
@@ -129,8 +126,7 @@ class MtpDrafter:
         length = self._cache.length
         while len(guesses) < count:
             self._cache.commit(guesses[self._cache.length - length : -1])
-            run = partial(self._mtp.guesses, guesses[-1:], carried_1D, self._cache, count - len(guesses))
-            more, carried_1D = self._guard(run)
+            more, carried_1D = self._mtp.guesses(guesses[-1:], carried_1D, self._cache, count - len(guesses))
             guesses += more
         self._cache.truncate(length)
         return guesses
@@ -152,7 +148,7 @@ class MtpDrafter:
         pairs = len(self._next)
         hidden_TD = self._hidden[0] if len(self._hidden) == 1 else torch.cat(self._hidden)
         known_TD = hidden_TD if pairs == self._waiting else hidden_TD[:pairs]
-        result = self._guard(partial(self._mtp.guesses, self._next, known_TD, self._cache, count))
+        result = self._mtp.guesses(self._next, known_TD, self._cache, count)
         self._cache.commit(self._next)
         self._next.clear()
         self._waiting -= pairs

@@ -88,8 +88,8 @@ class Head:
 def first_highest(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
     """The first highest number of each row, and its value; which of several a GPU's own `max` gives is left open."""
     logit_T, last = logits_TV.amax(dim=-1), logits_TV.shape[-1] - 1
-    index_V = torch.arange(last + 1, device=logits_TV.device)
-    return torch.where(logits_TV == logit_T[:, None], index_V, last).amin(dim=-1), logit_T
+    index_V = torch.arange(last + 1, dtype=torch.int32, device=logits_TV.device)
+    return torch.where(logits_TV == logit_T[:, None], index_V, last).amin(dim=-1).long(), logit_T
 
 
 class Decoder:

@@ -44,7 +44,7 @@ class MtpLayer:
         Appends T rows to `cache`. `normed_TD` goes to `Decoder.logits` for the token after `token_T`.
         """
         rotation = self.main.rotary.rows(cache.length, len(token_T))
-        out_TD = self.layer(self._joined(token_T.tolist(), hidden_TD), rotation, cache)
+        out_TD = self.layer(self._joined(token_T, hidden_TD), rotation, cache)
         normed_TD = self.head.norm(out_TD)
         return normed_TD, normed_TD if self.carries_normed else out_TD
 
@@ -59,21 +59,24 @@ class MtpLayer:
             count = min(count, self.fused.most)
             turns = self.main.rotary.arrays(cache.length, len(tokens) + count - 1)
             return self.fused.guesses(tokens, hidden_TD, turns, cache, count)
-        rotation = self.main.rotary.rows(cache.length, len(tokens))
-        x_TD = self._joined(tokens, hidden_TD)
-        last_1D = self.layer(x_TD, rotation, cache, last_only=True)
-        normed_1D, token_1, _ = self.head.likeliest(last_1D)
-        return [int(token_1)], normed_1D if self.carries_normed else last_1D
+        token_1, carried_1D = self.step(torch.tensor(tokens), hidden_TD, cache)
+        return [int(token_1)], carried_1D
 
-    def _joined(self, tokens: Sequence[int], hidden_TD: Tensor) -> Tensor:
+    def step(self, token_T: Tensor, hidden_TD: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """(token_1, carried_1D): the one guess of `guesses` and what it carries, found on the device."""
+        rotation = self.main.rotary.rows(cache.length, len(token_T))
+        last_1D = self.layer(self._joined(token_T, hidden_TD), rotation, cache, last_only=True)
+        normed_1D, token_1, _ = self.head.likeliest(last_1D)
+        return token_1, normed_1D if self.carries_normed else last_1D
+
+    def _joined(self, token_T: Tensor, hidden_TD: Tensor) -> Tensor:
         """eh_proj [enorm(embedding) | hnorm(hidden)] of each pair, as many pairs at a time as the fused part takes."""
         front, rows = self.layer.fused.mtp_front, self.layer.fused.rows
-        if front is not None and len(tokens) <= rows:
-            return front(tokens, hidden_TD)
         if front is not None:
-            starts = range(0, len(tokens), rows)
-            return torch.cat([front(tokens[at : at + rows], hidden_TD[at : at + rows]) for at in starts])
+            starts = range(0, len(token_T), rows)
+            parts = [front(token_T[at : at + rows].tolist(), hidden_TD[at : at + rows]) for at in starts]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         assert self.eh_proj_DI is not None, "an MTP layer with neither form of its projection"
-        embedded_TD = self.embedding_norm(self.main.embedding(torch.tensor(tokens)))
+        embedded_TD = self.embedding_norm(self.main.embedding(token_T))
         joined_TI = torch.cat((embedded_TD, self.hidden_norm(hidden_TD)), dim=-1)
         return F.linear(joined_TI, self.eh_proj_DI)

@@ -114,7 +114,7 @@ def ignorable(config: ModelConfig, name: str) -> bool:
 
 def build(
     config: ModelConfig, weights: Weights, experts: ExpertBank | None, *, kernel_rows: int = KERNEL_ROWS
-) -> Model:
+) -> Decoder:
     """The model. Steps of at most `kernel_rows` tokens attend through the compiled kernels; 0 keeps to plain torch."""
     return ARCHITECTURES[config.model_type].build(config, weights, experts, kernel_rows)
 
@@ -133,10 +133,10 @@ def expert_layers(config: ModelConfig, mtp: bool) -> tuple[int, ...]:
 
 
 def build_mtp(
-    config: ModelConfig, weights: Weights, experts: ExpertBank | None, main: Model, *, kernel_rows: int = KERNEL_ROWS
+    config: ModelConfig, weights: Weights, experts: ExpertBank | None, main: Decoder, *, kernel_rows: int = KERNEL_ROWS
 ) -> MtpLayer:
     """The first MTP layer of a model that has any, beside the `main` model that `build` made."""
-    assert isinstance(main, Decoder) and config.num_mtp_layers
+    assert config.num_mtp_layers
     return MtpLayer(
         config, weights, main, build_deepseek_layer(config, weights, experts, config.num_layers, kernel_rows)
     )

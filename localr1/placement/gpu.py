@@ -30,7 +30,7 @@ def in_ram(*tensors: Tensor) -> tuple[Tensor, ...]:
     soon as nobody holds these. Meant for little: memory that was page-locked is never given back.
     """
     if not tensors[0].is_cuda:
-        return tensors
+        return tuple(one.clone() for one in tensors)
     copies = tuple(
         torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True) for one in tensors
     )

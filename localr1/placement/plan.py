@@ -49,8 +49,9 @@ PIECE_BYTES, SMALL_PIECES_BYTES = 20 << 20, 4 << 20
 """From the driver torch gets memory for tensors of up to 10 MiB in pieces of 20 MiB, in pieces of 2 MiB for those of up
 to 1 MiB, and for larger ones as much as they are (its CUDACachingAllocator)."""
 RECORDED_LAYER_BYTES = 512 << 10
-"""What the driver is taken to keep of a layer in a recording: 16 KiB for each of some 30 kernels and copies. PyTorch's
-documentation of CUDAGraph trees knows 64 KiB each of drivers before 550 and no number of later ones. Not measured."""
+"""What the driver is taken to keep of a layer, or of the head, in a recording: 16 KiB for each of some 30 kernels and
+copies. PyTorch's documentation of CUDAGraph trees knows 64 KiB each of drivers before 550 and no number of later ones.
+Not measured."""
 
 
 @dataclass(frozen=True)
@@ -262,14 +263,18 @@ def recording_bytes(shape: ModelShape) -> int:
     is made for each number of tokens that a step has had. A layer gives its tensors back to the pool before the next
     one asks, and a step before another is recorded; so the pool holds a layer's tensors of one step. Nearly all of them
     are what attention finds in the parts of the context, float32, with queries and sums of the same width. But where
-    they are more than a piece of the allocator's, a smaller step's memory is of no use to a larger one. cuBLAS's
-    workspace, which the first recording takes into the pool, is in CUDA_BYTES.
+    they are more than a piece of the allocator's, a smaller step's memory is of no use to a larger one. Of the head,
+    every recording keeps its logits, in pieces that others' tensors no longer fit in, and as much again and a byte is
+    taken to find the largest. cuBLAS's workspace, which the first recording takes into the pool, is in CUDA_BYTES.
     """
     value_width = shape.cache_values - shape.cache_float_values if shape.latent else shape.score_width // 2
     row_bytes = 4 * ((CONTEXT_SPLITS + 4) * shape.heads * value_width + _row_width(shape))
     steps = [rows * row_bytes for rows in range(1, RECORDED_ROWS + 1)]
     pool_bytes = PIECE_BYTES + SMALL_PIECES_BYTES + sum(size for size in steps if size > PIECE_BYTES)
-    return pool_bytes + RECORDED_ROWS * shape.layers * RECORDED_LAYER_BYTES
+    logits_bytes = sum(range(1, RECORDED_ROWS + 1)) * 4 * shape.vocab
+    head_bytes = PIECE_BYTES + logits_bytes + RECORDED_ROWS * 5 * shape.vocab
+    parts = shape.layers + 1 + bool(shape.mtp_bytes)
+    return pool_bytes + head_bytes + RECORDED_ROWS * parts * RECORDED_LAYER_BYTES
 
 
 def ranked(shape: ModelShape, hotness: Hotness | None) -> tuple[list[Expert], NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.decode.cache import RowCache
 from localr1.decode.depth import DEEPEST, AutoDepth, FixedDepth
-from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter
+from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter, MtpGuesses
 from localr1.decode.sampling import Sampling
 from localr1.decode.speculate import Foretell, Speculation
 from localr1.errors import LocalR1Error, NotFoundError, UnsupportedError
@@ -60,7 +60,8 @@ class Engine:
     recommended: Sampling
     context_limit: int
     options: EngineOptions
-    mtp: MtpLayer | None
+    mtp: MtpGuesses | None
+    """What guesses with its MTP layer; None where it has none, or guesses otherwise."""
     weight_bytes: int
     parameters: int
     routing: Routing | None = None
@@ -98,7 +99,7 @@ class Engine:
         if self.options.speculate == "off":
             return Speculation(foretell=self._foretell)
         if self.mtp is not None and self.options.speculate in ("auto", "mtp"):
-            drafter = MtpDrafter(self.mtp, self._cache(1, self.config.num_layers), self._with_room)
+            drafter = MtpDrafter(self.mtp, self._cache(1, self.config.num_layers))
         else:
             drafter = LookupDrafter()
         fixed = self.options.draft_tokens
@@ -259,16 +260,18 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
     if asked_kv(options) == "int8":
         latent_width(config)
 
-    def build() -> tuple[Model, MtpLayer | None]:
+    def build() -> tuple[Decoder, MtpLayer | None]:
         decoder = registry.build(config, parts.weights, parts.bank)
         return decoder, registry.build_mtp(config, parts.weights, parts.bank, decoder) if parts.mtp else None
 
+    model: Model
+    guesses: MtpGuesses | None
     if parts.placed is None:
-        model, mtp = build()
+        model, guesses = build()
     else:
         (decoder, mtp), left = built_with_room(parts.placed.bank, build)
-        assert isinstance(decoder, Decoder)
-        model = GpuModel(decoder, parts.placed, left=left)
+        model = GpuModel(decoder, parts.placed, mtp, left=left)
+        guesses = model if mtp is not None else None
     tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
     return Engine(
         name=name,
@@ -280,7 +283,7 @@ def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions
         recommended=_recommended(name, folder),
         context_limit=context_limit,
         options=options,
-        mtp=mtp,
+        mtp=guesses,
         weight_bytes=parts.weight_bytes,
         parameters=parts.parameters,
         routing=parts.routing,

@@ -22,6 +22,7 @@ from localr1.model import registry
 from localr1.model.config import MlaConfig, ModelConfig
 from localr1.model.decoder import Decoder, first_highest
 from localr1.model.linear import Cache
+from localr1.model.mtp import MtpLayer
 from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.forecast import Forecast
@@ -188,40 +189,54 @@ def smaller(count: int) -> int:
 
 
 class GpuModel:
-    """A `Model` on a device: `forward` and `logits` of a decoder, made safe and replayed where that is possible."""
+    """A `Model` on a device: a decoder's steps and its MTP layer's, made safe and replayed where that is possible."""
 
     def __init__(
-        self, decoder: Decoder, placed: Placed, record: Callable[[], Recording] | None = None, left: str = ""
+        self,
+        decoder: Decoder,
+        placed: Placed,
+        mtp: MtpLayer | None = None,
+        record: Callable[[], Recording] | None = None,
+        left: str = "",
     ) -> None:
         """`left` is what the user should know of experts that made room already."""
         self.decoder = decoder
         self.bank = placed.bank
         self.device = placed.device
         self._left = left
-        self._replayer = None
         latent = isinstance(decoder.config.attention, MlaConfig)
         if record is None and placed.device.type == "cuda" and placed.weights.ops.kernels.replayable(latent):
             record = Recorder(recording_stream(placed.device))
-        if record is not None:
-            self._replayer = Replayer(decoder, placed.device, placed.bank, record)
+        rest = decoder.rotary, placed.device, placed.bank, record
+        self._steps = Replayer(self._step, *rest)
+        self._guesses = Replayer(mtp.step, *rest, every=True) if mtp is not None else None
 
     @property
     def config(self) -> ModelConfig:
         return self.decoder.config
 
     @property
+    def replayers(self) -> tuple[Replayer, ...]:
+        """Of the decoder's steps, and of the MTP layer's where there is one."""
+        return (self._steps, self._guesses) if self._guesses is not None else (self._steps,)
+
+    @property
     def replays(self) -> bool:
         """Whether steps are replayed by now."""
-        return self._replayer is not None and self._replayer.ready
+        return self._steps.ready
 
     @property
     def notice(self) -> str:
         """What the user should know of how steps run; empty when all is as it should be."""
-        given_up = self._replayer.given_up if self._replayer is not None else ""
-        return "; ".join(filter(None, (given_up and f"the GPU's steps are not replayed: {given_up}", self._left)))
+        reasons = dict.fromkeys(one.given_up for one in self.replayers if one.given_up)
+        return "; ".join(
+            filter(None, (*(f"the GPU's steps are not replayed: {reason}" for reason in reasons), self._left))
+        )
 
     def forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        return self.with_room(lambda: self._forward(token_T, cache))
+        if len(token_T) > FEW:
+            return self.with_room(lambda: self.decoder.forward(token_T, cache))
+        return self.with_room(lambda: self._steps(token_T, cache=cache)[0].clone())
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         if len(hidden_TD) > FEW:
@@ -229,37 +244,60 @@ class GpuModel:
         return self.with_room(lambda: in_ram(self.decoder.head.product(hidden_TD)))[0]
 
     def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        hidden_TD = self.forward(token_T, cache)
-        return hidden_TD, self.logits(hidden_TD)
+        def run() -> tuple[Tensor, Tensor]:
+            hidden_TD, logits_TV, *_ = self._steps(token_T, cache=cache)
+            return hidden_TD.clone(), in_ram(logits_TV)[0]
+
+        return self.with_room(run)
 
     def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
         """The logits stay on the device."""
-        hidden_TD = self.forward(token_T, cache)
-        best_T, logit_T = self.with_room(lambda: in_ram(*first_highest(self.decoder.head.product(hidden_TD))))
+
+        def run() -> tuple[Tensor, ...]:
+            hidden_TD, _, *best = self._steps(token_T, cache=cache)
+            return hidden_TD.clone(), *in_ram(*best)
+
+        hidden_TD, best_T, logit_T = self.with_room(run)
         return hidden_TD, best_T, logit_T
 
-    def _forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        if self._replayer is None or len(token_T) > FEW or not isinstance(cache, RowCache):
-            return self.decoder.forward(token_T, cache)
-        if cache.length + len(token_T) > cache.capacity:
-            return self.decoder.forward(token_T, cache)
-        return self._replayer.forward(token_T, cache)
+    def guesses(self, tokens: Sequence[int], hidden_TD: Tensor, cache: Cache, count: int) -> tuple[list[int], Tensor]:
+        """As `MtpLayer.guesses`, one at a time."""
+        replayer = self._guesses
+        assert replayer is not None, "a model that was made without its MTP layer"
+
+        def guess() -> tuple[list[int], Tensor]:
+            token_1, carried_1D = replayer(torch.tensor(tokens), hidden_TD, cache=cache)
+            carried_1D = carried_1D.clone()
+            return in_ram(token_1)[0].tolist(), carried_1D
+
+        return self.with_room(guess)
+
+    def _step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, ...]:
+        """(hidden_TD, logits_TV, best_T, logit_T), all on the device."""
+        hidden_TD = self.decoder.forward(token_T, cache)
+        logits_TV = self.decoder.head.product(hidden_TD)
+        return hidden_TD, logits_TV, *first_highest(logits_TV)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run steps of every size that has kernels of its own, so that none is compiled in an answer."""
-        config = self.config
         rows = WARM_UP_ROWS if self.device.type == "cuda" else (1,)
         with self.bank.still() if self.bank is not None else nullcontext():
             for count in rows:
-                cache = RowCache(config.cache_layers, config.cache_width, count, torch.bfloat16, 0, self.device)
-                token_T = torch.zeros(count, dtype=torch.int64)
-                self.with_room(partial(self._whole, token_T, cache))
-                if self._replayer is not None and count <= FEW:
-                    self.with_room(partial(self._replayer.run_held, token_T, cache))
+                self.with_room(partial(self._warm_up, count))
 
-    def _whole(self, token_T: Tensor, cache: Cache) -> Tensor:
-        return self.decoder.logits(self.decoder.forward(token_T, cache))
+    def _warm_up(self, rows: int) -> None:
+        config = self.config
+        cache = RowCache(config.cache_layers, config.cache_width, rows, torch.bfloat16, 0, self.device)
+        token_T = torch.zeros(rows, dtype=torch.int64)
+        hidden_TD = self.decoder.forward(token_T, cache)
+        self.decoder.logits(hidden_TD)
+        if rows > FEW:
+            return
+        self._steps.run_held((token_T,), cache)
+        if self._guesses is not None:
+            cache = RowCache(1, config.cache_width, rows, torch.bfloat16, config.num_layers, self.device)
+            self._guesses.run_held((token_T, hidden_TD), cache)
 
     def with_room(self, run: Callable[[], T]) -> T:
         """Run; when memory is short make experts leave and run again. Raises LocalR1Error for any other failure."""
@@ -270,15 +308,17 @@ class GpuModel:
 
     def make_way(self) -> None:
         """Give back the memory that the model can do without, slower as it is then, for another in its place."""
-        if self._replayer is not None:
-            self._replayer.forget()
+        self._forget()
         if self.bank is not None and self.bank.slots.count > LEAST_SLOTS:
             _fitting(LEAST_SLOTS, self.bank.shrink)
 
     def _make_room(self) -> None:
-        if self._replayer is not None:
-            self._replayer.forget()
+        self._forget()
         self._left = make_room(self.bank)
+
+    def _forget(self) -> None:
+        for one in self.replayers:
+            one.forget()
 
 
 def built_with_room(bank: SplitBank | None, build: Callable[[], T]) -> tuple[T, str]:

@@ -6,9 +6,10 @@ the step stands lies on the device. The first step of a number of tokens runs ea
 few steps by which `decode.depth` learns what a depth costs, only one is not a replay.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,18 +18,23 @@ from torch import Tensor
 
 from localr1.decode.cache import RowCache, Stopped
 from localr1.kernels.gpu import out_of_memory
-from localr1.model.decoder import Decoder
+from localr1.model.linear import Cache
+from localr1.model.rope import RotaryTable
 from localr1.placement.slots import LEAST_ROWS
-from localr1.placement.split import SplitBank, call
+from localr1.placement.split import FEW, SplitBank, call
 
 TOLERANCE = 5e-3
+
+Tensors = tuple[Tensor, ...]
+Run = Callable[..., Tensors]
+"""`(*inputs, cache) -> results`: a step of T tokens, its inputs of T rows each; nothing in it waits for the device."""
 
 
 class Recording(Protocol):
     """What records a step (see `placement.graphs.Tape`)."""
 
-    def record(self, run: Callable[[], Tensor]) -> Tensor:
-        """Record what `run` does; its result is rewritten by every replay, and may be by another recording's."""
+    def record(self, run: Callable[[], Tensors]) -> Tensors:
+        """Record what `run` does; its results are rewritten by every replay, and may be by another recording's."""
         ...
 
     def cut(self, host: Callable[[], None]) -> None:
@@ -57,45 +63,68 @@ class HeldCache:
         return rows_SW.index_copy_(0, self._position_T, row_TW.to(rows_SW.dtype))
 
     def begin_at(self, length: int) -> None:
-        """Where the next step of so many tokens stands."""
+        """Where the next step stands."""
         self.length.fill_(length)
+
+    def take_places(self) -> None:
+        """Of that step's rows; on the device, so that it is part of the step."""
         torch.add(self._ahead_T, self.length, out=self._position_T)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A recorded step: its inputs, its recording, its result."""
+    """A recorded step: its inputs, its recording, its results."""
 
-    token_T: Tensor
+    inputs: Tensors
     cache: HeldCache
     recording: Recording
-    hidden_TD: Tensor
+    results: Tensors
 
-    def replay(self, token_T: Tensor, length: int) -> Tensor:
-        self.token_T.copy_(token_T)
+    def replay(self, inputs: Tensors, length: int) -> Tensors:
+        for held, given in zip(self.inputs, inputs, strict=True):
+            held.copy_(given)
         self.cache.begin_at(length)
         self.recording.replay()
-        return self.hidden_TD.clone()
+        return self.results
 
 
 class Replayer:
-    """Runs a decoder's steps; `record` makes a recording, `bank` tells it where the host takes part."""
+    """Runs the steps of `run`, whose positions `rotary` turns; `record` makes a recording, without it none is made.
+
+    `bank` tells a recording where the host takes part. With `every`, all numbers of tokens are recorded as soon as one
+    is asked for: where a recording takes little, and one after another would slow many steps.
+    """
 
     def __init__(
-        self, decoder: Decoder, device: torch.device, bank: SplitBank | None, record: Callable[[], Recording]
+        self,
+        run: Run,
+        rotary: RotaryTable,
+        device: torch.device,
+        bank: SplitBank | None,
+        record: Callable[[], Recording] | None,
+        every: bool = False,
     ) -> None:
-        self._decoder = decoder
+        self._run = run
+        self._rotary = rotary
         self._device = device
         self._bank = bank
         self._record = record
+        self._every = every
         self._cache: RowCache | None = None
         self._steps: dict[int, Step] = {}
         self.given_up = ""
         """Why nothing is recorded any more; empty while recordings may be used."""
 
-    def forward(self, token_T: Tensor, cache: RowCache) -> Tensor:
-        """As `Decoder.forward`; raises Stopped when the cache says so."""
-        rows = len(token_T)
+    def __call__(self, *inputs: Tensor, cache: Cache) -> Tensors:
+        """The step's results, to be read or copied before the next one of any replayer; nothing is committed.
+
+        Raises Stopped when the cache says so.
+        """
+        rows = len(inputs[0])
+        room = rows <= FEW and isinstance(cache, RowCache) and cache.length + rows <= cache.capacity
+        if self._record is None or not room:
+            return self._run(*inputs, cache)
+        assert isinstance(cache, RowCache)
         if cache is not self._cache:
             self.forget()
             self._cache = cache
@@ -103,28 +132,35 @@ class Replayer:
         if step is not None:
             if cache.should_stop():
                 raise Stopped
-            return step.replay(token_T, cache.length)
-        hidden_TD = self._decoder.forward(token_T, cache)
+            return step.replay(inputs, cache.length)
+        results = self._run(*inputs, cache)
         if not self.given_up:
-            self._try(token_T, cache, hidden_TD)
-        return hidden_TD
+            self._try(inputs, cache, results)
+            if self._every:
+                self._try_others(inputs, cache)
+        return results
 
     @property
     def ready(self) -> bool:
         """Whether a step of any number of tokens can be replayed."""
         return bool(self._steps)
 
+    @property
+    def recordings(self) -> Iterable[Recording]:
+        """What is replayed by now."""
+        return (step.recording for step in self._steps.values())
+
     def forget(self) -> None:
         """Drop all recordings and the memory they hold."""
         self._steps, self._cache = {}, None
 
-    def _try(self, token_T: Tensor, cache: RowCache, wanted_TD: Tensor) -> None:
+    def _try(self, inputs: Tensors, cache: RowCache, wanted: Tensors) -> None:
         """Record this step; keep it if a replay gives what the eager step gave. Nothing is committed by either."""
-        self._decoder.rotary.rows(cache.capacity - 1, 1)  # the table does not grow in a recording
+        self._rotary.rows(cache.capacity - 1, 1)  # the table does not grow in a recording
         try:
-            with self._bank.still() if self._bank is not None else nullcontext():  # or experts move in between
-                step = self._recorded(token_T, cache)
-                difference = float((step.replay(token_T, cache.length) - wanted_TD).abs().max() / wanted_TD.abs().max())
+            with self._still():
+                step = self._recorded(inputs, cache)
+                difference = largest_difference(step.replay(inputs, cache.length), wanted)
         except RuntimeError as error:
             if not out_of_memory(error):
                 self.given_up = f"a step could not be recorded: {error}"
@@ -134,25 +170,51 @@ class Replayer:
                 self.given_up = "there is no memory for a recorded step"
             return
         if difference < TOLERANCE:
-            self._steps[len(token_T)] = step
+            self._steps[len(inputs[0])] = step
         else:
             self.given_up = f"a recorded step differed from the eager one by {difference:.2g} of its largest value"
 
-    def run_held(self, token_T: Tensor, cache: RowCache) -> tuple[Tensor, HeldCache]:
-        """Run a step as it will be recorded; its inputs on the device. Nothing is committed."""
-        tokens_T, held = token_T.to(self._device).clone(), HeldCache(cache, len(token_T), self._device)
-        held.begin_at(cache.length)
-        self._decoder.forward(tokens_T, held)
-        return tokens_T, held
+    def _try_others(self, inputs: Tensors, cache: RowCache) -> None:
+        """The same for all other numbers of tokens, with the first row of the inputs over and over."""
+        for rows in range(1, min(FEW, cache.capacity - cache.length) + 1):
+            if rows not in self._steps and not self.given_up:
+                repeated = tuple(one[:1].repeat(rows, *(1 for _ in one.shape[1:])) for one in inputs)
+                with self._still():
+                    wanted = self._run(*repeated, cache)
+                self._try(repeated, cache, wanted)
 
-    def _recorded(self, token_T: Tensor, cache: RowCache) -> Step:
-        tokens_T, held = self.run_held(token_T, cache)  # compiles and loads what no eager step has used
+    def _still(self) -> AbstractContextManager[None]:
+        """Or experts move in between."""
+        return self._bank.still() if self._bank is not None else nullcontext()
+
+    def run_held(self, inputs: Tensors, cache: RowCache) -> tuple[Tensors, HeldCache]:
+        """Run a step as it will be recorded; its inputs on the device. Nothing is committed."""
+        held_inputs = tuple(one.to(self._device).clone() for one in inputs)
+        held = HeldCache(cache, len(inputs[0]), self._device)
+        held.begin_at(cache.length)
+        self._run_at(held_inputs, held)
+        return held_inputs, held
+
+    def _run_at(self, inputs: Tensors, held: HeldCache) -> Tensors:
+        held.take_places()
+        return self._run(*inputs, held)
+
+    def _recorded(self, inputs: Tensors, cache: RowCache) -> Step:
+        assert self._record is not None
+        held_inputs, held = self.run_held(inputs, cache)  # compiles and loads what no eager step has used
         recording = self._record()
         if self._bank is not None:
             self._bank.cut = recording.cut
         try:
-            hidden_TD = recording.record(lambda: self._decoder.forward(tokens_T, held))
+            results = recording.record(partial(self._run_at, held_inputs, held))
         finally:
             if self._bank is not None:
                 self._bank.cut = call
-        return Step(tokens_T, held, recording, hidden_TD)
+        return Step(held_inputs, held, recording, results)
+
+
+def largest_difference(ours: Tensors, theirs: Tensors) -> float:
+    """Between numbers that should be the same, as a share of the largest of their tensor; whole numbers are skipped,
+    since they are places of the largest of others."""
+    pairs = [(one, other) for one, other in zip(ours, theirs, strict=True) if one.is_floating_point()]
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)

@@ -11,8 +11,9 @@ import torch
 
 from localr1.decode.cache import RowCache
 from localr1.decode.generate import forward, logits, step
+from localr1.events import AnswerText, ReasoningText
 from localr1.model import registry
-from localr1.model.decoder import Decoder
+from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.gpu import in_ram
 from localr1.placement.linear import StoreWeights
@@ -43,7 +44,6 @@ def placed(config: registry.ModelConfig, store: Store, slots: int) -> gpu.GpuMod
     order = [(layer, expert) for expert in range(config.moe.num_experts) for layer in config.moe.layers]
     parts = gpu.place(config, store, False, torch.device("cuda"), order[:slots])
     decoder = registry.build(config, parts.weights, parts.bank)
-    assert isinstance(decoder, Decoder)
     return gpu.GpuModel(decoder, parts)
 
 
@@ -99,12 +99,12 @@ def test_recorded_steps_take_no_more_memory_than_a_plan_counts() -> None:
     sizes = [size for size in range(1, FEW + 1) for _ in range(4)]
     on_gpu = placed(config, store, 40)
     list(in_turn(on_gpu, "cuda", [7] * (12 + sum(sizes)), sizes))
-    assert on_gpu._replayer is not None and not on_gpu.notice
-    (pool,) = {step.recording.pool for step in on_gpu._replayer._steps.values()}
+    assert on_gpu.replays and not on_gpu.notice
+    (pool,) = {recording.pool for one in on_gpu.replayers for recording in one.recordings}
     segments = torch.cuda.memory_snapshot()
     pool_bytes = sum(one["total_size"] for one in segments if tuple(one["segment_pool_id"]) == tuple(pool))
     shape = shape_of(config, registry.expected_tensors(config), mtp=False)
-    driver_bytes = FEW * shape.layers * RECORDED_LAYER_BYTES
+    driver_bytes = FEW * (shape.layers + 1) * RECORDED_LAYER_BYTES
     assert 0 < pool_bytes < recording_bytes(shape) - driver_bytes + (64 << 20)
 
 
@@ -127,6 +127,22 @@ def test_nano_decodes_the_same_tokens_while_experts_move(slots: int) -> None:
             logits_V = step(model, cache, tokens[-1])
         said.append(tokens)
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("speculate", ["off", "mtp"])
+def test_a_conversation_is_the_cpus_and_its_steps_and_guesses_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speculate: str
+) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    said = []
+    for vram in ("0", "2GiB"):
+        opened = engine._open("nano", NANO, EngineOptions(vram=vram, context=256, speculate=speculate, kv="bf16"))
+        talk = opened.converse(SamplingOptions(temperature=0.0, max_tokens=60), ConversationOptions())
+        events = talk.ask("What is 17 + 25?")
+        said.append("".join(event.text for event in events if isinstance(event, AnswerText | ReasoningText)))
+    assert said[0] == said[1] != ""
+    assert isinstance(opened.model, gpu.GpuModel) and not opened.model.notice
+    assert [one.ready for one in opened.model.replayers] == [True] * (2 if speculate == "mtp" else 1)
 
 
 def test_memory_that_runs_out_in_use_makes_experts_leave(tmp_path: Path) -> None:

@@ -13,11 +13,15 @@ import pytest
 import torch
 
 from localr1.decode.cache import RowCache
-from localr1.decode.generate import forward, logits, step
+from localr1.decode.depth import FixedDepth
+from localr1.decode.draft import MtpDrafter
+from localr1.decode.generate import Token, forward, generate, logits, step
+from localr1.decode.sampling import Sampler, Sampling
+from localr1.decode.speculate import Speculation
 from localr1.errors import LocalR1Error, OutOfMemoryError, UnsupportedError, UsageError
 from localr1.events import AnswerText, Notice, ReasoningText
 from localr1.model import registry
-from localr1.model.decoder import Decoder, Head, first_highest
+from localr1.model.decoder import Head, first_highest
 from localr1.options import ConversationOptions, EngineOptions, SamplingOptions
 from localr1.placement import gpu as placement_gpu
 from localr1.placement.bank import CpuBank
@@ -25,41 +29,46 @@ from localr1.placement.forecast import Forecast
 from localr1.placement.linear import StoreWeights
 from localr1.placement.plan import CONTEXT_BYTES
 from localr1.placement.slots import ExpertSlots
+from localr1.placement.split import FEW
 from localr1.session import engine, gpu
 from localr1.session.outlook import RESERVED_VRAM_BYTES, expectation
+from localr1.session.replay import Tensors
 from localr1.weights.store import Store
 from tests import tiny
 from tests.placement.test_cpu import stored
 
 CPU = torch.device("cpu")
 TOKENS = tiny.tokens(20).tolist()
+NANO = Path(engine.__file__).parent.parent / "nano"
+QUESTION = "What is 17 + 25?"
 
 
 class Again:
-    """A recording that runs the step again instead of replaying graphs: host calls included, into the same result."""
+    """A recording that runs the step again instead of replaying graphs: host calls included, into the same results."""
 
     made = 0
 
     def __init__(self) -> None:
         type(self).made += 1
 
-    def record(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def record(self, run: Callable[[], Tensors]) -> Tensors:
         self.run = run
-        self.result = run()
-        return self.result
+        self.results = run()
+        return self.results
 
     def cut(self, host: Callable[[], None]) -> None:
         host()
 
     def replay(self) -> None:
-        self.result.copy_(self.run())
+        for held, new in zip(self.results, self.run(), strict=True):
+            held.copy_(new)
 
 
 class Wrong(Again):
     """A recording that computes something else."""
 
     def replay(self) -> None:
-        self.result.mul_(1.5)
+        self.results[0].mul_(1.5)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +91,7 @@ def on_device(
 ) -> gpu.GpuModel:
     placed = gpu.place(config, store, False, CPU, all_experts(config)[:slots], observe=observe)
     decoder = registry.build(config, placed.weights, placed.bank)
-    assert isinstance(decoder, Decoder)
-    return gpu.GpuModel(decoder, placed, record)
+    return gpu.GpuModel(decoder, placed, record=record)
 
 
 def cache_for(config: registry.ModelConfig) -> RowCache:
@@ -120,13 +128,79 @@ def test_the_first_step_of_a_number_of_tokens_is_recorded_and_all_others_are_rep
 
     class Counted(Again):
         def replay(self) -> None:
-            replays.append(len(self.result))
+            replays.append(len(self.results[0]))
             super().replay()
 
     model, cache = on_device(config, store, 5, Counted), cache_for(config)
     for count in (3, 1, 3, 1, 3, 1):
         forward(model, cache, TOKENS[cache.length : cache.length + count])
     assert replays == [3, 1, 3, 1, 3, 1], "at first beside the eager step"
+
+
+def guessing(slots: int, record: object) -> tuple[gpu.GpuModel, Speculation, Callable[[], list[int]]]:
+    """nano with its MTP layer, asked for two guesses a step; each call says what comes after the same prompt."""
+    store, config = Store(NANO), registry.read_config(NANO)
+    placed = gpu.place(config, store, True, CPU, all_experts(config)[:slots])
+    decoder = registry.build(config, placed.weights, placed.bank)
+    mtp = registry.build_mtp(config, placed.weights, placed.bank, decoder)
+    model = gpu.GpuModel(decoder, placed, mtp, record)
+    prompt = engine.Tokenizer.open(NANO).encode_text(QUESTION)
+    cache = RowCache(config.cache_layers, config.cache_width, 128, torch.float32)
+    own_cache = RowCache(1, config.cache_width, 128, torch.float32, config.num_layers)
+    speculation = Speculation(MtpDrafter(model, own_cache), FixedDepth(2))
+
+    def say() -> list[int]:
+        sampler = Sampler(Sampling(temperature=0))
+        items = generate(model, cache, prompt, sampler, stop_ids=(), max_tokens=40, speculation=speculation)
+        return [item.id for item in items if isinstance(item, Token)]
+
+    return model, speculation, say
+
+
+@pytest.mark.parametrize("slots", [8, 32])
+def test_replayed_guesses_are_those_of_an_mtp_layer_that_is_not_replayed(slots: int) -> None:
+    rows: list[int] = []
+
+    class Pairs(Again):
+        """Notes how many pairs of tokens and hidden states a guess is of."""
+
+        def replay(self) -> None:
+            if len(self.results) == 2:
+                rows.append(len(self.run.args[0][0]))
+            super().replay()
+
+    _, eager, say_eagerly = guessing(slots, None)
+    model, replayed, say = guessing(slots, Pairs)
+    assert say() == say_eagerly() and replayed.counts == eager.counts and replayed.counts.accepted > 10
+    assert model.replays and not model.notice
+    first = list(range(1, FEW + 1))
+    assert sorted(rows[:FEW]) == first, "all numbers of pairs are recorded with the first guess"
+    assert len(rows) > FEW + replayed.counts.steps and set(rows[FEW:]) <= {1, 2, 3}
+
+
+def test_memory_that_runs_out_in_a_guess_makes_experts_leave() -> None:
+    model, _, say = guessing(32, Again)
+    _, _, say_undisturbed = guessing(32, None)
+    run, errors = model.replayers[1]._run, iter([torch.OutOfMemoryError("full")])
+
+    def fail_once(*inputs: object) -> Tensors:
+        for error in errors:
+            raise error
+        return run(*inputs)
+
+    model.replayers[1]._run = fail_once
+    assert say() == say_undisturbed()
+    assert model.bank is not None and model.bank.slots.count == 28 and "ran short" in model.notice
+
+
+def test_what_keeps_steps_from_being_replayed_is_said_once() -> None:
+    class Broken(Again):
+        def record(self, run: object) -> Tensors:
+            raise RuntimeError("no graphs here")
+
+    model, _, say = guessing(32, Broken)
+    say()
+    assert model.notice == "the GPU's steps are not replayed: a step could not be recorded: no graphs here"
 
 
 def test_a_step_that_is_tried_is_told_once_and_moves_no_expert(config, store) -> None:
@@ -166,7 +240,7 @@ def test_a_recording_that_differs_is_not_used(config, store, wanted) -> None:
 
 def test_a_step_that_cannot_be_recorded_runs_eagerly(config, store, wanted) -> None:
     class Broken(Again):
-        def record(self, run: object) -> torch.Tensor:
+        def record(self, run: object) -> Tensors:
             raise RuntimeError("no graphs here")
 
     model = on_device(config, store, 5, Broken)
@@ -235,7 +309,7 @@ def test_a_recording_without_room_makes_experts_leave_or_is_given_up(
     class Full(Again):
         """A recording that there is no memory for."""
 
-        def record(self, run: object) -> torch.Tensor:
+        def record(self, run: object) -> Tensors:
             raise error
 
     model = on_device(config, store, 4, Full)
@@ -444,10 +518,6 @@ def test_a_driver_that_does_not_say_what_is_free_stops_nothing(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
     assert gpu.gpu_bytes() is None
-
-
-NANO = Path(engine.__file__).parent.parent / "nano"
-QUESTION = "What is 17 + 25?"
 
 
 @pytest.fixture
