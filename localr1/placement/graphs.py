@@ -58,22 +58,25 @@ class Tape:
         torch.cuda.empty_cache()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            self._begin()
             try:
+                self._begin()
                 result = run()
+                self._end()
             except BaseException:
                 self._abandon()
                 raise
-            self._end()
         torch.cuda.current_stream().wait_stream(self._stream)
         self.whole = True
         return result
 
     def _abandon(self) -> None:
-        """End a recording that failed. If that fails, too, the pool stays marked as being recorded to, and torch would
-        give no memory back any more; torch itself has no public way to say that it is not."""
+        """End a recording that failed. If that fails, too, or was what failed, the pool stays marked as being recorded
+        to, and torch would give no memory back any more; torch itself has no public way to say that it is not."""
+        graph, self._graph = self._graph, None
+        if graph is None:
+            return
         try:
-            self._end()
+            graph.capture_end()
         except RuntimeError:
             unmark = getattr(torch._C, "_cuda_endAllocateToPool", None)
             if unmark is not None:
@@ -95,7 +98,7 @@ class Tape:
         self._graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
 
     def _end(self) -> None:
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            graph.capture_end()
-            self._calls.append(graph.replay)
+        assert self._graph is not None, "nothing is being recorded"
+        self._graph.capture_end()
+        self._calls.append(self._graph.replay)
+        self._graph = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from localr1.kernels.gpu import plain
-from localr1.placement.slots import ColdExperts, pinned_like
+from localr1.placement.slots import ColdExperts, fill, pinned_like
 from localr1.weights.quantize import Int8Rows
 
 MEMORY = 0.8
@@ -134,8 +134,7 @@ class Stage:
             self._there.scb.copy_(rows.scb)
             return self._there
         self._copied.synchronize()
-        self._pinned.weight.copy_(rows.weight)
-        self._pinned.scb.copy_(rows.scb)
+        fill(self._pinned, rows)
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(self._released)
             self._there.weight.copy_(self._pinned.weight, non_blocking=True)

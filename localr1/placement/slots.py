@@ -215,8 +215,7 @@ class Copier:
         with torch.cuda.stream(self._stream):
             if self._pinned is None:
                 self._pinned = pinned_like(rows)
-            np.copyto(self._pinned.weight.numpy(), rows.weight.numpy())  # torch would share it out among all threads,
-            np.copyto(self._pinned.scb.numpy(), rows.scb.numpy())  # beside those that compute
+            fill(self._pinned, rows)
             if before is not None:
                 self._stream.wait_event(before)
             for start in range(0, len(weight), PIECE_BYTES):
@@ -224,6 +223,12 @@ class Copier:
                 weight[piece].copy_(self._pinned.weight[piece], non_blocking=True)
             scb.copy_(self._pinned.scb, non_blocking=True)
             self._stream.synchronize()
+
+
+def fill(pinned: Int8Rows, rows: Int8Rows) -> None:
+    """Copy an expert within RAM, on this thread alone: torch would share it out among all, beside those that compute."""
+    np.copyto(pinned.weight.numpy(), rows.weight.numpy())
+    np.copyto(pinned.scb.numpy(), rows.scb.numpy())
 
 
 def pinned_like(rows: Int8Rows) -> Int8Rows:

@@ -88,6 +88,26 @@ def test_tapes_share_a_pool_as_long_as_one_is_there(recorder: Recorder) -> None:
     assert recorder().pool != pool
 
 
+@pytest.mark.parametrize("ends", [0, 1], ids=["in a cut", "at the end"])
+def test_a_recording_whose_end_fails_leaves_its_pool_unmarked(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, ends: int
+) -> None:
+    """As torch fails to end one that a forbidden call has broken: that call may be noticed by nobody before."""
+    left, unmarked = [False] * ends, []
+
+    def fails(graph: Graph) -> None:
+        if not left:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        left.pop()
+        Graph.recorded = None
+
+    monkeypatch.setattr(Graph, "capture_end", fails)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: unmarked.append(pool), raising=False)
+    with pytest.raises(RuntimeError, match="previous error"):
+        recorded(recorder, step)
+    assert len(unmarked) == 1
+
+
 def test_a_tape_that_failed_lends_no_pool(recorder: Recorder) -> None:
     def fail(tape: Tape) -> None:
         raise RuntimeError("no graphs here")

@@ -160,4 +160,4 @@ def test_memory_that_runs_out_in_use_makes_experts_leave(tmp_path: Path) -> None
     ours = torch.stack(list(run(on_gpu, "cuda", tokens)))
     theirs = torch.stack(list(run(on_cpu(model.config, store), "cpu", tokens)))
     assert tiny.difference(ours, theirs) < 3e-2
-    assert on_gpu.bank is not None and on_gpu.bank.slots.count == 9
+    assert on_gpu.bank is not None and on_gpu.bank.slots.count == 10

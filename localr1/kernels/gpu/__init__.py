@@ -26,6 +26,8 @@ DEVICE_ERRORS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "Triton Error")
 
 UNEXPLAINED = ("NVML_SUCCESS", "CUDACachingAllocator")
 """What torch's allocator says instead where NVML cannot tell it who has the memory."""
+NO_HANDLE = ("CUBLAS_STATUS_NOT_INITIALIZED", "cublasCreate")
+"""What cuBLAS says where a thread's first product finds no memory for its handle."""
 
 
 class Kernels(Protocol):
@@ -123,7 +125,8 @@ def out_of_memory(error: BaseException) -> bool:
     Only torch's allocator has an error of its own for that, most of the time. The driver, as it loads a kernel or makes
     a graph, and cuBLAS say it in words.
     """
-    if isinstance(error, torch.OutOfMemoryError) or all(words in str(error) for words in UNEXPLAINED):
+    said_in_words = any(all(part in str(error) for part in words) for words in (UNEXPLAINED, NO_HANDLE))
+    if said_in_words or isinstance(error, torch.OutOfMemoryError):
         return True
     return device_failed(error) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
