@@ -14,6 +14,7 @@ from localr1.bench.subject import Subject
 from localr1.bench.text import QUESTIONS
 from localr1.chat.template import encode_prompt
 from localr1.chat.transcript import Message
+from localr1.decode.cache import RowCache
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.decode.speculate import Speculation
@@ -52,6 +53,7 @@ class _Watched(Speculation):
         super().__init__()
         self._inner = inner
         self._answers = answers
+        self.counts = inner.counts
 
     @property
     def needs_hidden(self) -> bool:
@@ -94,24 +96,51 @@ def prompts(subject: Subject, most_tokens: int) -> list[list[int]]:
     return found
 
 
-def answer(engine: Engine, asked: Sequence[Sequence[int]], most_tokens: int, stop: bool = True) -> Answers:
-    """Answer every prompt greedily, each in a conversation of its own; `stop` False goes on past the answer's end.
+class Asking:
+    """An engine that is asked the same questions again and again.
 
-    One cache serves them all, as it does a conversation's answers: on a GPU steps are recorded for a cache.
+    One cache and one drafter serve all answers, as they do a conversation's: on a GPU steps are recorded for them.
     """
-    answers, cache = Answers(), engine.new_cache()
-    stop_ids = engine.config.eos_token_ids if stop else ()
-    for prompt in asked:
-        cache.truncate(0)
-        speculation = _Watched(engine.new_speculation(), answers)
+
+    def __init__(
+        self,
+        engine: Engine,
+        asked: Sequence[Sequence[int]],
+        most_tokens: int,
+        stop: bool = True,
+        cache: RowCache | None = None,
+    ) -> None:
+        """`stop` False goes on past an answer's end; a `cache` that is given holds in the end what it held before."""
+        self._engine = engine
+        self._asked = asked
+        self._most_tokens = most_tokens
+        self._stop_ids = engine.config.eos_token_ids if stop else ()
+        self._cache = engine.new_cache() if cache is None else cache
+        self._speculation = engine.new_speculation()
+
+    def __call__(self) -> Answers:
+        """Answer every prompt greedily, each in a conversation of its own."""
+        answers, cache, held = Answers(), self._cache, list(self._cache.tokens)
+        overwritten = min(len(held), max(map(len, self._asked)) + self._most_tokens)
+        rows_LSW = cache.snapshot(overwritten).clone()
+        try:
+            for prompt in self._asked:
+                cache.truncate(0)
+                self._answer(prompt, answers)
+        finally:
+            cache.restore(held[:overwritten], rows_LSW)
+            cache.commit(held[overwritten:])
+        return answers
+
+    def _answer(self, prompt: Sequence[int], answers: Answers) -> None:
         for item in generate(
-            engine.model,
-            cache,
+            self._engine.model,
+            self._cache,
             prompt,
             Sampler(Sampling(temperature=0.0)),
-            stop_ids=stop_ids,
-            max_tokens=most_tokens,
-            speculation=speculation,
+            stop_ids=self._stop_ids,
+            max_tokens=self._most_tokens,
+            speculation=_Watched(self._speculation, answers),
         ):
             if isinstance(item, Token):
                 answers.tokens.append(item.id)
@@ -120,4 +149,3 @@ def answer(engine: Engine, asked: Sequence[Sequence[int]], most_tokens: int, sto
                 answers.steps += item.counts.steps
                 answers.drafted += item.counts.drafted
                 answers.accepted += item.counts.accepted
-    return answers

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from localr1.bench.answers import Answers, answer, prompts
+from localr1.bench.answers import Answers, Asking, prompts
 from localr1.bench.claim_cache import claim_cache
 from localr1.bench.claim_experts import claim_experts
 from localr1.bench.compare import judge, paired_ratio
@@ -114,8 +114,10 @@ def claim_guessing(subject: Subject, options: BenchOptions) -> Progress[Section]
     for name, changes in settings.items():
         engine = yield from subject.variant(replace(subject.engine.options, **changes))  # type: ignore[arg-type]
 
-        def one(name: str = name, engine: object = engine) -> float:
-            latest[name] = answer(engine, asked, most, stop=subject.shape is None)  # type: ignore[arg-type]
+        asking = Asking(engine, asked, most, stop=subject.shape is None)
+
+        def one(name: str = name, asking: Asking = asking) -> float:
+            latest[name] = asking()
             return latest[name].tokens_per_s
 
         calls.append(one)

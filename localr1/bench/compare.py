@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from localr1.bench.answers import Answers, answer, prompts
+from localr1.bench.answers import Answers, Asking, prompts
 from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
 from localr1.decode.generate import prefill
@@ -120,7 +120,10 @@ def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> 
         if context:
             yield from fill_cache(side.engine, cache, subject.tokens(context), subject.shape is not None)
         caches.append(cache)
-    asked = prompts(subject, answer_tokens)
+    asked, stop = prompts(subject, answer_tokens), subject.shape is None
+    askings = [
+        Asking(side.engine, asked, answer_tokens, stop, cache) for side, cache in zip(sides, caches, strict=True)
+    ]
     for repeat in range(options.repeats + 1):
         yield LoadProgress(f"comparing {comparison.key}", repeat, options.repeats + 1)
         order = list(range(len(sides)))
@@ -128,7 +131,7 @@ def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> 
             side = sides[number]
             subject.use_threads(side.engine)
             speeds = _speeds(subject, options, side, caches[number], context)
-            answers = answer(side.engine, asked, answer_tokens, stop=subject.shape is None)
+            answers = askings[number]()
             if repeat:
                 side.keep(*speeds, answers)
     return _section(comparison, sides, context, options, part_bytes)

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from localr1.bench.answers import answer, prompts
+from localr1.bench.answers import Asking, prompts
 from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject
 from localr1.decode.cache import RowCache
@@ -238,7 +238,7 @@ class _Fidelity:
         for setting in GUESSING:
             yield LoadProgress(f"answering with guessing {setting}")
             engine = yield from subject.variant(replace(_base(subject), speculate=setting))
-            said.append(answer(engine, asked, most, stop=subject.shape is None).tokens)
+            said.append(Asking(engine, asked, most, stop=subject.shape is None)().tokens)
         same = said[0] == said[1]
         verdict = f"the same {len(said[0])} tokens" if same else "DIFFERENT TOKENS"
         self.rows.append(Row("guessing ahead", (*[""] * len(COLUMNS), verdict)))

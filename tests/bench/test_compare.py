@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from localr1.bench import measure, subject
-from localr1.bench.answers import answer, prompts
+from localr1.bench.answers import Asking, prompts
 from localr1.bench.compare import judge, paired_ratio, parse_comparison
 from localr1.bench.plot import curves
 from localr1.bench.report import Figure
 from localr1.errors import UsageError
 from localr1.events import result_of
 from localr1.options import BenchOptions, EngineOptions
-from localr1.session import Engine, gpu
+from localr1.session import gpu
 from localr1.session.outlook import given_vram_bytes
 from localr1.session.shares import shared_out
 
@@ -71,14 +71,22 @@ def test_what_one_side_has_no_room_for_is_refused(tmp_path, monkeypatch):
         result_of(measure.bench(nano, options))
 
 
-def test_answers_share_a_cache_and_are_what_they_are_alone(tmp_path, monkeypatch):
+def test_answers_in_one_cache_are_what_they_are_alone_and_leave_it_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
-    nano = result_of(subject.open_model("nano", BASE))
-    asked = prompts(nano, 12)
-    alone = [token for prompt in asked for token in answer(nano.engine, [prompt], 12).tokens]
-    caches, new_cache = [], Engine.new_cache
-    monkeypatch.setattr(Engine, "new_cache", lambda engine: caches.append(new_cache(engine)) or caches[-1])
-    assert answer(nano.engine, asked, 12).tokens == alone and len(caches) == 1
+    nano = result_of(subject.open_model("nano", replace(BASE, draft_tokens=1)))
+    engine, asked = nano.engine, prompts(nano, 12)
+    alone = [token for prompt in asked for token in Asking(engine, [prompt], 12)().tokens]
+    cache, tokens = engine.new_cache(), nano.tokens(150)
+    result_of(subject.fill_cache(engine, cache, tokens, False))
+    before = cache.snapshot(150).clone()
+    asking = Asking(engine, asked, 12, cache=cache)
+    counts = []
+    for _ in range(2):
+        answers = asking()
+        assert answers.tokens == alone
+        assert list(cache.tokens) == tokens and torch.equal(cache.snapshot(150), before)
+        counts.append((answers.steps, answers.drafted, answers.accepted))
+    assert min(counts[0]) > 0 and counts[0] == counts[1], "of these answers, not of all there were"
 
 
 def test_a_side_wins_only_where_every_round_agrees():
