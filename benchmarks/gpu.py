@@ -49,7 +49,8 @@ from localr1.placement.linear import StoreWeights  # noqa: E402
 from localr1.placement.plan import Budget, Expert, plan_gpu, ranked  # noqa: E402
 from localr1.placement.shape import ModelShape, shape_of  # noqa: E402
 from localr1.session import engine  # noqa: E402
-from localr1.session.gpu import GpuModel, place  # noqa: E402
+from localr1.session.gpu import place  # noqa: E402
+from localr1.session.gpu_model import GpuModel, Parts  # noqa: E402
 from localr1.weights.store import Store  # noqa: E402
 
 GIB = 1 << 30
@@ -205,7 +206,7 @@ def measure(
     assert bank is not None
     timed = bank.cold = TimedBank(bank.cold)
     watcher.slots = bank.slots
-    model = GpuModel(decoder, placed)
+    model = GpuModel(Parts(placed, decoder))
     model.warm_up()
     cache = bench.cache()
     difference = float((few_logits(model, cache, bench.tokens) - wanted).abs().max() / wanted.abs().max())

@@ -46,7 +46,7 @@ def claims(subject: Subject, options: BenchOptions) -> Progress[list[Section]]:
 
 def _on_processors(subject: Subject) -> Progress[tuple[Subject, bool]]:
     """The baselines are CPU code, so both sides run there; whether the model was on a GPU."""
-    if subject.engine.placed is None:
+    if subject.engine.on_gpu is None:
         return subject, False
     engine = yield from subject.variant(replace(subject.engine.options, vram="0"))
     return replace(subject, engine=engine), True

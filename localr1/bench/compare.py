@@ -24,7 +24,6 @@ from localr1.events import LoadProgress, Progress
 from localr1.options import BenchOptions, EngineOptions
 from localr1.quantities import bytes_text
 from localr1.session import Engine
-from localr1.session.gpu import GpuModel
 from localr1.session.shares import shared_out
 
 EXAMPLE = "for example --compare speculate=off,auto"
@@ -104,8 +103,8 @@ class Side:
 
 def compare(subject: Subject, options: BenchOptions, comparison: Comparison) -> Progress[Section]:
     """Measure all settings `options.repeats` times after a warm-up; the subject's own engine makes way for them."""
-    if isinstance(subject.engine.model, GpuModel):
-        subject.engine.model.make_way()
+    if subject.engine.on_gpu is not None:
+        subject.engine.on_gpu.make_way()
     settings, part_bytes = shared_out(comparison.options)
     sides = []
     for wanted in settings:

@@ -19,7 +19,7 @@ from localr1.model.decoder import Decoder, Layer
 from localr1.model.linear import ExpertBank, FeedForward
 from localr1.model.moe import MixtureOfExperts
 from localr1.model.registry import Model
-from localr1.session.gpu import GpuModel
+from localr1.session.gpu_model import GpuModel
 
 PARTS = ("attention", "router", "experts", "shared experts", "dense layers", "head")
 REST = "norms and Python"

@@ -193,7 +193,7 @@ class SpeedBench:
 
     def sections(self) -> tuple[Section, ...]:
         """A model on a GPU has no floor here: its ceilings are the GPU's, and what is sampled are the processor's."""
-        if self.engine.placed is not None:
+        if self.engine.on_gpu is not None:
             return self._speed(), self._parts()
         return self._speed(), self._floor(), self._parts()
 
@@ -228,7 +228,7 @@ class SpeedBench:
             yield "the context was filled with random rows"
         measured = f"of decoding, by the meters of: {', '.join(self.meters.names)}" if self.meters.names else ""
         yield f"energy: {measured or 'not told by the driver'}"
-        if self.engine.placed is not None:
+        if self.engine.on_gpu is not None:
             yield "how near it is to what the GPU could do is not told"
 
     def _floor(self) -> Section:

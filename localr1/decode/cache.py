@@ -7,6 +7,7 @@ loop changes them, after a whole forward.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,22 @@ class RowCache:
         self._latent = latent
         numbers = width if latent is None else row_bytes(latent, width)
         stored = dtype if latent is None else torch.int8
-        self._rows_LSW = _rows((layers, capacity, numbers), stored, torch.device(device))
-        bits = self._rows_LSW.view(torch.uint16) if stored == torch.bfloat16 else self._rows_LSW
-        self._array_LSW: NDArray[Any] = bits.numpy() if bits.device.type == "cpu" else np.empty((0, 0, 0))
+        self._make_rows = partial(_rows, (layers, capacity, numbers), stored, torch.device(device))
+        self._take_memory()
         self._tokens: list[int] = []
         self.should_stop = never
+
+    def _take_memory(self) -> None:
+        self._rows_LSW = self._make_rows()
+        bits = self._rows_LSW.view(torch.uint16) if self._rows_LSW.dtype == torch.bfloat16 else self._rows_LSW
+        self._array_LSW: NDArray[Any] = bits.numpy() if bits.device.type == "cpu" else np.empty((0, 0, 0))
+        self._released = False
+
+    def release(self) -> None:
+        """Forget all tokens, and give the memory back until the next ones come."""
+        self._tokens.clear()
+        self._rows_LSW, self._released = self._rows_LSW[:, :0].clone(), True
+        self._array_LSW = np.empty((0, 0, 0))
 
     @property
     def length(self) -> int:
@@ -92,15 +104,16 @@ class RowCache:
 
     def rows(self, layers: range, new: int) -> NDArray[Any]:
         """Those layers' rows with room for `new` ones at the end; bfloat16 as its bits. Raises as `append` does."""
-        first = self._first_layer
-        return self._array_LSW[layers.start - first : layers.stop - first, : self._end(new)]
+        first, end = self._first_layer, self._end(new)
+        return self._array_LSW[layers.start - first : layers.stop - first, :end]
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         """Write T rows after the committed ones; that layer's rows [S, W] as they are stored.
 
         Raises ContextError past the capacity, Stopped when told to stop.
         """
-        layer_SW = self._rows_LSW[layer - self._first_layer, : self._end(row_TW.shape[0])]
+        end = self._end(row_TW.shape[0])
+        layer_SW = self._rows_LSW[layer - self._first_layer, :end]
         layer_SW[self.length :] = row_TW if self._latent is None else pack_latents(row_TW, self._latent)
         return layer_SW
 
@@ -113,6 +126,8 @@ class RowCache:
                 f"the context holds {self.capacity:,} tokens, {end:,} are needed",
                 "start anew with /clear, or raise --context",
             )
+        if self._released:
+            self._take_memory()
         return end
 
     def layer_rows(self, layer: int) -> Tensor:
@@ -137,6 +152,8 @@ class RowCache:
     def restore(self, tokens: Sequence[int], rows_LSW: Tensor) -> None:
         """Hold these tokens alone, with the rows that `snapshot` of such a cache gave."""
         self._tokens.clear()
+        if self._released:
+            self._take_memory()
         for mine_SW, given_SW in zip(self._rows_LSW, rows_LSW, strict=True):
             mine_SW[: len(tokens)].copy_(given_SW)
         self._tokens.extend(tokens)

@@ -226,7 +226,7 @@ class Copier:
 
 
 def fill(pinned: Int8Rows, rows: Int8Rows) -> None:
-    """Copy an expert within RAM, by this thread alone: torch would share it out among all, beside those that compute."""
+    """Copy an expert within RAM, by this thread: torch would share it out among all, beside those that compute."""
     np.copyto(pinned.weight.numpy(), rows.weight.numpy())
     np.copyto(pinned.scb.numpy(), rows.scb.numpy())
 

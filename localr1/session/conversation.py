@@ -18,7 +18,7 @@ from localr1.chat.transcript import Message, Transcript
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.errors import ContextError, UsageError
-from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText
+from localr1.events import AnswerText, Event, LoadProgress, Notice, PrefillProgress, ReasoningText
 from localr1.hub.cache import weights_id
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.session import snapshot
@@ -225,6 +225,8 @@ class Conversation:
     def _answer(self, turn: Turn) -> Iterator[Event]:
         """Run the turn and keep what it answers, however it ends."""
         self._last = turn
+        if self.engine.on_gpu is not None and not self.engine.on_gpu.here:
+            yield LoadProgress(f"loading {self.engine.name} again")
         try:
             for event in self._turn(turn):
                 if isinstance(event, AnswerText):

@@ -1,6 +1,6 @@
 """A loaded model: the store's parts, the maths built from them, the tokenizer and the settings in force."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from localr1.placement.forecast import Forecast
 from localr1.placement.hints import Foretold
 from localr1.placement.linear import FloatWeights, StoreWeights
 from localr1.placement.shape import KvType, kv_type
-from localr1.session.gpu import GpuModel, Placed, built_with_room, place_on_gpu
+from localr1.session.gpu_model import GpuModel, open_on_gpu
 from localr1.session.outlook import DEFAULT_CONTEXT_TOKENS, asked_kv
 from localr1.session.routing import Routing, open_routing
 from localr1.weights.checkpoint import Checkpoint, read_json
@@ -66,8 +66,6 @@ class Engine:
     parameters: int
     routing: Routing | None = None
     """What its router chose here, now and before; None without experts."""
-    placed: Placed | None = None
-    """Its parts on a GPU; None where it runs on the CPU alone."""
     notes: tuple[str, ...] = ()
     """What the user should hear of how it was loaded."""
     depth: AutoDepth = field(default_factory=lambda: AutoDepth(DEEPEST))
@@ -77,17 +75,22 @@ class Engine:
     def kv(self) -> KvType:
         """How its caches keep their rows."""
         latent = isinstance(self.config.attention, MlaConfig)
-        return kv_type(asked_kv(self.options), latent, "cpu" if self.placed is None else "gpu")
+        return kv_type(asked_kv(self.options), latent, "cpu" if self.on_gpu is None else "gpu")
+
+    @property
+    def on_gpu(self) -> GpuModel | None:
+        """The model where it is one on a GPU; None where it runs on the CPU alone."""
+        return self.model if isinstance(self.model, GpuModel) else None
 
     @property
     def foretold(self) -> Forecast | None:
         """What was expected when it was placed on a GPU; None where it runs on the CPU alone."""
-        return self.placed.foretold if self.placed is not None else None
+        return self.on_gpu.foretold if self.on_gpu is not None else None
 
     @property
     def notice(self) -> str:
         """What the user should know of how it runs by now; empty when all is as it should be."""
-        return self.model.notice if isinstance(self.model, GpuModel) else ""
+        return self.on_gpu.notice if self.on_gpu is not None else ""
 
     def new_cache(self) -> RowCache:
         """A cache for one conversation."""
@@ -110,22 +113,17 @@ class Engine:
         """Who hears of what the next forward takes in: whoever keeps the routing history, and moves experts by it."""
         if self.routing is None or self.routing.history.hints is None:
             return None
-        bank, history = self.placed.bank if self.placed is not None else None, self.routing.history
-        listener = history.foretell if bank is None else bank.foretell
+        listener = self.routing.history.foretell if self.on_gpu is None else self.on_gpu.foretell
         return lambda tokens, hidden_D: listener(Foretold(tokens, hidden_D))
 
     def _cache(self, layers: int, first_layer: int) -> RowCache:
         dtype = torch.float32 if self.kv == "float32" else torch.bfloat16
         width, capacity = self.config.cache_width, self.context_limit
-        if self.placed is None:
+        if self.on_gpu is None:
             latent = latent_width(self.config) if self.kv == "int8" else None
             return RowCache(layers, width, capacity, dtype, first_layer, latent=latent)
-        device = self.placed.device
-        return self._with_room(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
-
-    def _with_room(self, run: Callable[[], T]) -> T:
-        """Run what needs the device's memory; on a GPU that is short of it, again when experts have made room."""
-        return self.model.with_room(run) if isinstance(self.model, GpuModel) else run()
+        device = self.on_gpu.device
+        return self.on_gpu.new_cache(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
 
     def converse(self, sampling: SamplingOptions, options: ConversationOptions) -> "Conversation":
         """A new conversation with this model."""
@@ -146,12 +144,12 @@ def latent_width(config: ModelConfig) -> int:
 def load(model: str | None, options: EngineOptions, instead_of: Engine | None = None) -> Progress[Engine]:
     """Open a model that was downloaded (None: the one used last, else the built-in one).
 
-    The engine in whose place it comes makes way on the GPU, and stays usable if this fails.
+    The engine in whose place it comes makes way on the GPU; if this fails, it comes back when it is used.
     """
     torch.set_num_threads(set_threads(options.threads))
     store = _find_store(model)
-    if instead_of is not None and isinstance(instead_of.model, GpuModel):
-        instead_of.model.make_way()
+    if instead_of is not None and instead_of.on_gpu is not None:
+        instead_of.on_gpu.make_way()
     if model is None and store.name == BUILT_IN:
         yield Notice("nano is the small model built into localr1; a real one: localr1 download r1-distill-qwen-7b")
     yield LoadProgress(f"opening {store.name}")
@@ -183,16 +181,14 @@ def _open(name: str, folder: Path, options: EngineOptions) -> Engine:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What an engine is built from."""
+class Opened:
+    """What an engine is made of; `parameters` and `weight_bytes` are of all tensors."""
 
-    weights: Weights
-    bank: ExpertBank | None
-    mtp: bool
+    model: Model
+    mtp: MtpGuesses | None
     weight_bytes: int
     parameters: int
     routing: Routing | None
-    placed: Placed | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -202,21 +198,24 @@ def assemble(name: str, folder: Path, config: ModelConfig, store: Store, options
     It goes on the GPU where there is one that has room for it and the options do not say otherwise.
     """
     mtp = _wants_mtp(options) and registry.has_mtp(config, store)
+    context = _checked_context(name, config, options, mtp)
     routing = open_routing(folder, config)
     history = routing.history if routing is not None else None
     on_cpu = StoreWeights(store)
     if routing is not None:
         routing.hinted(on_cpu.embedding("model.embed_tokens"), config.hidden)
-    placed, notes = place_on_gpu(config, store, mtp, _context_limit(name, config, options), options, history)
-    sizes = store.nbytes, store.parameters
-    if placed is not None:
-        return _engine(
-            name, folder, config, options, Parts(placed.weights, placed.bank, mtp, *sizes, routing, placed, notes)
-        )
-    bank: ExpertBank | None = None
-    if config.moe is not None and routing is not None:
-        bank = routing.counted(CpuBank(store, registry.expert_layers(config, mtp), config.moe.num_experts))
-    return _engine(name, folder, config, options, Parts(on_cpu, bank, mtp, *sizes, routing, None, notes))
+    on_gpu, notes = open_on_gpu(config, store, mtp, context, options, history)
+    model: Model
+    guesses: MtpGuesses | None
+    if on_gpu is not None:
+        model, guesses = on_gpu, on_gpu if mtp else None
+    else:
+        bank: ExpertBank | None = None
+        if config.moe is not None and routing is not None:
+            bank = routing.counted(CpuBank(store, registry.expert_layers(config, mtp), config.moe.num_experts))
+        model, guesses = _built(config, on_cpu, bank, mtp)
+    opened = Opened(model, guesses, store.nbytes, store.parameters, routing, notes)
+    return _engine(name, folder, config, options, context, opened)
 
 
 def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
@@ -231,64 +230,62 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     checkpoint = Checkpoint(origin)
     config = registry.read_config(origin)
     mtp = _wants_mtp(options) and registry.has_mtp(config, checkpoint)
+    context = _checked_context(name, config, options, mtp)
     weights = FloatWeights(checkpoint, config.weight_block_size)
     layers = registry.expert_layers(config, mtp)
     routing, bank = open_routing(folder, config), None
     if config.moe is not None and routing is not None:
         bank = routing.counted(FloatBank(weights, layers, config.moe.num_experts))
-    parts = Parts(weights, bank, mtp, 4 * store.parameters, store.parameters, routing)
-    return _engine(name, folder, config, options, parts)
+    model, guesses = _built(config, weights, bank, mtp)
+    opened = Opened(model, guesses, 4 * store.parameters, store.parameters, routing)
+    return _engine(name, folder, config, options, context, opened)
+
+
+def _built(
+    config: ModelConfig, weights: Weights, bank: ExpertBank | None, mtp: bool
+) -> tuple[Decoder, MtpLayer | None]:
+    decoder = registry.build(config, weights, bank)
+    return decoder, registry.build_mtp(config, weights, bank, decoder) if mtp else None
 
 
 def _wants_mtp(options: EngineOptions) -> bool:
     return options.speculate in ("auto", "mtp")
 
 
-def _context_limit(name: str, config: ModelConfig, options: EngineOptions) -> int:
+def _checked_context(name: str, config: ModelConfig, options: EngineOptions, mtp: bool) -> int:
+    """How long a conversation may be; `mtp` tells whether it guesses with an MTP layer. Raises UnsupportedError for
+    options that do not fit the model."""
     if options.context is not None and options.context > config.max_position:
         raise UnsupportedError(
             f"--context {options.context:,} is beyond what {name} was made for",
             f"its longest context is {config.max_position:,}",
         )
-    return options.context or min(config.max_position, DEFAULT_CONTEXT_TOKENS)
-
-
-def _engine(name: str, folder: Path, config: ModelConfig, options: EngineOptions, parts: Parts) -> Engine:
-    context_limit = _context_limit(name, config, options)
-    if options.speculate == "mtp" and not parts.mtp:
+    if options.speculate == "mtp" and not mtp:
         raise UnsupportedError(f"{name} has no MTP layer", "use --speculate auto, which guesses from the context")
     if asked_kv(options) == "int8":
         latent_width(config)
+    return options.context or min(config.max_position, DEFAULT_CONTEXT_TOKENS)
 
-    def build() -> tuple[Decoder, MtpLayer | None]:
-        decoder = registry.build(config, parts.weights, parts.bank)
-        return decoder, registry.build_mtp(config, parts.weights, parts.bank, decoder) if parts.mtp else None
 
-    model: Model
-    guesses: MtpGuesses | None
-    if parts.placed is None:
-        model, guesses = build()
-    else:
-        (decoder, mtp), left = built_with_room(parts.placed.bank, build)
-        model = GpuModel(decoder, parts.placed, mtp, left=left)
-        guesses = model if mtp is not None else None
+def _engine(
+    name: str, folder: Path, config: ModelConfig, options: EngineOptions, context_limit: int, opened: Opened
+) -> Engine:
     tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
     return Engine(
         name=name,
         folder=folder,
         config=replace(config, eos_token_ids=_stop_ids(config, tokenizer, template)),
-        model=model,
+        model=opened.model,
         tokenizer=tokenizer,
         template=template,
         recommended=_recommended(name, folder),
         context_limit=context_limit,
         options=options,
-        mtp=guesses,
-        weight_bytes=parts.weight_bytes,
-        parameters=parts.parameters,
-        routing=parts.routing,
-        placed=parts.placed,
-        notes=parts.notes,
+        mtp=opened.mtp,
+        weight_bytes=opened.weight_bytes,
+        parameters=opened.parameters,
+        routing=opened.routing,
+        notes=opened.notes,
     )
 
 
@@ -321,6 +318,6 @@ def compile_kernels(engine: Engine) -> Iterator[Event]:
     names = ("rms_norm", "linear", "routed_ffn", attention, *compilation.fused(attention, engine.mtp is not None))
     for stage in compilation.compile_all(names):
         yield LoadProgress(*stage)
-    if isinstance(engine.model, GpuModel):
+    if engine.on_gpu is not None:
         yield LoadProgress("getting the GPU's kernels ready")
-        engine.model.warm_up()
+        engine.on_gpu.warm_up()

@@ -1,33 +1,27 @@
-"""A model on a GPU: its parts placed as planned, its steps replayed, and what happens when memory runs out.
+"""A model's parts on a GPU, placed as planned, and what happens when memory runs out or the GPU fails.
 
-Owns the joining. Invariant: no failure of the GPU reaches the user as anything but a LocalR1Error. When memory runs out
-experts leave first, and a forward is tried again: it commits nothing before it is whole.
+Invariant: no failure of the GPU reaches the user as anything but a LocalR1Error. When memory runs out experts leave
+first.
 """
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from localr1.decode.cache import RowCache
 from localr1.errors import LocalR1Error, OutOfMemoryError, UsageError
 from localr1.kernels import gpu as kernels
 from localr1.kernels.gpu.plain import PlainKernels
 from localr1.model import registry
-from localr1.model.config import MlaConfig, ModelConfig
-from localr1.model.decoder import Decoder, first_highest
-from localr1.model.linear import Cache
-from localr1.model.mtp import MtpLayer
+from localr1.model.config import ModelConfig
 from localr1.options import EngineOptions
 from localr1.placement.bank import CpuBank
 from localr1.placement.forecast import Forecast
-from localr1.placement.gpu import GpuOps, GpuWeights, in_ram
-from localr1.placement.graphs import Recorder, recording_stream
+from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.plan import DoesNotFitError, Expert, Hotness
 from localr1.placement.policy import Policy, Slots
 from localr1.placement.probe import ROUGH_GPU
@@ -35,10 +29,9 @@ from localr1.placement.replay import adapted_policy
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
 from localr1.placement.slots import ColdExperts, ExpertSlots
-from localr1.placement.split import FEW, Observe, SplitBank
+from localr1.placement.split import Observe, SplitBank
 from localr1.quantities import parse_size
 from localr1.session.outlook import TRUSTED_TOKENS, budget_of, checked_forecast, given_vram_bytes, glance_at_computer
-from localr1.session.replay import Recording, Replayer
 from localr1.weights.store import Store
 
 MOVED_BYTES_A_STEP = 32 << 20
@@ -46,14 +39,13 @@ MOVED_BYTES_A_STEP = 32 << 20
 SHRINK = 0.9
 """Of the slots, what is tried next where memory is short."""
 LEAST_SLOTS = 1
-WARM_UP_ROWS = (1, 2, 4, 16)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Placed:
-    """What a GPU engine is made of; `bank` is None without experts."""
+    """What a model on a GPU is made of; `bank` is None without experts."""
 
     weights: GpuWeights
     bank: SplitBank | None
@@ -167,14 +159,14 @@ def place(
 
 def _slots(cold: ColdExperts, device: torch.device, resident: Sequence[Expert]) -> ExpertSlots:
     """As many slots as there are residents, or fewer where the memory turns out to be less."""
-    return _fitting(len(resident), lambda count: ExpertSlots(cold, count, device, resident))
+    return fitting(len(resident), lambda count: ExpertSlots(cold, count, device, resident))
 
 
-def _fitting(count: int, make: Callable[[int], T]) -> T:
+def fitting(count: int, make: Callable[[int], T]) -> T:
     """What `make` gives with so many slots, or with fewer where memory is less. Raises LocalR1Error."""
     while True:
         with suppress(torch.OutOfMemoryError):
-            return _translated(partial(make, count))
+            return translated(partial(make, count))
         count = smaller(count)
 
 
@@ -188,139 +180,6 @@ def smaller(count: int) -> int:
     return max(LEAST_SLOTS, int(count * SHRINK))
 
 
-class GpuModel:
-    """A `Model` on a device: a decoder's steps and its MTP layer's, made safe and replayed where that is possible."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        placed: Placed,
-        mtp: MtpLayer | None = None,
-        record: Callable[[], Recording] | None = None,
-        left: str = "",
-    ) -> None:
-        """`left` is what the user should know of experts that made room already."""
-        self.decoder = decoder
-        self.bank = placed.bank
-        self.device = placed.device
-        self._left = left
-        latent = isinstance(decoder.config.attention, MlaConfig)
-        if record is None and placed.device.type == "cuda" and placed.weights.ops.kernels.replayable(latent):
-            record = Recorder(recording_stream(placed.device))
-        rest = decoder.rotary, placed.device, placed.bank, record
-        self._steps = Replayer(self._step, *rest)
-        self._guesses = Replayer(mtp.step, *rest, every=True) if mtp is not None else None
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.decoder.config
-
-    @property
-    def replayers(self) -> tuple[Replayer, ...]:
-        """Of the decoder's steps, and of the MTP layer's where there is one."""
-        return (self._steps, self._guesses) if self._guesses is not None else (self._steps,)
-
-    @property
-    def replays(self) -> bool:
-        """Whether steps are replayed by now."""
-        return self._steps.ready
-
-    @property
-    def notice(self) -> str:
-        """What the user should know of how steps run; empty when all is as it should be."""
-        reasons = dict.fromkeys(one.given_up for one in self.replayers if one.given_up)
-        return "; ".join(
-            filter(None, (*(f"the GPU's steps are not replayed: {reason}" for reason in reasons), self._left))
-        )
-
-    def forward(self, token_T: Tensor, cache: Cache) -> Tensor:
-        if len(token_T) > FEW:
-            return self.with_room(lambda: self.decoder.forward(token_T, cache))
-        return self.with_room(lambda: self._steps(token_T, cache=cache)[0].clone())
-
-    def logits(self, hidden_TD: Tensor) -> Tensor:
-        if len(hidden_TD) > FEW:
-            return self.with_room(lambda: self.decoder.logits(hidden_TD))
-        return self.with_room(lambda: in_ram(self.decoder.head.product(hidden_TD)))[0]
-
-    def step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        def run() -> tuple[Tensor, Tensor]:
-            hidden_TD, logits_TV, *_ = self._steps(token_T, cache=cache)
-            return hidden_TD.clone(), in_ram(logits_TV)[0]
-
-        return self.with_room(run)
-
-    def likeliest(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
-        """The logits stay on the device."""
-
-        def run() -> tuple[Tensor, ...]:
-            hidden_TD, _, *best = self._steps(token_T, cache=cache)
-            return hidden_TD.clone(), *in_ram(*best)
-
-        hidden_TD, best_T, logit_T = self.with_room(run)
-        return hidden_TD, best_T, logit_T
-
-    def guesses(self, tokens: Sequence[int], hidden_TD: Tensor, cache: Cache, count: int) -> tuple[list[int], Tensor]:
-        """As `MtpLayer.guesses`, one at a time."""
-        replayer = self._guesses
-        assert replayer is not None, "a model that was made without its MTP layer"
-
-        def guess() -> tuple[list[int], Tensor]:
-            token_1, carried_1D = replayer(torch.tensor(tokens), hidden_TD, cache=cache)
-            carried_1D = carried_1D.clone()
-            return in_ram(token_1)[0].tolist(), carried_1D
-
-        return self.with_room(guess)
-
-    def _step(self, token_T: Tensor, cache: Cache) -> tuple[Tensor, ...]:
-        """(hidden_TD, logits_TV, best_T, logit_T), all on the device."""
-        hidden_TD = self.decoder.forward(token_T, cache)
-        logits_TV = self.decoder.head.product(hidden_TD)
-        return hidden_TD, logits_TV, *first_highest(logits_TV)
-
-    @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Run steps of every size that has kernels of its own, so that none is compiled in an answer."""
-        rows = WARM_UP_ROWS if self.device.type == "cuda" else (1,)
-        with self.bank.still() if self.bank is not None else nullcontext():
-            for count in rows:
-                self.with_room(partial(self._warm_up, count))
-
-    def _warm_up(self, rows: int) -> None:
-        config = self.config
-        cache = RowCache(config.cache_layers, config.cache_width, rows, torch.bfloat16, 0, self.device)
-        token_T = torch.zeros(rows, dtype=torch.int64)
-        hidden_TD = self.decoder.forward(token_T, cache)
-        self.decoder.logits(hidden_TD)
-        if rows > FEW:
-            return
-        self._steps.run_held((token_T,), cache)
-        if self._guesses is not None:
-            cache = RowCache(1, config.cache_width, rows, torch.bfloat16, config.num_layers, self.device)
-            self._guesses.run_held((token_T, hidden_TD), cache)
-
-    def with_room(self, run: Callable[[], T]) -> T:
-        """Run; when memory is short make experts leave and run again. Raises LocalR1Error for any other failure."""
-        while True:
-            with suppress(torch.OutOfMemoryError):
-                return _translated(run)
-            self._make_room()  # here, not in a handler, which would hold the failed step's tensors
-
-    def make_way(self) -> None:
-        """Give back the memory that the model can do without, slower as it is then, for another in its place."""
-        self._forget()
-        if self.bank is not None and self.bank.slots.count > LEAST_SLOTS:
-            _fitting(LEAST_SLOTS, self.bank.shrink)
-
-    def _make_room(self) -> None:
-        self._forget()
-        self._left = make_room(self.bank)
-
-    def _forget(self) -> None:
-        for one in self.replayers:
-            one.forget()
-
-
 def built_with_room(bank: SplitBank | None, build: Callable[[], T]) -> tuple[T, str]:
     """What `build` makes on the device, and what the user should know; while memory is short, experts leave for it.
 
@@ -329,7 +188,7 @@ def built_with_room(bank: SplitBank | None, build: Callable[[], T]) -> tuple[T, 
     left = ""
     while True:
         with suppress(torch.OutOfMemoryError):
-            return _translated(build), left
+            return translated(build), left
         left = make_room(bank)
 
 
@@ -338,20 +197,20 @@ def make_room(bank: SplitBank | None) -> str:
     count = smaller(bank.slots.count if bank is not None else 0)
     assert bank is not None
     gc.collect()  # an error on the way here may have left a cycle that holds the failed step's tensors
-    _fitting(count, bank.shrink)
+    fitting(count, bank.shrink)
     return f"GPU memory ran short: {bank.slots.count:,} of {bank.slots.cold.total:,} experts stay in it"
 
 
 def safely(run: Callable[[], T]) -> T:
     """Run; what the device or its driver does wrong becomes a LocalR1Error."""
     try:
-        return _translated(run)
+        return translated(run)
     except torch.OutOfMemoryError:
         smaller(0)
         raise
 
 
-def _translated(run: Callable[[], T]) -> T:
+def translated(run: Callable[[], T]) -> T:
     """Run; a failing device is a LocalR1Error, memory that runs out is torch's OutOfMemoryError, whoever says it."""
     try:
         return run()

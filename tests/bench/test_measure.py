@@ -25,7 +25,8 @@ from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import BenchOptions, EngineOptions
 from localr1.placement.gpu import GpuWeights
 from localr1.placement.load import OtherPrograms
-from localr1.session.gpu import GpuModel, Placed
+from localr1.session.gpu import Placed
+from localr1.session.gpu_model import GpuModel, Parts
 from tests import tiny
 
 OPTIONS = BenchOptions(prompt_tokens=24, decode_tokens=4, repeats=2, depths="0,40,9999")
@@ -178,7 +179,8 @@ def test_a_share_above_the_floor_is_told_to_be_the_fault_of_the_ceiling(nano):
 
 
 def test_the_floor_of_a_processor_is_not_told_of_a_model_on_a_gpu(nano):
-    on_gpu = replace(nano.engine, placed=Placed(cast(GpuWeights, None), None, torch.device("cpu")))
+    placed = Placed(cast(GpuWeights, None), None, torch.device("cpu"))
+    on_gpu = replace(nano.engine, model=GpuModel(Parts(placed, nano.engine.model)))
     bench = SpeedBench(replace(nano, engine=on_gpu), replace(OPTIONS, depths="0"))
     bench.samples[0] = Samples([1e-3], [1e-2], read_bytes_per_s=[1e9], operations_per_s=[1e9])
     bench.parts[0] = {REST: 1e-3}
@@ -220,7 +222,7 @@ def test_a_model_on_a_gpu_is_timed_by_its_decoder(nano):
     device = torch.device("cpu")
     settled: list[None] = []
     watch = Stopwatch(lambda: settled.append(None))
-    twin = timed_twin(GpuModel(nano.engine.model, Placed(cast(GpuWeights, None), None, device)), watch)
+    twin = timed_twin(GpuModel(Parts(Placed(cast(GpuWeights, None), None, device), nano.engine.model)), watch)
     with torch.inference_mode():
         theirs = twin.forward(torch.arange(9), nano.engine.new_cache())
         ours = nano.engine.model.forward(torch.arange(9), nano.engine.new_cache())

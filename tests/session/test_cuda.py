@@ -21,6 +21,7 @@ from localr1.placement.plan import RECORDED_LAYER_BYTES, recording_bytes
 from localr1.placement.shape import shape_of
 from localr1.placement.split import FEW
 from localr1.session import engine, gpu
+from localr1.session.gpu_model import GpuModel, Parts
 from localr1.weights.store import Store
 from tests import tiny
 from tests.placement.test_cpu import stored
@@ -39,12 +40,12 @@ def test_every_kernel_equals_the_reference() -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def placed(config: registry.ModelConfig, store: Store, slots: int) -> gpu.GpuModel:
+def placed(config: registry.ModelConfig, store: Store, slots: int) -> GpuModel:
     assert config.moe is not None
     order = [(layer, expert) for expert in range(config.moe.num_experts) for layer in config.moe.layers]
     parts = gpu.place(config, store, False, torch.device("cuda"), order[:slots])
     decoder = registry.build(config, parts.weights, parts.bank)
-    return gpu.GpuModel(decoder, parts)
+    return GpuModel(Parts(parts, decoder))
 
 
 def on_cpu(config: registry.ModelConfig, store: Store) -> registry.Model:
@@ -141,8 +142,8 @@ def test_a_conversation_is_the_cpus_and_its_steps_and_guesses_are_replayed(
         events = talk.ask("What is 17 + 25?")
         said.append("".join(event.text for event in events if isinstance(event, AnswerText | ReasoningText)))
     assert said[0] == said[1] != ""
-    assert isinstance(opened.model, gpu.GpuModel) and not opened.model.notice
-    assert [one.ready for one in opened.model.replayers] == [True] * (2 if speculate == "mtp" else 1)
+    assert opened.on_gpu is not None and not opened.notice
+    assert [one.ready for one in opened.on_gpu.replayers] == [True] * (2 if speculate == "mtp" else 1)
 
 
 def test_memory_that_runs_out_in_use_makes_experts_leave(tmp_path: Path) -> None:
