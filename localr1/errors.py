@@ -6,8 +6,10 @@ the values in it, and a hint that says what to do next. They are caught in one p
 
 import difflib
 import errno
+import sys
 from collections.abc import Collection
 from enum import IntEnum
+from pathlib import Path
 from typing import TypeGuard
 
 
@@ -96,6 +98,27 @@ class OutOfMemoryError(LocalR1Error):
 def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Whether what failed is that a disk, or one's share of it, has no room left."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_held(error: BaseException) -> bool:
+    """Whether what failed may be that another program has the file open: Windows lets nobody move or delete it then."""
+    return sys.platform == "win32" and isinstance(error, PermissionError)
+
+
+def expanded(text: str, what: str) -> Path:
+    """The folder that a variable named `what` says, `~` expanded. Raises NotFoundError for `~` of no user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise NotFoundError(f"{what} is {text}: {error}", "set it to a folder of yours") from error
+
+
+def existing_folder(path: Path) -> Path:
+    """The nearest folder at or above a path that is there, on the same disk. Raises DiskError where none is."""
+    for folder in (path, *path.absolute().parents):
+        if folder.exists():
+            return folder
+    raise DiskError(f"the disk of {path} is not there", "connect it, or set LOCALR1_HOME to a folder on another one")
 
 
 _MOST_MEANT = 3

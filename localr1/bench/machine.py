@@ -8,19 +8,19 @@ import platform
 import sys
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from localr1 import __version__
+from localr1.placement.probe import processor_name
 
 
 def machine() -> dict[str, Any]:
     """The machine and the versions that a report records."""
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "physical_cores": psutil.cpu_count(logical=False),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -33,14 +33,6 @@ def machine() -> dict[str, Any]:
         "load_average": _load_average(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _load_average() -> float | None:

@@ -11,7 +11,6 @@ from localr1.bench.report import Row, Section
 from localr1.errors import NotFoundError, UsageError
 from localr1.events import LoadProgress, Progress
 from localr1.hub import cache as hub_cache
-from localr1.hub import catalog
 from localr1.model import registry
 from localr1.placement.policy import MOVES_A_STEP, Slots
 from localr1.placement.replay import (
@@ -139,7 +138,7 @@ def compare(routes: Routes, moves_a_step: int = MOVES_A_STEP) -> Progress[Compar
 def own_routes(model: str | None) -> Routes:
     """The routes of one's own conversations with a model. Raises NotFoundError where there are none."""
     last = hub_cache.last_used() if model is None else None
-    store = last or hub_cache.find_store(catalog.resolve(model or "nano"))
+    store = last or hub_cache.find_store(hub_cache.source_of(model or "nano"))
     if store is None:
         raise NotFoundError(f"{model} is not here yet", f"get it with: localr1 download {model}")
     routing = open_routing(store.folder, registry.read_config(store.folder))

@@ -165,4 +165,4 @@ def _globals(
         raise typer.Exit(ExitStatus.USAGE)
     if invoked.invoked_subcommand != "config":
         values = config.read_config(config.config_file(invocation.environment))
-        invoked.default_map = dict.fromkeys(("chat", "bench", "plan"), values)
+        invoked.default_map = dict.fromkeys(("chat", "bench", "plan", "doctor"), values)

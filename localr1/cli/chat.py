@@ -159,13 +159,13 @@ def _converse(background: Background, engine: "Engine", settings: "Settings") ->
 def _host(
     environment: Environment, background: Background, loaded: "Engine", engine: EngineOptions, folder: Path
 ) -> "Host":
-    from localr1.hub.cache import stores
-    from localr1.hub.catalog import CATALOG, resolve
+    from localr1.hub.cache import source_of, stores
+    from localr1.hub.catalog import CATALOG
     from localr1.terminal.repl import Host
 
     def open_model(name: str, settings: "Settings") -> "tuple[str, Conversation]":
         nonlocal loaded
-        resolve(name)
+        source_of(name)
         new = follow(environment, background.run(load(name, engine, loaded)))
         conversation = _converse(background, new, settings)
         loaded = new
@@ -279,11 +279,11 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str]:
 
     NotFoundError, naming the nearest, when the first word was taken for a model and is none.
     """
-    from localr1.hub.catalog import resolve
+    from localr1.hub.cache import source_of
 
     if not words or not _looks_like_model(words[0]):
         return None, " ".join(words)
-    resolve(words[0])
+    source_of(words[0])
     return words[0], " ".join(words[1:])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import platformdirs
 
-from localr1.errors import AccessError, DiskError, ExitStatus, UsageError, meant
+from localr1.errors import AccessError, DiskError, ExitStatus, UsageError, expanded, meant
 from localr1.options import ConfigOptions, ConversationOptions, EngineOptions, SamplingOptions, TerminalOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.settings import read_value
@@ -55,9 +55,10 @@ def run(environment: Environment, options: ConfigOptions) -> ExitStatus:
 
 
 def config_file(environment: Environment) -> Path:
-    """LOCALR1_HOME/config.toml, else `config.toml` in the platform's place for settings."""
+    """LOCALR1_HOME/config.toml, else `config.toml` in the platform's place for settings. Raises NotFoundError for a
+    home of no user."""
     chosen = environment.variables.get("LOCALR1_HOME")
-    folder = Path(chosen).expanduser() if chosen else platformdirs.user_config_path("localr1", appauthor=False)
+    folder = expanded(chosen, "LOCALR1_HOME") if chosen else platformdirs.user_config_path("localr1", appauthor=False)
     return folder / "config.toml"
 
 
@@ -67,7 +68,7 @@ def read_config(path: Path, leave_out: str = "") -> dict[str, Any]:
     What stands there of the setting `leave_out` does not matter.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -117,6 +118,8 @@ def _get(environment: Environment, path: Path, name: str) -> None:
 def _set(environment: Environment, path: Path, name: str, text: str) -> None:
     name = name.replace("-", "_")
     record = _record_of(name)
+    if not _is_text(text):
+        raise UsageError(f"the value of {name} holds bytes that are no text", "check the terminal's encoding")
     values = read_config(path, leave_out=name)
     default = next(field.default for field in dataclasses.fields(record) if field.name == name)
     value = default if text == "default" else read_value(record, name, text)
@@ -135,14 +138,24 @@ def _set(environment: Environment, path: Path, name: str, text: str) -> None:
     environment.status(f"{name} is {'the default' if value == default else _text(value)}, in {path}", "dim")
 
 
+def _is_text(value: str) -> bool:
+    """Arguments that are not text arrive as lone surrogates, which no file takes."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _path(environment: Environment, path: Path) -> None:
     environment.stdout.write(f"{path}\n")
 
 
 def _line(name: str, value: Any) -> str:
-    # Strings of JSON are strings of TOML too, once the one character that TOML does not take raw is escaped.
+    # Strings of JSON are strings of TOML too, once the one character that TOML does not take raw is escaped; but TOML
+    # takes no surrogate pairs, which JSON would write for characters beyond 16 bits.
     quoted = isinstance(value, str | Path)
-    shown = json.dumps(str(value)).replace("\x7f", "\\u007F") if quoted else _text(value)
+    shown = json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F") if quoted else _text(value)
     return f"{name} = {shown}\n"
 
 

@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 import platformdirs
 
-from localr1.errors import AccessError, DiskError, LocalR1Error, NotFoundError, is_full
-from localr1.hub.catalog import CATALOG
+from localr1.errors import AccessError, DiskError, LocalR1Error, NotFoundError, expanded, is_full, is_held
+from localr1.hub.catalog import CATALOG, resolve
 from localr1.hub.source import HubRepo, LocalFolder, Snapshot, Source
 
 MANIFEST = "manifest.json"
@@ -47,10 +47,7 @@ def home() -> Path:
     """LOCALR1_HOME, or the user's data folder; it may not exist yet. Raises NotFoundError for `~` of no user."""
     chosen = os.environ.get("LOCALR1_HOME")
     if chosen:
-        try:
-            return Path(chosen).expanduser().absolute()
-        except RuntimeError as error:
-            raise NotFoundError(f"LOCALR1_HOME is {chosen}: {error}", "set it to a folder of yours") from error
+        return expanded(chosen, "LOCALR1_HOME").absolute()
     return platformdirs.user_data_path("localr1", appauthor=False)
 
 
@@ -61,16 +58,29 @@ def store_folder(source: Snapshot | LocalFolder) -> Path:
     return _models_of(source) / _content_id(source.path)
 
 
+def source_of(text: str) -> Source:
+    """What the user means, as `catalog.resolve`; a folder that is gone is still meant while its store is here."""
+    try:
+        return resolve(text)
+    except NotFoundError:
+        gone = LocalFolder(Path(text).expanduser().resolve())
+        if find_store(gone) is None:
+            raise
+        return gone
+
+
 def find_store(source: Source) -> StoredModel | None:
     """The store of `source`, without asking the hub; None if there is none. Without a revision it is that of the
     default branch as it was last fetched, else the newest of any.
 
-    A folder's store is found only while the folder's files are those that were converted. A folder that is itself a
-    store is found as it is.
+    A folder's store is found only while the folder's files are those that were converted, or when the folder is gone.
+    A folder that is itself a store is found as it is.
     """
-    if isinstance(source, LocalFolder):
+    if isinstance(source, LocalFolder) and source.path.is_dir():
         return read_store(source.path) or read_store(store_folder(source))
     candidates = list(_stores_in(_models_of(source)))
+    if isinstance(source, LocalFolder):
+        return max(candidates, key=lambda store: store.created, default=None)
     commit = _recorded_commit(source) or source.revision or ""
     exact = bool(COMMIT_PREFIX.fullmatch(commit))
     meant = [store for store in candidates if exact and store.revision.startswith(commit)]
@@ -306,6 +316,8 @@ def _disk_failure(doing: str, path: Path, error: OSError) -> LocalR1Error:
     if is_full(error):
         return DiskError(f"no room on the disk for {path}", "free some space, or set LOCALR1_HOME to a larger disk")
     message = f"cannot {doing} {path}: {error.strerror or error}"
+    if is_held(error):
+        return AccessError(message, "another program may be using it, such as a localr1 chat: end that first")
     if isinstance(error, PermissionError):
         return AccessError(message, "check its permissions, or set LOCALR1_HOME to a folder of yours")
     return DiskError(message, "check the disk, or set LOCALR1_HOME to a folder on another one")

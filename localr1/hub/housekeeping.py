@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
 from xxhash import xxh3_128
 
 from localr1.errors import AccessError, CorruptError, DiskError, LocalR1Error, NotFoundError
 from localr1.events import LoadProgress, Progress
 from localr1.hub import cache
 from localr1.hub.cache import MANIFEST, StoredModel
-from localr1.hub.catalog import CATALOG, resolve
-from localr1.hub.hub_cache import hash_into
+from localr1.hub.catalog import CATALOG
+from localr1.hub.hub_cache import hash_into, hub_cache_folder
 from localr1.hub.lock import only_one
 from localr1.hub.remote import Digest
 from localr1.hub.source import HubRepo
@@ -47,7 +46,7 @@ def partials() -> list[PartialModel]:
     found: dict[tuple[str, str], list[Path]] = {}
     for folder in [*_left_folders(), *damaged()]:
         found.setdefault((_source_of(folder), _revision_of(folder)), []).append(folder)
-    for blob in sorted(Path(constants.HF_HUB_CACHE).expanduser().glob("models--*/blobs/*.localr1*")):
+    for blob in sorted(hub_cache_folder().glob("models--*/blobs/*.localr1*")):
         repo_id = blob.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
         found.setdefault((repo_id, _wanting(blob, repo_id, found)), []).append(blob)
     models = [_partial_model(source, revision, paths) for (source, revision), paths in found.items()]
@@ -171,12 +170,14 @@ def _with_caches(conversations: Iterable[Path]) -> Iterator[Path]:
 def _named(text: str) -> tuple[str, str]:
     """Source and revision; a folder need not be there any more for its store to be named by it."""
     try:
-        source = resolve(text)
+        source = cache.source_of(text)
     except NotFoundError:
-        here = {name for store in cache.stores() for name in (store.name, store.source)}
-        if text in here | {name for part in partials() for name in (part.name, part.source)}:
-            return text, ""
-        raise
+        path = str(Path(text).expanduser().resolve())
+        known = {part.source for part in partials()}
+        named = next((name for name in (text, path) if name in known), None)
+        if named is None:
+            raise
+        return named, ""
     if isinstance(source, HubRepo):
         found = cache.find_store(source) if source.revision else None
         return source.repo_id, found.revision if found else source.revision or ""

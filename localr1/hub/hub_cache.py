@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from localr1.errors import LocalR1Error
+from localr1.errors import LocalR1Error, expanded
 from localr1.hub.cache import home, read_json, write_text
 from localr1.hub.remote import Digest, RemoteFile, needed_files
 from localr1.hub.source import HubRepo
@@ -26,12 +26,17 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
+def hub_cache_folder() -> Path:
+    """Where the hub's own client keeps files. Raises NotFoundError where that is in the home of no user."""
+    return expanded(constants.HF_HUB_CACHE, "HF_HUB_CACHE")
+
+
 class HubCache:
     """One repository's folder in the cache."""
 
     def __init__(self, repo: HubRepo) -> None:
         self._repo = repo
-        self.root = Path(constants.HF_HUB_CACHE).expanduser()
+        self.root = hub_cache_folder()
         self._name = f"models--{repo.repo_id.replace('/', '--')}"
         self.folder = self.root / self._name
 

@@ -6,7 +6,7 @@ Owns the sums by disk and the words when there is too little. Knows nothing of d
 import shutil
 from pathlib import Path
 
-from localr1.errors import DiskError
+from localr1.errors import DiskError, existing_folder
 from localr1.events import DiskNeed
 from localr1.quantities import bytes_text
 
@@ -17,7 +17,7 @@ def by_disk(needs: list[tuple[Path, int]]) -> tuple[DiskNeed, ...]:
     """What each disk must have room for; folders of one disk are added up."""
     disks: dict[int, DiskNeed] = {}
     for folder, needed_bytes in needs:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        existing = existing_folder(folder)
         device = existing.stat().st_dev
         before = disks[device].needed_bytes if device in disks else 0
         disks[device] = DiskNeed(str(existing), before + needed_bytes, shutil.disk_usage(existing).free)

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import numpy as np
 import psutil
 import torch
 
+from localr1.errors import existing_folder
 from localr1.events import LoadProgress, Progress
 from localr1.kernels import compilation, cpu, threads
 from localr1.kernels.features import BITS
@@ -41,6 +43,7 @@ MOST_REPEATS = 12
 AGREE = 1.05
 """Two fastest runs so near each other were not disturbed."""
 DISK_BYTES = 128 << 20
+PROCESSOR_KEY = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
 DRIVER_TIMEOUT_S = 5.0
 KERNELS = ("read", "linear")
 """What the rates are measured with; stand-in layers run all kernels."""
@@ -67,7 +70,7 @@ class System:
     def facts(self) -> Facts:
         memory = psutil.virtual_memory()
         driver, driver_gpus = nvidia_driver()
-        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        existing = existing_folder(self.folder)
         return Facts(
             processor=processor_name(),
             physical_cores=threads.physical_cores(),
@@ -75,7 +78,7 @@ class System:
             vector_bits=BITS,
             ram_bytes=memory.total,
             ram_free_bytes=memory.available,
-            swap_used_bytes=psutil.swap_memory().used,
+            swap_used_bytes=_swap_used_bytes(),
             disk_folder=str(existing),
             disk_free_bytes=shutil.disk_usage(existing).free,
             system=platform.system(),
@@ -264,6 +267,14 @@ def _measure_gpu() -> GpuRates | None:
     return GpuRates(max(read, copied), upload, pinned_upload, flops)
 
 
+def _swap_used_bytes() -> int:
+    """0 where the system does not tell: Windows may have its performance counters turned off."""
+    try:
+        return int(psutil.swap_memory().used)
+    except (RuntimeError, OSError):
+        return 0
+
+
 def nvidia_driver() -> tuple[str | None, tuple[str, ...]]:
     """The driver's version and the GPUs it shows, whatever torch thinks; (None, ()) without its tool."""
     tool = shutil.which("nvidia-smi")
@@ -289,7 +300,20 @@ def processor_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return _registered_name() or platform.processor() or platform.machine()
+
+
+def _registered_name() -> str:
+    """What Windows has written down of its processor."""
+    if sys.platform != "win32":
+        return ""
+    import winreg
+
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, PROCESSOR_KEY) as key:
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+    except OSError:
+        return ""
 
 
 def _version_of(package: str) -> str | None:

@@ -170,7 +170,7 @@ def _find_store(model: str | None) -> StoredModel:
     if last is not None:
         return last
     name = model or BUILT_IN
-    store = hub_cache.find_store(catalog.resolve(name))
+    store = hub_cache.find_store(hub_cache.source_of(name))
     if store is None:
         raise NotFoundError(f"{name} is not here yet", f"get it with: localr1 download {name}")
     return store

@@ -24,7 +24,7 @@ from localr1.placement.forecast import Forecast
 from localr1.placement.gpu import GpuOps, GpuWeights
 from localr1.placement.plan import DoesNotFitError, Expert, Hotness
 from localr1.placement.policy import Policy, Slots
-from localr1.placement.probe import ROUGH_GPU
+from localr1.placement.probe import ROUGH_GPU, nvidia_driver
 from localr1.placement.replay import adapted_policy
 from localr1.placement.routing_history import RoutingHistory
 from localr1.placement.shape import shape_of
@@ -102,7 +102,7 @@ def place_on_gpu(
     if device is None:
         if options.vram is not None and parse_size(options.vram, "--vram") and options.dtype != "float32":
             raise UsageError(f"--vram {options.vram}: there is no GPU that could be used", "see `localr1 doctor`")
-        return None, ()
+        return None, _idle_gpus(options)
     hotness = None
     if history is not None and history.tokens >= TRUSTED_TOKENS:
         hotness = history.hotness(registry.expert_layers(config, mtp))
@@ -115,6 +115,16 @@ def place_on_gpu(
         return None, plan.notes
     placed = safely(lambda: place(config, store, mtp, device, plan.resident, hotness, history=history))
     return replace(placed, foretold=foretold), placed.notes
+
+
+def _idle_gpus(options: EngineOptions) -> tuple[str, ...]:
+    """What to say of GPUs that the driver shows and nobody uses, unless that was the user's wish."""
+    if options.vram is not None or options.dtype == "float32":
+        return ()
+    _, names = nvidia_driver()
+    if not names:
+        return ()
+    return (f"{', '.join(names)} is not used: `localr1 doctor` says why, --vram 0 that it is meant so",)
 
 
 def place(

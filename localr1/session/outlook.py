@@ -77,7 +77,7 @@ def find_subject(model: str | None, options: EngineOptions) -> Subject:
     """The model that is here, else what the catalog or its folder's config.json says. Raises NotFoundError."""
     last = hub_cache.last_used() if model is None else None
     name = model or (last.name if last else "nano")
-    source = catalog.resolve(name)
+    source = hub_cache.source_of(name)
     store = last or hub_cache.find_store(source)
     wants_mtp = options.speculate in ("auto", "mtp")
     if store is not None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from localr1 import __version__
-from localr1.errors import CorruptError, DiskError
+from localr1.errors import CorruptError, DiskError, existing_folder
 from localr1.events import Event, LoadProgress, QuantizeProgress
 from localr1.model.linear import TensorSpec
 from localr1.quantities import bytes_text
@@ -190,6 +190,7 @@ class Conversion:
                 write_safely(folder / name, content)
             _write_manifest(folder, self._origin, digests)
             replace_folder(folder, self._folder)
+            self._journal.close()  # or Windows lets nobody delete it
             shutil.rmtree(self._partial, ignore_errors=True)
         except OSError as error:
             raise disk_error(self._folder, 0, error) from error
@@ -304,7 +305,7 @@ def write_store(
 
 def check_room(folder: Path, needed_bytes: int) -> None:
     """Raise DiskError, saying how much is missing, unless the disk of `folder` has room for so many bytes more."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = existing_folder(folder)
     free_bytes = shutil.disk_usage(existing).free
     if needed_bytes > 0 and needed_bytes + SPARE_BYTES > free_bytes:
         raise DiskError(

@@ -5,7 +5,13 @@ Owns the order of writing, syncing and renaming. Knows nothing of what is writte
 
 import os
 import shutil
+import time
 from pathlib import Path
+
+from localr1.errors import is_held
+
+WAITS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Between tries to rename what another program looks at."""
 
 
 def write_safely(path: Path, content: bytes) -> None:
@@ -22,15 +28,33 @@ def replaced_folder(folder: Path) -> Path:
 
 
 def replace_folder(whole: Path, folder: Path) -> None:
-    """Put a whole folder in the place of an old one, if there is one."""
+    """Put a whole folder in the place of an old one, if there is one, which stays where that fails. Raises OSError."""
     old = replaced_folder(folder)
     shutil.rmtree(old, ignore_errors=True)
     _keep_names(whole)
     if folder.exists():
-        folder.rename(old)
-    whole.rename(folder)
+        _rename(folder, old)
+    try:
+        _rename(whole, folder)
+    except OSError:
+        if old.exists():
+            _rename(old, folder)
+        raise
     _keep_names(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename(folder: Path, name: Path) -> None:
+    """Rename a folder, of whose files a scanner may just be looking at one: Windows refuses that."""
+    for pause_s in WAITS_S:
+        try:
+            folder.rename(name)
+            return
+        except OSError as error:
+            if not is_held(error):
+                raise
+            time.sleep(pause_s)
+    folder.rename(name)
 
 
 def _keep_names(folder: Path) -> None:

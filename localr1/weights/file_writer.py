@@ -8,6 +8,7 @@ that were read back as they were written.
 import json
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from xxhash import xxh3_128
 
-from localr1.errors import DiskError, LocalR1Error, is_full
+from localr1.errors import DiskError, LocalR1Error, is_full, is_held
 from localr1.quantities import bytes_text
 from localr1.weights.safetensors_file import DTYPE_NAMES
 
@@ -213,8 +214,13 @@ def _layout(slots: Sequence[Slot]) -> tuple[bytes, dict[str, int], int]:
 
 
 def _reserve(descriptor: int, total_bytes: int) -> None:
+    """Make a new file, open at its start, so long."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, total_bytes)
+    elif sys.platform == "win32" and total_bytes:  # whose way to lengthen a file writes zeros all along it
+        os.lseek(descriptor, total_bytes - 1, os.SEEK_SET)
+        os.write(descriptor, b"\0")
+        os.lseek(descriptor, 0, os.SEEK_SET)
     else:
         os.truncate(descriptor, total_bytes)
 
@@ -226,4 +232,7 @@ def disk_error(path: Path, needed_bytes: int, error: OSError) -> LocalR1Error:
             f"no room on the disk for {path.name}" + (f" ({bytes_text(needed_bytes)})" if needed_bytes else ""),
             f"free some space under {path.parent}, or set LOCALR1_HOME to a larger disk",
         )
-    return DiskError(f"{path} cannot be written: {error.strerror or error}", "check the disk and its permissions")
+    message = f"{path} cannot be written: {error.strerror or error}"
+    if is_held(error):
+        return DiskError(message, "another program may be using it, such as a localr1 chat: end that, then try again")
+    return DiskError(message, "check the disk and its permissions")

@@ -57,8 +57,9 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _line(name: str, digests: Digests) -> str:

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
-from localr1.cli.config import SETTINGS, read_config
-from localr1.errors import UsageError
+from localr1.cli import doctor
+from localr1.cli.config import SETTINGS, config_file, read_config
+from localr1.errors import ExitStatus, NotFoundError, UsageError
 from localr1.options import EngineOptions, SamplingOptions
 
 
@@ -18,14 +21,36 @@ def test_what_is_set_is_shown_got_and_taken_away(settings, localr1_command):
     assert localr1_command("config", "set", "system", 'Say "no" \\ often', "\u00e9").status == 0
     assert localr1_command("config", "set", "think", "off").status == 0
     assert (
-        localr1_command("config").out
-        == 'system = "Say \\"no\\" \\\\ often \\u00e9"\nthink = false\ntemperature = 0.5\n'
+        localr1_command("config").out == 'system = "Say \\"no\\" \\\\ often \u00e9"\nthink = false\ntemperature = 0.5\n'
     )
     assert localr1_command("config", "get", "system").out == 'Say "no" \\ often \u00e9\n'
     assert localr1_command("config", "get", "top-k").out == "default\n"
     assert localr1_command("config", "set", "temperature", "default").status == 0
     assert "temperature" not in localr1_command("config").out
     assert localr1_command("config", "path").out == f"{settings}\n"
+
+
+@pytest.mark.parametrize("text", ["Be nice \U0001f600", "\x7f \x85 \u2028", '"""', "tab\tand\nline"])
+def test_any_text_is_kept_as_it_is(settings, localr1_command, text):
+    assert localr1_command("config", "set", "system", text).status == 0
+    assert read_config(settings) == {"system": text}
+    assert localr1_command("config", "get", "system").out == f"{text}\n"
+
+
+def test_what_is_no_text_is_refused_before_anything_is_written(settings, localr1_command):
+    outcome = localr1_command("config", "set", "system", "bad \udcff byte")
+    assert outcome.status == 2 and "no text" in outcome.err and not settings.exists()
+
+
+def test_a_file_that_an_editor_marked_as_utf_8_is_read(settings, localr1_command):
+    settings.parent.mkdir()
+    settings.write_text("top_k = 7\n", encoding="utf-8-sig")
+    assert read_config(settings) == {"top_k": 7}
+
+
+def test_a_home_of_no_user_is_told():
+    with pytest.raises(NotFoundError, match="LOCALR1_HOME is ~nosuch/x"):
+        config_file(SimpleNamespace(variables={"LOCALR1_HOME": "~nosuch/x"}))
 
 
 def test_a_file_is_kept_by_its_whole_name(settings, localr1_command, monkeypatch, tmp_path):
@@ -60,6 +85,14 @@ def test_the_file_is_what_runs_begin_with_and_the_command_line_wins(settings, se
     localr1_command("chat", "--temperature", "0", "hi there")
     assert session.calls[0] == ("load", None, EngineOptions(threads=2))
     assert session.calls[1][1] == SamplingOptions(temperature=0.0, top_k=7)
+
+
+def test_threads_are_measured_that_others_use(settings, localr1_command, monkeypatch):
+    asked = []
+    monkeypatch.setattr(doctor, "run", lambda environment, options: asked.append(options.threads) or ExitStatus.OK)
+    localr1_command("config", "set", "threads", "2")
+    localr1_command("config", "set", "temperature", "0.5")
+    assert localr1_command("doctor").status == 0 and asked == [2]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from localr1.errors import AccessError, DiskError, NotFoundError
 from localr1.hub import cache
 from localr1.hub.catalog import HubRepo, LocalFolder, Snapshot
+from localr1.hub.hub_cache import hub_cache_folder
 
 COMMIT_A, COMMIT_B = "a" * 40, "b" * 40
 
@@ -133,6 +136,44 @@ def test_store_of_a_folder_is_found_until_the_folder_changes(tmp_path: Path) -> 
     assert (store.folder, store.name) == (folder, str(checkpoint))
     os.utime(checkpoint / "model.safetensors", ns=(1, 1))
     assert cache.find_store(source) is None
+
+
+def test_a_folder_that_is_gone_is_still_meant_while_its_store_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who deletes the 16-bit files to free the disk keeps the 8-bit ones."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    made = make_store(cache.store_folder(LocalFolder(folder)), str(folder), "b" * 40)
+    (folder / "config.json").unlink()
+    folder.rmdir()
+    for text in ("./mine", str(folder), f"{folder}/", "mine"):
+        found = cache.find_store(cache.source_of(text))
+        assert found is not None and found.folder == made
+    with pytest.raises(NotFoundError, match="no folder"):
+        cache.source_of("./other")
+
+
+def test_the_hubs_cache_in_the_home_of_no_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~nosuch/hub")
+    with pytest.raises(NotFoundError, match="HF_HUB_CACHE is ~nosuch/hub"):
+        hub_cache_folder()
+
+
+def test_what_windows_does_not_let_go_of_is_told_to_be_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_store("org/name", COMMIT_A)
+    (store,) = cache.stores()
+
+    def refuse(*of: object) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(AccessError) as caught:
+        cache.remove(store)
+    assert "chat" in caught.value.hint and store.folder.is_dir()
 
 
 def test_a_store_can_be_named_by_its_own_folder(tmp_path: Path) -> None:

@@ -7,16 +7,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from localr1.cli import doctor
+from localr1.errors import DiskError
 from localr1.events import Progress, result_of
+from localr1.hub.room import by_disk
 from localr1.kernels.jit import SOURCES_STAMP
 from localr1.placement import hardware, probe
 from localr1.placement.diagnosis import diagnose, to_record
 from localr1.placement.hardware import MOST_PROBES, Facts, Rates, glance, read_rates, survey
 from localr1.placement.probe import LEAST_STREAM_BYTES, ROUGH_GPU, System, disk_rate, parse_driver
+from localr1.weights.conversion import check_room
 from tests.placement.computers import CARD, FACTS, GB, GPU_RATES, RATES, WITH_GPU, Computer
 
 
@@ -191,6 +195,23 @@ def test_this_very_computer_can_be_looked_at(tmp_path: Path) -> None:
     rough = system.rough_rates(facts)
     assert 1e8 < rough.read_bytes_per_s < 1e13
     assert json.dumps(to_record(glance(system, tmp_path / "none.json")))
+
+
+def test_a_computer_that_does_not_tell_of_its_swap_has_none_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("PdhAddEnglishCounterW failed. Performance counters may be disabled.")
+
+    monkeypatch.setattr(psutil, "swap_memory", fails)
+    assert System(tmp_path).facts().swap_used_bytes == 0
+
+
+def test_a_disk_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    for look in (System(tmp_path).facts, lambda: check_room(tmp_path, 1), lambda: by_disk([(tmp_path, 1)])):
+        with pytest.raises(DiskError, match="is not there"):
+            look()
 
 
 def test_a_gpu_that_the_kernels_are_not_made_for_is_neither_measured_nor_guessed(tmp_path: Path) -> None:

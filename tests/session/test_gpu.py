@@ -649,6 +649,17 @@ def test_vram_without_a_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest
         engine._open("nano", NANO, EngineOptions(vram="8GiB"))
 
 
+@pytest.mark.parametrize(("vram", "said"), [(None, True), ("0", False)])
+def test_a_gpu_that_nobody_uses_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vram: str | None, said: bool
+) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu, "usable_device", lambda options: None)
+    monkeypatch.setattr(gpu, "nvidia_driver", lambda: ("580.1", ("NVIDIA GeForce RTX 4070",)))
+    notes = engine._open("nano", NANO, EngineOptions(vram=vram, context=256)).notes
+    assert ("RTX 4070 is not used: `localr1 doctor` says why" in "".join(notes)) is said
+
+
 def test_a_failing_gpu_leaves_the_conversation_whole(a_gpu: None) -> None:
     """The question and what was answered stay, and the next question is asked of the same engine."""
     opened = engine._open("nano", NANO, EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate="off"))

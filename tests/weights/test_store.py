@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from localr1.errors import CorruptError, DiskError, NotFoundError
 from localr1.events import QuantizeProgress
 from localr1.model.linear import TensorSpec
 from localr1.weights import conversion as conversion_module
+from localr1.weights import durable
 from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.conversion import write_store
+from localr1.weights.journal import Digests, Journal
 from localr1.weights.quantize import quantize_rows
 from localr1.weights.store import MANIFEST, Origin, Store
 
@@ -247,6 +252,68 @@ def test_what_an_earlier_run_left_is_believed_only_where_it_is_right(
     harm(interrupted(source, target))
     list(writing(source, target))
     assert facts(target) == facts(written)
+
+
+class Scanner:
+    """As Windows has it while another program looks at a file: its folder cannot be renamed, the first `times`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.times, self.rename = times, Path.rename
+        monkeypatch.setattr(sys, "platform", "win32")
+        monkeypatch.setattr(durable, "WAITS_S", (0.0, 0.0))
+        monkeypatch.setattr(Path, "rename", lambda path, name: self.try_to(path, name))
+
+    def try_to(self, path: Path, name: Path) -> Path:
+        if path.name == "new" and self.times:
+            self.times -= 1
+            raise PermissionError(13, "Access is denied")
+        return self.rename(path, name)
+
+
+@pytest.mark.parametrize("times", [0, 2, 9])
+def test_a_folder_that_is_looked_at_replaces_another_or_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    for name in ("new", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    Scanner(monkeypatch, times)
+    with pytest.raises(PermissionError) if times > 2 else nullcontext():
+        durable.replace_folder(tmp_path / "new", tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["there" if times > 2 else "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["new", "there"] if times > 2 else ["there"])
+
+
+def test_nothing_is_deleted_that_is_still_open(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows would refuse it."""
+    journals: list[Journal] = []
+    were_open: list[bool] = []
+
+    class Watched(Journal):
+        def start(self, done: Mapping[str, Digests]) -> None:
+            super().start(done)
+            journals.append(self)
+
+    rmtree = shutil.rmtree
+
+    def delete(path: Path, **how: bool) -> None:
+        were_open.extend(journal.is_open for journal in journals)
+        rmtree(path, **how)
+
+    monkeypatch.setattr(conversion_module, "Journal", Watched)
+    monkeypatch.setattr(conversion_module.shutil, "rmtree", delete)
+    list(writing(source, tmp_path / "one"))
+    assert were_open[-1] is False and {path.name for path in tmp_path.iterdir()} == {"source", "one"}
+
+
+def test_a_files_room_is_reserved_where_lengthening_it_would_write_it(
+    source: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(os, "truncate", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    list(writing(source, tmp_path / "again"))
+    assert facts(tmp_path / "again") == facts(written)
 
 
 def test_a_failed_second_conversion_keeps_the_first(source: Path, written: Path) -> None:

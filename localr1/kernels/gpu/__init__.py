@@ -12,6 +12,7 @@ experts of a token, F feed-forward, H heads, C latent, R rotary, G key-value hea
 
 import importlib.util
 import os
+import sys
 from typing import Protocol
 
 import torch
@@ -167,7 +168,8 @@ def choose(device: torch.device) -> Kernels:
     from localr1.kernels.gpu import plain
 
     if device.type == "cuda" and not has_triton():
-        return plain.PlainKernels("Triton is missing (pip install triton)")
+        package = "triton-windows" if sys.platform == "win32" else "triton"
+        return plain.PlainKernels(f"Triton is missing (pip install {package})")
     if device.type == "cuda":
         try:
             return _tried(device)
