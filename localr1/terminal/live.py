@@ -26,7 +26,7 @@ class LiveLines:
         self._size = size
         self._reflows = reflows
         self._shown: list[str] = []
-        self._gone = 0
+        self._gone = self._gone_letters = 0
         self._window = (0, 0)
 
     def draw(self, lines: Sequence[str], scroll: bool = True) -> None:
@@ -34,28 +34,43 @@ class LiveLines:
         without `scroll` it is left out until there is room or `settle` comes."""
         columns, rows = self._size()
         room = max(rows - 1, 1)
-        if columns != self._window[0]:
-            self._gone = max(len(lines) - room, 0) if self._gone else 0
-        self._take_size(columns, rows)
+        self._take_size(columns, rows, lines, scroll)
         wanted = list(lines[self._gone :]) if scroll else list(lines[-room:])
         self._change(wanted)
         if scroll and len(wanted) > room:
-            self._gone += len(wanted) - room
+            self._let_go(wanted[:-room])
             self._shown = wanted[-room:]
 
     def settle(self, lines: Sequence[str]) -> None:
         """These are final: they stay, and what is drawn next comes below them."""
-        self._take_size(*self._size())
+        self._take_size(*self._size(), lines, True)
         self._change(list(lines[self._gone :]), ended=True)
-        self._shown, self._gone = [], 0
+        self._shown, self._gone, self._gone_letters = [], 0, 0
 
-    def _take_size(self, columns: int, rows: int) -> None:
-        """In another window nothing of what is shown is where it was; rows that scrolled off are not looked for."""
-        if (columns, rows) != self._window:
-            narrower = self._reflows and columns < self._window[0]
-            taken = sum(_rows(line, self._window[0], columns) for line in self._shown) if narrower else len(self._shown)
-            self._shown = ["\0"] * min(taken, rows)
-            self._window = columns, rows
+    def _let_go(self, lines: Sequence[str]) -> None:
+        """These have scrolled off."""
+        self._gone += len(lines)
+        self._gone_letters += sum(map(_letters, lines))
+
+    def _take_size(self, columns: int, rows: int, lines: Sequence[str], scroll: bool) -> None:
+        """In another window nothing of what is shown is where it was. Rows that it pushed off are gone, too. In another
+        width the lines are broken elsewhere, so those are gone whose letters were."""
+        if (columns, rows) == self._window:
+            return
+        before, self._window = self._window[0], (columns, rows)
+        narrower = self._reflows and columns < before
+        heights = [_rows(line, before, columns) if narrower else 1 for line in self._shown]
+        pushed = 0
+        while scroll and sum(heights[pushed:]) > rows:
+            pushed += 1
+        self._let_go(self._shown[:pushed])
+        self._shown = ["\0"] * min(sum(heights[pushed:]), rows)
+        if columns != before:
+            letters, self._gone, self._gone_letters = self._gone_letters, 0, 0
+            for line in lines:
+                if self._gone_letters == letters or self._gone_letters + _letters(line) > letters:
+                    break
+                self._let_go([line])
 
     def _change(self, wanted: list[str], ended: bool = False) -> None:
         shown = self._shown
@@ -94,6 +109,11 @@ class LiveLines:
             return f"{up}\r\x1b[J"
         # Fewer lines than before: the cursor goes after the last that stays.
         return f"{up}\r\x1b[J\x1b[1A\r\x1b[J{wanted[-1]}"
+
+
+def _letters(line: str) -> int:
+    """How many characters of a line are the same however the text is broken: letters and digits."""
+    return sum(map(str.isalnum, _SEQUENCE.sub("", line)))
 
 
 def _rows(line: str, before: int, columns: int) -> int:

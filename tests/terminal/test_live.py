@@ -1,5 +1,6 @@
 import io
 import random
+import textwrap
 
 import pyte
 import pytest
@@ -27,7 +28,7 @@ class Window:
         return len(text)
 
     def text(self) -> list[str]:
-        scrolled = ["".join(row[x].data for x in range(self.screen.columns)) for row in self.screen.history.top]
+        scrolled = ["".join(row[x].data for x in range(max(row, default=-1) + 1)) for row in self.screen.history.top]
         lines = [line.rstrip() for line in [*scrolled, *self.screen.display]]
         while lines and not lines[-1]:
             lines.pop()
@@ -132,3 +133,23 @@ def test_any_sequence_of_drawings_ends_as_the_last():
         window.lines.settle(["end"])
         expected = [*final, "end"]
         assert window.text() == expected
+
+
+@pytest.mark.parametrize(("what", "reflows"), [("width", True), ("height", True), ("height", False)])
+def test_of_a_block_longer_than_a_window_that_changes_no_word_is_lost(reflows, what):
+    """Lines come while nothing is drawn, as where a window is pulled. In another height each word is there once; a
+    terminal that does not break lines anew cuts off by itself what is too wide for it."""
+    chance = random.Random(11)
+    for _ in range(100):
+        window, words = Window(24, 8, reflows), [f"<w{number:03}>" for number in range(160)]
+        for end in range(4, 160, 4):
+            window.lines.draw(textwrap.wrap(" ".join(words[:end]), window.screen.columns))
+            if chance.random() < 0.1:
+                if what == "width":
+                    window.screen.resize(8, chance.randint(14, 40))
+                else:
+                    window.screen.resize(chance.randint(4, 12), 24)
+        window.lines.settle(textwrap.wrap(" ".join(words), window.screen.columns))
+        said = "".join(window.text()).replace(" ", "")  # words may be broken that the window pushed off
+        assert [word for word in words if word not in said] == []
+        assert what == "width" or said == "".join(words)
