@@ -14,8 +14,12 @@ _FENCE = re.compile(r"( {0,3})(`{3,}|~{3,})[ \t]*([^`\n]*)$")
 _HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
 _ITEM = re.compile(r" {0,3}([-*+]|\d{1,9}[.)])(\s+\S|\s*$)")
 _RULE = re.compile(r" {0,3}([-*_])[ \t]*(\1[ \t]*){2,}$")
+_INNER = re.compile(r"(?P<quote>(?: {0,3}> ?)*)[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?")
+"""What stands before the text of a line in a quotation or a list item."""
 _UNDECIDED = re.compile(r"\s*(`+|~+|#{1,6}|[-*+|]|\d{1,9}[.)]?)\s*$")
 _TABLE = re.compile(r"\|.*\n[ |:-]*-[ |:-]*(\n|$)")
+FORMULA_ENDS = {"\\[": "\\]", "$$": "$$"}
+"""What opens a formula on lines of its own, and what ends it."""
 _LONGEST_PROSE = 4000
 _LONGEST_CODE_LINES = 100
 
@@ -23,7 +27,8 @@ _LONGEST_CODE_LINES = 100
 @dataclass(frozen=True)
 class Block:
     """`gap`: a blank line sets it apart from the block before. Code has its language and, counted from 1, its number
-    in the answer; `continued` code goes on from the block before it."""
+    in the answer; `continued` code goes on from the block before it. `codes` are the pieces of code within a list item
+    or a quotation, of which the first has the block's number."""
 
     kind: Kind
     text: str
@@ -31,6 +36,7 @@ class Block:
     language: str = ""
     number: int = 0
     continued: bool = False
+    codes: tuple[str, ...] = ()
 
     @property
     def is_table(self) -> bool:
@@ -45,7 +51,10 @@ class BlockSplitter:
         self._partial = ""
         self._open = Block("prose", "")
         self._fence = ""
-        self._inner_fence = ""
+        self._indent = 0
+        self._quotes = 0
+        self._inner_fence = self._formula_end = ""
+        self._inner_codes: list[list[str]] = []
         self._blank = False
         self._after_code = False
         self._first = True
@@ -84,7 +93,7 @@ class BlockSplitter:
             if opening := _FENCE.match(partial):
                 return Block("code", "", not self._first, opening[3].strip(), self._codes + 1)
             return Block(_kind(partial), partial, self._gap(_kind(partial)))
-        return replace(self._open, text="\n".join(lines))
+        return self._prose(lines)
 
     def _take(self, line: str) -> None:
         if self._fence:
@@ -94,7 +103,7 @@ class BlockSplitter:
         elif self._lines and self._goes_on(line):
             self._lines.append(line)
             self._blank = False
-            self._follow_inner_fence(line)
+            self._follow(line)
         else:
             self._finish()
             self._begin(line)
@@ -105,7 +114,7 @@ class BlockSplitter:
             self._finish()
             self._fence = ""
             return
-        self._lines.append(line)
+        self._lines.append(_outdented(line, self._indent))
         if len(self._lines) >= _LONGEST_CODE_LINES:
             self._done.append(self._code(self._lines))
             self._open = replace(self._open, continued=True, gap=False)
@@ -114,13 +123,15 @@ class BlockSplitter:
     def _take_blank(self) -> None:
         if self._lines and self._open.kind == "item":
             self._lines.append("")
+            if self._inner_fence:
+                self._inner_codes[-1].append("")
         else:
             self._finish()
         self._blank = True
 
     def _goes_on(self, line: str) -> bool:
         """Whether a line that is not blank belongs to the block that is open."""
-        if self._inner_fence:
+        if self._inner_fence or self._formula_end:
             return True
         indented = line.startswith(("  ", "\t"))
         if self._open.kind == "item":
@@ -132,7 +143,7 @@ class BlockSplitter:
     def _begin(self, line: str) -> None:
         if opening := _FENCE.match(line):
             self._codes += 1
-            self._fence = opening[2]
+            self._fence, self._indent = opening[2], len(opening[1])
             self._open = Block("code", "", not self._first, opening[3].strip(), self._codes)
             self._first = self._blank = False
             return
@@ -140,6 +151,7 @@ class BlockSplitter:
         self._open = Block(kind, "", self._gap(kind))
         self._lines = [line]
         self._first = self._blank = self._after_code = False
+        self._follow(line)
         if kind == "heading":
             self._finish()
             self._blank = True
@@ -147,17 +159,33 @@ class BlockSplitter:
     def _gap(self, kind: Kind) -> bool:
         return not self._first and (self._blank or self._after_code or kind == "heading")
 
-    def _follow_inner_fence(self, line: str) -> None:
-        """Code within a list item: nothing in it starts a block."""
-        stripped = line.strip()
+    def _follow(self, line: str) -> None:
+        """Code within a list item or a quotation, and formulas on lines of their own: nothing in them starts a
+        block."""
+        inner = _INNER.match(line)
+        assert inner is not None
+        text = line[inner.end() :]
         if self._inner_fence:
-            if stripped.startswith(self._inner_fence) and not stripped.strip(self._inner_fence[0]):
+            if text.startswith(self._inner_fence) and not text.strip().strip(self._inner_fence[0]):
                 self._inner_fence = ""
-        elif fence := _FENCE.match(stripped):
-            self._inner_fence = fence[2]
+            else:
+                quote = re.match(rf"(?: {{0,3}}> ?){{0,{self._quotes}}}", line)
+                self._inner_codes[-1].append(_outdented(line[quote.end() if quote else 0 :], self._indent))
+        elif self._formula_end:
+            if self._formula_end in text:
+                self._formula_end = ""
+        elif (fence := _FENCE.match(text)) and inner.end():
+            self._inner_fence, self._quotes = fence[2], inner["quote"].count(">")
+            self._indent = inner.end() - inner.end("quote")
+            if not self._inner_codes:
+                self._open = replace(self._open, number=self._codes + 1)
+            self._codes += 1
+            self._inner_codes.append([])
+        else:
+            end = FORMULA_ENDS.get(text[:2], "")
+            self._formula_end = "" if end in text[2:] else end
 
     def _finish(self) -> None:
-        self._inner_fence = ""
         if self._fence:
             self._done.append(self._code(self._lines))
             self._after_code = True
@@ -165,8 +193,13 @@ class BlockSplitter:
             while self._lines[-1] == "":
                 self._lines.pop()
                 self._blank = True
-            self._done.append(replace(self._open, text="\n".join(self._lines)))
-        self._lines = []
+            self._done.append(self._prose(self._lines))
+        self._inner_fence = self._formula_end = ""
+        self._lines, self._inner_codes = [], []
+
+    def _prose(self, lines: list[str]) -> Block:
+        codes = tuple("\n".join(code).rstrip("\n") for code in self._inner_codes)
+        return replace(self._open, text="\n".join(lines), codes=codes)
 
     def _code(self, lines: list[str]) -> Block:
         return replace(self._open, text="\n".join(lines))
@@ -193,7 +226,13 @@ def code_blocks(text: str) -> list[str]:
     for block in [*splitter.push(text), *splitter.flush()]:
         if block.kind == "code":
             codes.setdefault(block.number, []).append(block.text)
+        codes.update({block.number + place: [code] for place, code in enumerate(block.codes)})
     return ["\n".join(parts) for parts in codes.values()]
+
+
+def _outdented(line: str, columns: int) -> str:
+    """A line of code without the indentation of the fence that opened it."""
+    return line[min(columns, len(line) - len(line.lstrip(" "))) :]
 
 
 def _kind(line: str) -> Kind:

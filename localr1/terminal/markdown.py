@@ -12,6 +12,7 @@ from io import StringIO
 from typing import Literal
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.color import ColorSystem
@@ -25,6 +26,8 @@ from rich.text import Text
 from rich.theme import Theme
 
 from localr1.terminal.blocks import Block
+from localr1.terminal.emphasis import between_wide_characters
+from localr1.terminal.formulas import keep_formulas
 from localr1.terminal.visible import visible
 
 Colours = Literal["none", "standard", "256", "truecolor"]
@@ -87,7 +90,7 @@ class Layout:
         if not text.strip():
             return []
         wide = width if block.is_table else min(width, _WIDEST_PROSE)
-        return self._lines(_Prose(text), wide)
+        return self._lines(_Prose(text, block), wide)
 
     def dim(self, text: str, width: int) -> list[str]:
         """Plain words, dim and wrapped."""
@@ -96,7 +99,7 @@ class Layout:
 
     def _code(self, block: Block, width: int) -> list[str]:
         code = visible(block.text).expandtabs(4)
-        label = [] if block.continued else self._lines(Text(_label(block), "dim"), width)
+        label = [] if block.continued else self._lines(Text(_label(block.language, block.number), "dim"), width)
         text = _highlighted(code, block.language) if block.text else Text()
         return label + [line for part in text.split("\n", allow_blank=True) for line in self._folded(part, width)]
 
@@ -146,9 +149,9 @@ def _cropped(parts: list[tuple[str, Style | None]], width: int) -> Iterator[tupl
         width -= min(size, width)
 
 
-def _label(block: Block) -> str:
+def _label(language: str, number: int) -> str:
     """`python · /copy 2`, over the code."""
-    return " · ".join(filter(None, [visible(block.language.split(" ")[0])[:30] or "code", f"/copy {block.number}"]))
+    return f"{visible(language.split(' ')[0])[:30] or 'code'} · /copy {number}"
 
 
 def _highlighted(code: str, language: str) -> Text:
@@ -176,9 +179,21 @@ class _Heading(Heading):
 
 
 class _Code(CodeBlock):
-    """Code within a list: coloured, without a box, so that it can be copied."""
+    """Code within a list or a quotation: coloured, without a box, so that it can be copied."""
+
+    label = ""
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> "_Code":
+        code = cls(token.info.partition(" ")[0] or "text", markdown.code_theme)
+        assert isinstance(markdown, _Prose)
+        number = next(markdown.code_numbers, None)
+        code.label = _label(token.info, number) if number is not None else ""
+        return code
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.label:
+            yield Text(self.label, "dim")
         text = _highlighted(str(self.text).rstrip(), self.lexer_name)
         text.overflow = "fold"
         yield text
@@ -227,9 +242,10 @@ class _Prose(Markdown):
         "table_open": _Table,
     }
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, block: Block) -> None:
         super().__init__("", hyperlinks=False)
         self.markup = text
+        self.code_numbers = iter(range(block.number, block.number + len(block.codes)))
         self.parsed = _parser().parse(text)
         for token in self.parsed:
             for part in token.children or ():
@@ -246,4 +262,6 @@ def _parser() -> MarkdownIt:
     if _PARSER is None:
         _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
         _PARSER.disable(["entity", "escape", "html_block", "html_inline", "image", "reference", "code", "autolink"])
+        keep_formulas(_PARSER)
+        between_wide_characters(_PARSER)
     return _PARSER

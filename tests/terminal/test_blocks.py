@@ -80,9 +80,61 @@ def test_long_code_and_long_lines_come_in_parts_of_bounded_length():
 
 
 def test_code_blocks_are_those_to_copy():
-    assert code_blocks(ANSWER)[0].startswith('words = ["pear"')
+    assert [code.split("\n")[0] for code in code_blocks(ANSWER)] == [
+        "def key(word):",
+        'words = ["pear", "fig", "apple"]',
+    ]
     long = "\n".join(map(str, range(250)))
     assert code_blocks(f"```\n{long}\n```\n\n```sh\nls\n```") == [long, "ls"]
+
+
+def test_code_in_items_and_quotations_is_numbered_with_the_rest_and_copied_without_their_indentation():
+    text = """```
+one
+```
+
+1. Write:
+
+   ```python
+   def two():
+       return "> 2"
+
+   - no item
+   ```
+   then
+   ~~~
+   three
+   ~~~
+
+> Quoted:
+> ```sh
+> four
+>   > 4
+> ```
+
+   ```text
+   five
+     more
+   ```
+"""
+    assert code_blocks(text) == [
+        "one",
+        'def two():\n    return "> 2"\n\n- no item',
+        "three",
+        "four\n  > 4",
+        "five\n  more",
+    ]
+    assert [(block.number, len(block.codes)) for block in split(text) if block.number] == [
+        (1, 0), (2, 2), (4, 1), (5, 0)
+    ]  # fmt: skip
+
+
+def test_nothing_in_a_formula_on_lines_of_its_own_starts_a_block():
+    for opening, closing in (("\\[", "\\]"), ("$$", "$$")):
+        text = f"{opening}\nx = 100\n- 20\n+ 5\n# 3\n{closing}"
+        assert [block.text for block in split(f"So:\n{text}\n- an item\n\nend")] == [f"So:\n{text}", "- an item", "end"]
+        assert [block.kind for block in split(f"{opening} x {closing}\n- an item")] == ["prose", "item"]
+    assert [block.kind for block in split("$$ never closed\n\n- an item")] == ["prose", "item"]
 
 
 @given(st.lists(st.integers(0, len(ANSWER)), max_size=30))

@@ -48,6 +48,49 @@ def test_formulas_and_html_stay_as_they_are():
     assert lines(r"\[ x_1 \] <b>b</b> &lt;", 80) == [r"\[ x_1 \] <b>b</b> &lt;"]
 
 
+AS_WRITTEN = (
+    "2*3*4 = 24, a*b*c and n*(n-1)*(n-2)",
+    "\\(5!=5*4*3*2*1\\) and \\(f^*(x) = g^*(x)\\)",
+    "x**2 + y**2 = z**2, 2**n + 3**n",
+    "\\mathbf{x}_{1} + \\mathbf{y}_{2}",
+    "$\\hat{y}_{i} * \\bar{y}_{j}$ and $$a_b*c_d*e$$",
+    "\\[\nx\n=\n5\n\\]",
+    "\\[\nx = 100\n- 20\n+ 5\n\\]",
+    "So:\n\n$$\n1\n- 2\n---\n$$",
+    "it costs $5 to $10, or 3*$7",
+)
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN)
+def test_formulas_are_shown_as_they_are_written(text):
+    assert lines(text, 80) == text.split("\n")
+
+
+def test_a_formula_in_an_item_stays_in_it():
+    assert lines("1. Area:\n   \\[\n   a = 3*4\n   - 5\n   \\]\n2. b", 80) == [
+        " 1. Area:", "    \\[", "    a = 3*4", "    - 5", "    \\]", " 2. b"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("**bold** and *so*, un**known**, **x**.", "bold and so, unknown, x."),
+        ("2 * 3 * 4 and *a* * *b*", "2 * 3 * 4 and a * b"),
+        ("**注意：**请看，这是**重点**，以及**（注）**后", "注意：请看，这是重点，以及（注）后"),
+        ("他说**“好”**了", "他说“好”了"),
+    ],
+)
+def test_emphasis_is_known_beside_it(text, shown):
+    assert lines(text, 80) == [shown]
+
+
+def test_code_in_an_item_has_the_label_that_copy_knows_it_by():
+    text = "```\none\n```\n1. Do:\n   ```sh\n   ls -l\n   ```\n2. and:\n   ```\n   three\n   ```\n"
+    shown = [line.strip() for line in lines(text, 60) if line]
+    assert shown == ["code · /copy 1", "one", "1. Do:", "sh · /copy 2", "ls -l", "2. and:", "code · /copy 3", "three"]
+
+
 def test_open_emphasis_of_the_live_block_is_closed():
     live = Layout("standard").block(Block("prose", "so **bo"), 80, live=True)
     assert live == ["so \x1b[1mbo\x1b[0m"]
