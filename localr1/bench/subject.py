@@ -57,7 +57,8 @@ class Subject:
     @property
     def sizes(self) -> ModelShape:
         """Bytes by part, of the main model."""
-        return shape_of(self.engine.config, expected_tensors(self.engine.config), mtp=False)
+        config = self.engine.config
+        return shape_of(config, expected_tensors(config), mtp=False, dtype=self.engine.options.dtype)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -42,7 +42,8 @@ class Forecast:
 
     `floor_tokens_per_s` is what memory bandwidth alone would allow: the slower of the two lanes, nothing else counted;
     no less than what is expected, though, where other programs slowed the measuring of the one more than of the other.
-    `rough`: by guessed rates; `busy`: by those of a computer that did other things.
+    `rough`: by guessed rates, or of matrices in float32, of which none were measured; `busy`: by those of a computer
+    that did other things.
     """
 
     plan: PlacementPlan
@@ -90,7 +91,7 @@ def forecast(chosen: PlacementPlan, rates: Rates) -> Forecast:
         PROMPT_TOKENS / prefill_s,
         1 / min(token_s, _floor_s(chosen, rates)),
         tuple(parts),
-        rates.rough,
+        rates.rough or chosen.shape.number_bytes > 1,
         rates.unsure,
     )
 
@@ -209,7 +210,8 @@ def _cpu_prefill_s(chosen: PlacementPlan, rates: Rates) -> float:
         (shape.dense_layers, shape.dense_layer_bytes),
         (shape.main_expert_layers, shape.expert_layer_bytes),
     ):
-        seconds += count * _prefill_layer_s(shape, rates, 2.0 * rows * read_bytes + attention_flops)
+        multiplied = 2.0 * rows * read_bytes / shape.number_bytes
+        seconds += count * _prefill_layer_s(shape, rates, multiplied + attention_flops)
     if shape.experts:
         touched, rows_each = _touched(shape, rows)
         seconds += shape.main_expert_layers * _fewer_rows_s(shape, rates, rows, rows_each)
@@ -220,7 +222,7 @@ def _cpu_prefill_s(chosen: PlacementPlan, rates: Rates) -> float:
 
 def _fewer_rows_s(shape: ModelShape, rates: Rates, rows: int, rows_each: float) -> float:
     """What a layer's experts take longer, or less, than a stand-in's, of which each gets another number of rows."""
-    flops = 2.0 * rows * shape.top_k * shape.expert_bytes
+    flops = 2.0 * rows * shape.top_k * shape.expert_bytes / shape.number_bytes
     return flops / flops_at(rates, rows_each) - flops / flops_at(rates, rows * STAND_IN_SHARE)
 
 

@@ -17,6 +17,8 @@ Device = Literal["gpu", "cpu"]
 KvType = Literal["bf16", "int8", "float32"]
 """How a cache keeps its rows."""
 KvOption = KvType | Literal["auto"]
+Dtype = Literal["int8", "float32"]
+"""What a model's matrices are run in."""
 EXPERT = re.compile(r"\.mlp\.experts\.\d+\.")
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 FLOAT_BYTES, HALF_BYTES = 4, 2
@@ -77,6 +79,8 @@ class ModelShape:
     cache_layers: int
     dense_layer_bytes: int
     """Of a layer without experts, what a token reads of it; 0 where there is none."""
+    number_bytes: int = 1
+    """Of each number of a matrix."""
 
     @property
     def expert_count(self) -> int:
@@ -128,13 +132,13 @@ class ModelShape:
         return tokens * self.cache_layers * row
 
 
-def shape_of(config: ModelConfig, tensors: Mapping[str, Spec], mtp: bool) -> ModelShape:
+def shape_of(config: ModelConfig, tensors: Mapping[str, Spec], mtp: bool, dtype: Dtype = "int8") -> ModelShape:
     """The shape of a model with these tensors (`registry.expected_tensors(config, mtp)`)."""
     parts = dict.fromkeys(("expert", "shared", "head", "mtp", "embedding", "always"), 0)
     for name, spec in tensors.items():
-        parts[_part_of(name, config)] += bytes_of(name, spec)
+        parts[_part_of(name, config)] += bytes_of(name, spec, dtype)
         if _is_mtp(name, config) and not EXPERT.search(name):
-            parts["mtp"] += bytes_of(name, spec)
+            parts["mtp"] += bytes_of(name, spec, dtype)
     moe = config.moe
     extra = range(config.num_layers, config.num_layers + config.num_mtp_layers) if mtp else range(0)
     expert_layers = (*moe.layers, *extra) if moe else ()
@@ -162,7 +166,8 @@ def shape_of(config: ModelConfig, tensors: Mapping[str, Spec], mtp: bool) -> Mod
         cache_float_values=cache_float_values,
         cache_values=config.cache_width,
         cache_layers=config.num_layers + len(extra),
-        dense_layer_bytes=_dense_layer_bytes(config, tensors),
+        dense_layer_bytes=_dense_layer_bytes(config, tensors, dtype),
+        number_bytes=1 if dtype == "int8" else FLOAT_BYTES,
     )
 
 
@@ -175,11 +180,11 @@ def _attention(config: ModelConfig) -> tuple[int, int, int]:
     return 2 * attention.head_dim, 2 * attention.num_kv_heads, 0
 
 
-def _dense_layer_bytes(config: ModelConfig, tensors: Mapping[str, Spec]) -> int:
+def _dense_layer_bytes(config: ModelConfig, tensors: Mapping[str, Spec], dtype: Dtype) -> int:
     sparse = config.moe.layers if config.moe else ()
     layer = next((layer for layer in range(config.num_layers) if layer not in sparse), None)
     prefix = f"model.layers.{layer}."
-    return sum(bytes_of(name, spec) for name, spec in tensors.items() if name.startswith(prefix))
+    return sum(bytes_of(name, spec, dtype) for name, spec in tensors.items() if name.startswith(prefix))
 
 
 def _part_of(name: str, config: ModelConfig) -> str:
@@ -197,8 +202,10 @@ def _is_mtp(name: str, config: ModelConfig) -> bool:
     return layer is not None and int(layer[1]) >= config.num_layers
 
 
-def bytes_of(name: str, spec: Spec) -> int:
+def bytes_of(name: str, spec: Spec, dtype: Dtype = "int8") -> int:
     """Of a tensor in memory."""
+    if dtype == "float32":
+        return FLOAT_BYTES * math.prod(spec.shape)
     if spec.storage == "int8":
         return math.prod(spec.shape) + SCALE_BYTES * spec.shape[0]
     return (HALF_BYTES if name.endswith(UP_PROJECTIONS) else FLOAT_BYTES) * math.prod(spec.shape)

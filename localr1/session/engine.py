@@ -221,9 +221,10 @@ def assemble(name: str, folder: Path, config: ModelConfig, store: Store, options
 def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     """The unquantized model, from the checkpoint that the store was made of."""
     store = Store(folder)
-    origin = Path(store.manifest.get("source_folder") or "")
-    if not (origin / "config.json").is_file():
-        gone = f"is no longer at {origin}" if origin.name else "was not kept"
+    kept_in = store.manifest.get("source_folder")
+    origin = Path(kept_in or "")
+    if not kept_in or not (origin / "config.json").is_file():
+        gone = f"is no longer at {origin}" if kept_in else "was not kept"
         built_in = (entry := catalog.CATALOG.get(name)) is not None and entry.repo_id is None
         get = "" if built_in else f"get it with: localr1 download {name} --keep-source --force; or "
         raise NotFoundError(f"the float checkpoint of {name} {gone}", f"{get}use --dtype int8")

@@ -26,7 +26,7 @@ from localr1.placement.forecast import Forecast, choose, pace, reasons
 from localr1.placement.hardware import Facts, Hardware, LayerTime, Rates, glance, survey
 from localr1.placement.plan import CONTEXT_BYTES, Budget, DoesNotFitError, Hotness, table
 from localr1.placement.probe import ROUGH_GPU, System
-from localr1.placement.shape import KvOption, ModelShape, shape_of
+from localr1.placement.shape import Dtype, KvOption, ModelShape, shape_of
 from localr1.quantities import bytes_text, parse_size
 from localr1.session.routing import open_routing
 from localr1.weights.store import Store
@@ -82,14 +82,14 @@ def find_subject(model: str | None, options: EngineOptions) -> Subject:
     wants_mtp = options.speculate in ("auto", "mtp")
     if store is not None:
         config = registry.read_config(store.folder)
-        shape = _shape(config, wants_mtp and registry.has_mtp(config, Store(store.folder)))
+        shape = _shape(config, wants_mtp and registry.has_mtp(config, Store(store.folder)), options.dtype)
         return Subject(name, shape, _hotness(store.folder, config, shape), True)
     if isinstance(source, LocalFolder):
         config = registry.read_config(source.path)
     else:
         config = registry.parse_config(_known_shape(name, source))
     notes = ("parts of its shape are inferred, not read from its config",) if name in NOT_VERIFIED else ()
-    return Subject(name, _shape(config, wants_mtp and config.num_mtp_layers > 0), None, False, notes)
+    return Subject(name, _shape(config, wants_mtp and config.num_mtp_layers > 0, options.dtype), None, False, notes)
 
 
 def _known_shape(name: str, source: HubRepo) -> dict[str, object]:
@@ -102,8 +102,8 @@ def _known_shape(name: str, source: HubRepo) -> dict[str, object]:
     return dict(raw)
 
 
-def _shape(config: ModelConfig, mtp: bool) -> ModelShape:
-    return shape_of(config, registry.expected_tensors(config, mtp), mtp)
+def _shape(config: ModelConfig, mtp: bool, dtype: Dtype = "int8") -> ModelShape:
+    return shape_of(config, registry.expected_tensors(config, mtp), mtp, dtype)
 
 
 def _hotness(folder: Path, config: ModelConfig, shape: ModelShape) -> Hotness | None:
@@ -159,6 +159,8 @@ def given_vram_bytes(free_bytes: int) -> int:
 
 
 def _vram(options: EngineOptions, facts: Facts, what_if: bool) -> int:
+    if options.dtype == "float32":
+        return 0  # the reference runs on the CPU alone
     if options.vram is None:
         return given_vram_bytes(facts.gpu.free_bytes) if facts.gpu and facts.gpu.supported else 0
     size = parse_size(options.vram, "--vram")

@@ -192,7 +192,7 @@ def test_operations_are_two_a_weight_and_row():
     raw = tiny.DEFAULTS["llama"] | {"model_type": "llama", "rope_theta": 1e4}
     config = parse_config(raw)
     specs = expected_tensors(config)
-    sizes = Subject(type("E", (), {"config": config}), None, None, ()).sizes
+    sizes = Subject(type("E", (), {"config": config, "options": EngineOptions()}), None, None, ()).sizes
     layer = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 48 * 32
     attention = 3 * 4 * 16 * (5 * 10 + 15)
     assert operations(config, specs, sizes, tokens=5, depth=10) == 2 * (3 * layer * 5 + attention + 96 * 32)

@@ -110,6 +110,7 @@ def test_plan_refuses_with_the_numbers_and_what_would_do(computer, localr1_comma
         (("r1-distill-qwen-7b", "--kv", "int8"), 8, "latent attention"),
         (("v2-lite", "--vram", "8GiB", "--kv", "int8"), 8, "CPU alone"),
         (("v2-lite", "--dtype", "float32", "--kv", "int8"), 2, "keeps its cache in float32"),
+        (("r1-distill-qwen-7b", "--dtype", "float32", "--vram", "40GiB", "--ram", "24GiB"), 10, "30.5 GB of weights"),
     ],
 )
 def test_what_makes_no_sense_is_refused(computer, localr1_command, arguments, status, said) -> None:

@@ -11,6 +11,8 @@ from localr1.placement.hardware import GpuRates
 from localr1.placement.plan import Budget, plan_cpu
 from localr1.placement.probe import ROUGH_GPU
 from localr1.session import outlook
+from tests.model import published
+from tests.placement import test_plan
 from tests.placement.computers import GPU_RATES, RATES
 from tests.placement.test_plan import DENSE, GB, GLM, SHAPES, V2_LITE
 
@@ -53,6 +55,15 @@ def test_the_parts_add_up_and_stay_below_the_floor() -> None:
             assert 1 / decode(foretold) == pytest.approx(sum(seconds for _, seconds in foretold.parts))
             assert decode(foretold) < foretold.floor_tokens_per_s
             assert foretold.prefill_tokens_per_s > decode(foretold)
+
+
+def test_in_float32_four_times_the_bytes_are_read_and_as_much_is_multiplied() -> None:
+    wide = test_plan.shape(published.V2_LITE, dtype="float32")
+    assert wide.weight_bytes == pytest.approx(4 * V2_LITE.weight_bytes, rel=0.01)
+    eight, exact = (forecast(plan_cpu(shape, Budget(0, 200 * GB, 4096)), RATES) for shape in (V2_LITE, wide))
+    assert exact.rough and not eight.rough
+    assert decode(eight) / decode(exact) == pytest.approx(4, rel=0.2)
+    assert exact.prefill_tokens_per_s == pytest.approx(eight.prefill_tokens_per_s, rel=0.2)
 
 
 def test_on_the_cpu_a_large_model_costs_its_bytes() -> None:

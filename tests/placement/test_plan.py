@@ -22,16 +22,16 @@ from localr1.placement.plan import (
     recording_bytes,
     stream_bytes,
 )
-from localr1.placement.shape import ModelShape, kv_type, shape_of
+from localr1.placement.shape import Dtype, ModelShape, kv_type, shape_of
 from localr1.placement.split import FEW
 from tests.model import published
 
 GB = 10**9
 
 
-def shape(raw: dict, mtp: bool = False) -> ModelShape:
+def shape(raw: dict, mtp: bool = False, dtype: Dtype = "int8") -> ModelShape:
     config = parse_config(raw)
-    return shape_of(config, expected_tensors(config, mtp), mtp)
+    return shape_of(config, expected_tensors(config, mtp), mtp, dtype)
 
 
 V2_LITE = shape(published.V2_LITE)
