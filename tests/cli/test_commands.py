@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import types
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +130,16 @@ def test_bench_prints_markdown_or_csv(bench, localr1_command):
         (["--shape", "v4"], 3, "no shape called 'v4'"),
         (["diff", "a.json"], 2, "diff compares two records"),
         (["diff", "a.json", "b.json"], 3, "there is no file a.json"),
+        (["diff", "a.json", "b.json", "--json", "c.json"], 2, "takes no options, so not --json"),
+        (["diff", "a.json", "b.json", "--markdown"], 2, "takes no options, so not --markdown"),
+        (["diff", "a.json", "b.json", "--compare", "threads=1,2"], 2, "takes no options, so not --compare"),
+        (["diff", "a.json", "b.json", "--prompt-tokens", "8"], 2, "takes no options, so not --prompt-tokens"),
+        (["diff", "a.json", "b.json", "--replay"], 2, "takes no options, so not --replay"),
+        (["--replay", "--repeats", "2"], 2, "--json only, not --repeats"),
+        (["--replay", "--plot", "speed.svg"], 2, "--json only, not --plot"),
+        (["--json", "-"], 2, "--json takes a file, not -"),
+        (["--json", "V2-Lite"], 2, "--json takes a file, and V2-Lite is a model"),
+        (["--json", "."], 2, "--json takes a file, and . is a folder"),
     ],
 )
 def test_bench_refuses_what_makes_no_sense_before_it_measures(bench, localr1_command, arguments, status, words):
@@ -160,8 +173,38 @@ def test_bench_measures_nothing_that_it_could_not_write(bench, localr1_command, 
     assert bench == []
 
 
-def test_bench_says_when_the_file_cannot_be_written(bench, localr1_command, tmp_path):
-    outcome = localr1_command("bench", "--json", str(tmp_path))
-    assert outcome.status == 6
-    assert f"cannot write {tmp_path}" in outcome.err
-    assert "21.4" in outcome.out
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+def test_bench_measures_nothing_for_a_place_that_may_not_be_written(
+    bench, localr1_command, tmp_path, monkeypatch, flag
+):
+    old, new = tmp_path / "old.svg", tmp_path / "new.svg"
+    old.touch()
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK or path not in (old, tmp_path))
+    for path in (old, new):
+        outcome = localr1_command("bench", flag, str(path))
+        assert outcome.status == 5 and f"{path} may not be written" in outcome.err
+    assert bench == []
+
+
+@pytest.mark.parametrize(("kind", "status"), [(IsADirectoryError, 6), (PermissionError, 5)])
+def test_bench_loses_nothing_to_a_file_that_cannot_be_written(
+    bench, localr1_command, tmp_path, monkeypatch, kind, status
+):
+    record, picture = tmp_path / "figures.json", tmp_path / "speed.svg"
+
+    def refuse(path, *_, **__):
+        raise kind(1, "it cannot be", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    outcome = localr1_command("bench", "--json", str(record), "--plot", str(picture))
+    assert outcome.status == status and f"cannot write {record}: it cannot be" in outcome.err
+    assert "21.4" in outcome.out and picture.exists()
+
+
+def test_bench_writes_its_record_where_stdout_has_no_room(bench, localr1_command, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("localr1.cli.bench.show_table", refuse)
+    outcome = localr1_command("bench", "--json", str(tmp_path / "figures.json"))
+    assert outcome.status == 6 and (tmp_path / "figures.json").exists()
