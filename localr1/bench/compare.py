@@ -49,6 +49,8 @@ def parse_comparison(text: str, base: EngineOptions) -> Comparison:
     if len(words) < 2 or not all(words) or len(set(words)) < len(words):
         raise UsageError(f"--compare {text}: two or more different values are compared", EXAMPLE)
     converted = [_convert(word, kinds[name], text) for word in words]
+    if len(set(converted)) < len(converted):
+        raise UsageError(f"--compare {text}: two of these mean the same", EXAMPLE)
     limits = next(field.metadata["limits"] for field in dataclasses.fields(EngineOptions) if field.name == name)
     for value in converted:
         if isinstance(value, int) and not limits.get("min", value) <= value <= limits.get("max", value):
@@ -70,7 +72,7 @@ def _convert(word: str, kind: Any, text: str) -> Any:
             )
         return word
     kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if types.NoneType in kinds and word in ("none", "default"):
+    if types.NoneType in kinds and word in ("none", "default", "auto"):
         return None
     literal = next((one for one in kinds if typing.get_origin(one) is Literal), None)
     if literal is not None:

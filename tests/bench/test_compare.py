@@ -28,6 +28,8 @@ BASE = EngineOptions(threads=1)
         ("--threads=1,2", (1, 2)),
         ("vram=0,8GiB", ("0", "8GiB")),
         ("draft_tokens=none,2", (None, 2)),
+        ("draft_tokens=1,auto", (1, None)),
+        ("vram=0,auto", ("0", None)),
         ("vram=0,4GiB,8GiB", ("0", "4GiB", "8GiB")),
     ],
 )
@@ -37,7 +39,8 @@ def test_any_engine_option_can_be_compared(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["speculate", "speculate=off", "speculate=off,off", "x=1,2", "threads=a,2", "threads=1,2,1", ""]
+    "text",
+    ["speculate", "speculate=off", "speculate=off,off", "x=1,2", "threads=a,2", "threads=1,2,1", "threads=1,01", ""],
 )
 def test_bad_comparisons_are_refused(text):
     with pytest.raises(UsageError) as caught:
