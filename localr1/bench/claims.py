@@ -25,13 +25,17 @@ from localr1.bench.fidelity import (
 from localr1.bench.report import Cell, Figure, Row, Section
 from localr1.bench.subject import Subject, fill_cache
 from localr1.bench.turns import COLUMNS, byte_figure, decode_speed, speed_row, take_turns, times
-from localr1.errors import NotFoundError
+from localr1.errors import NotFoundError, UsageError
 from localr1.events import Progress
 from localr1.options import BenchOptions
 
+TEXT_TOKENS = 16
+"""What decoding with 8 and with 32 bits goes on from."""
+
 
 def claims(subject: Subject, options: BenchOptions) -> Progress[list[Section]]:
-    """All four tables."""
+    """All four tables. Raises UsageError at once where the context is too short for them."""
+    _check_room(subject, options)
     subject, on_gpu = yield from _on_processors(subject)
     bits = yield from claim_bits(subject, options)
     cache = yield from claim_cache(subject, options)
@@ -42,6 +46,20 @@ def claims(subject: Subject, options: BenchOptions) -> Progress[list[Section]]:
         return sections
     note = "measured on the processors alone; `--compare vram=0,8GiB` measures what the GPU gives"
     return [replace(section, notes=(*section.notes, note)) for section in sections]
+
+
+def _check_room(subject: Subject, options: BenchOptions) -> None:
+    limit = subject.engine.context_limit
+    if TEXT_TOKENS + options.decode_tokens > limit:
+        raise UsageError(
+            f"{TEXT_TOKENS} tokens of text and {options.decode_tokens:,} decode tokens exceed the context of {limit:,}",
+            "ask for fewer --decode-tokens, or raise --context",
+        )
+    prompts(subject, _answer_tokens(subject, options))
+
+
+def _answer_tokens(subject: Subject, options: BenchOptions) -> int:
+    return min(4 * options.decode_tokens, subject.engine.context_limit // 2)
 
 
 def _on_processors(subject: Subject) -> Progress[tuple[Subject, bool]]:
@@ -64,7 +82,7 @@ def claim_bits(subject: Subject, options: BenchOptions) -> Progress[Section]:
         same = dequantized(subject)
     except NotFoundError as error:
         return _bits(rows, [*notes, f"speed and fidelity against float32: not measured here, {error.message}"])
-    depth, count = 16, options.decode_tokens
+    depth, count = TEXT_TOKENS, options.decode_tokens
     tokens = subject.tokens(depth + count)
     sides = []
     for model in (engine.model, same):
@@ -107,7 +125,7 @@ def claim_guessing(subject: Subject, options: BenchOptions) -> Progress[Section]
         "always 1": {"speculate": "auto", "draft_tokens": 1},
         "always 3": {"speculate": "auto", "draft_tokens": 3},
     }
-    most = min(4 * options.decode_tokens, subject.engine.context_limit // 2)
+    most = _answer_tokens(subject, options)
     asked = prompts(subject, most)
     latest: dict[str, Answers] = {}
     calls = []

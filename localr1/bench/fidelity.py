@@ -168,6 +168,8 @@ def compared_tokens(subject: Subject, options: BenchOptions) -> list[int]:
 
 def fidelity(subject: Subject, options: BenchOptions) -> Progress[Section]:
     """int8 against float32 where the source is at hand, and each setting against the plain path."""
+    most = min(4 * options.decode_tokens, subject.engine.context_limit // 2)
+    asked = prompts(subject, most)  # where the context is too short for them, that is said at once
     plain = yield from with_sixteen_bit_rows(subject)
     tokens = compared_tokens(subject, options)
     found = _Fidelity(subject, plain, tokens)
@@ -175,7 +177,7 @@ def fidelity(subject: Subject, options: BenchOptions) -> Progress[Section]:
     found.against_dequantized()
     for label, changed in _variants(subject.engine.options):
         yield from found.variant(label, changed)
-    yield from found.guessing(min(4 * options.decode_tokens, subject.engine.context_limit // 2))
+    yield from found.guessing(asked, most)
     notes = (
         f"{len(tokens):,} tokens of text, in windows of {WINDOW_TOKENS}",
         f"where it is sure: where the reference's two likeliest tokens differ by more than {NEAR_TIE} nats",
@@ -231,10 +233,9 @@ class _Fidelity:
             return
         self._same_path(label, divergence(self.plain, Speaker(engine.model, engine.new_cache), self.windows), CACHE_KL)
 
-    def guessing(self, most: int) -> Progress[None]:
+    def guessing(self, asked: list[list[int]], most: int) -> Progress[None]:
         """Answers with guessing ahead must be the same tokens."""
-        subject = self.subject
-        asked, said = prompts(subject, most), []
+        subject, said = self.subject, []
         for setting in GUESSING:
             yield LoadProgress(f"answering with guessing {setting}")
             engine = yield from subject.variant(replace(_base(subject), speculate=setting))

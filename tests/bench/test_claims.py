@@ -1,5 +1,7 @@
 """The four claims on nano: numbers that must hold on any machine, whatever its speed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from localr1.bench.claim_experts import hit_rates, record_routes
 from localr1.bench.expanded import ExpandedAttention, cache_width, expanded_twin, head_size
 from localr1.bench.fidelity import Speaker, divergence, in_windows
 from localr1.bench.report import Report
+from localr1.bench.subject import Subject
 from localr1.bench.synthetic import Shape
 from localr1.decode.cache import RowCache
 from localr1.errors import UsageError
@@ -118,6 +121,23 @@ def test_a_dense_model_has_no_experts_and_no_latent():
     assert report.synthetic and any(
         "says nothing of the real model" in n for n in report.section("claim guessing").notes
     )
+
+
+@pytest.mark.parametrize("wanted", [{"claims": True}, {"fidelity": True}])
+def test_a_context_too_short_for_the_questions_is_refused_at_once(nano, monkeypatch, wanted):
+    short = replace(nano, engine=replace(nano.engine, context_limit=40))
+    monkeypatch.setattr(Subject, "variant", None)  # nothing is loaded
+    with pytest.raises(UsageError, match=r"a question of .* exceed the context of 40"):
+        result_of(measure.bench(short, BenchOptions(decode_tokens=20, **wanted)))
+
+
+@pytest.mark.parametrize(("context", "decoded"), [(32, 17), (2048, 3000)])
+def test_claims_that_the_context_has_no_room_for_are_refused_at_once(nano, monkeypatch, context, decoded):
+    short = replace(nano, engine=replace(nano.engine, context_limit=context))
+    monkeypatch.setattr(Subject, "variant", None)
+    with pytest.raises(UsageError, match=f"{decoded:,} decode tokens exceed the context of {context:,}") as caught:
+        result_of(measure.bench(short, BenchOptions(decode_tokens=decoded, claims=True)))
+    assert caught.value.hint == "ask for fewer --decode-tokens, or raise --context"
 
 
 def test_claims_are_of_the_8_bit_model():
