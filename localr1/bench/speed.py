@@ -25,9 +25,10 @@ from localr1.errors import UsageError
 from localr1.events import LoadProgress, Progress
 from localr1.model.registry import Model, expected_tensors
 from localr1.options import BenchOptions
+from localr1.quantities import count_text
 
 PART_STEPS = 12
-"""Steps of the pass that tells where the time goes."""
+"""Steps of the pass that tells where the time goes, where the text has so many."""
 
 LEAST_S = 15.0
 """Measuring lasts at least this long, the warm-up not counted."""
@@ -97,6 +98,7 @@ class SpeedBench:
         self.sizes = subject.sizes
         self.tokens = subject.tokens(self.depths[-1] + options.prompt_tokens + options.decode_tokens)
         self.samples: dict[int, Samples] = defaultdict(Samples)
+        self.warm_up_alone: tuple[int, ...] = ()
         self.parts: dict[int, dict[str, float]] = {}
         self.cache = self.engine.new_cache()
         self.meters = Meters()
@@ -109,6 +111,7 @@ class SpeedBench:
         yield from self._fill(start_s + FILLING_SHARE * self.options.max_seconds)
         ceilings = Ceilings(self.subject.store.byte_runs(), self.sizes.active_bytes)
         yield from self._rounds(ceilings, start_s + self.options.max_seconds)
+        self.warm_up_alone = tuple(depth for depth in self.depths if len(self.samples[depth].token_s) == 1)
         for depth in self.depths:
             self.samples[depth] = self.samples[depth].without_the_first()
             yield LoadProgress("timing the parts")
@@ -215,15 +218,19 @@ class SpeedBench:
         return Section("speed", "Speed by context", tuple(columns), tuple(rows), tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
-        rounds = " or ".join(sorted({str(len(self.samples[depth].token_s)) for depth in self.depths}))
-        yield f"{rounds} repeats of each, taken in turn" if rounds != "1" else "each was measured once"
+        repeated = [depth for depth in self.depths if depth not in self.warm_up_alone]
+        rounds = " or ".join(map(str, sorted({len(self.samples[depth].token_s) for depth in repeated})))
+        if repeated:
+            yield f"{rounds} repeats of each, taken in turn" if rounds != "1" else "each was measured once"
+        if self.warm_up_alone:
+            where = f"contexts of {_listed(self.warm_up_alone)} show" if repeated else "this is"
+            yield f"{where} the warm-up alone, since {self.options.max_seconds} s were over (--max-seconds)"
         yield "decode: by the median token, without guessing ahead; `--compare speculate=off,auto` measures that"
         if self.skipped:
-            skipped = ", ".join(f"{depth:,}" for depth in self.skipped)
-            yield f"contexts of {skipped} do not fit the limit of {self.engine.context_limit:,} tokens"
+            yield f"contexts of {_listed(self.skipped)} do not fit the limit of {self.engine.context_limit:,} tokens"
         if self.late:
-            late = ", ".join(f"{depth:,}" for depth in self.late)
-            yield f"contexts of {late} were left out, since {self.options.max_seconds} s were over (--max-seconds)"
+            over = f"since {self.options.max_seconds} s were over (--max-seconds)"
+            yield f"contexts of {_listed(self.late)} were left out, {over}"
         if self.subject.shape and self.depths[-1]:
             yield "the context was filled with random rows"
         measured = f"of decoding, by the meters of: {', '.join(self.meters.names)}" if self.meters.names else ""
@@ -283,7 +290,9 @@ class SpeedBench:
         columns = ["part"]
         for depth in self.depths:
             columns += [f"at {depth:,}", f"share at {depth:,}"]
-        note = f"a pass of its own with a stopwatch around each part; the median of {PART_STEPS} tokens"
+        counts = sorted({max(len(self._after(depth, PART_STEPS + 1)) - 1, 1) for depth in self.depths})
+        tokens = " or ".join([*map(str, counts[:-1]), count_text(counts[-1], "token")])
+        note = f"a pass of its own with a stopwatch around each part; the median of {tokens}"
         return Section("parts", "Where the time of a token goes", tuple(columns), tuple(rows), (note,))
 
 
@@ -305,6 +314,10 @@ def decode_along(model: Model, cache: RowCache, tokens: Sequence[int]) -> float:
         step(model, cache, token)
         seconds.append(time.perf_counter() - start_s)
     return median(seconds)
+
+
+def _listed(depths: Iterable[int]) -> str:
+    return ", ".join(f"{depth:,}" for depth in depths)
 
 
 def _figure(values: Iterable[float], unit: str, better: Better = "") -> Figure:

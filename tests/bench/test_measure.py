@@ -104,7 +104,16 @@ def test_measuring_goes_on_for_a_while_and_ends_in_time(nano, monkeypatch):
     result_of(short.run())
     assert short.depths == (0, 40) and short.late == (80,)
     assert len(short.samples[0].token_s) == 1, "the warm-up counts where there was time for nothing else"
-    assert any("contexts of 80 were left out, since 4 s were over" in note for note in short.sections()[0].notes)
+    over = "since 4 s were over (--max-seconds)"
+    notes = short.sections()[0].notes
+    assert notes[0] == f"this is the warm-up alone, {over}" and f"contexts of 80 were left out, {over}" in notes
+    some = SpeedBench(nano, replace(OPTIONS, depths="0,40", max_seconds=6))
+    result_of(some.run())
+    assert [len(some.samples[depth].token_s) for depth in (0, 40)] == [1, 1]
+    assert some.sections()[0].notes[:2] == (
+        "each was measured once",
+        "contexts of 40 show the warm-up alone, since 6 s were over (--max-seconds)",
+    )
     with pytest.raises(UsageError, match="nothing could be measured within 1 s"):
         result_of(SpeedBench(nano, replace(OPTIONS, max_seconds=1)).run())
 
@@ -205,6 +214,17 @@ def test_the_parts_add_up_to_the_step(report):
     shares = [parts.figure(label, "share at 0").median for label in labels]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert all(share > 0 for share in shares)
+    assert parts.notes[0].endswith("the median of 12 tokens")
+
+
+def test_the_parts_say_of_how_many_tokens_they_are(nano):
+    def note(prompt, decoded, depths):
+        options = replace(OPTIONS, prompt_tokens=prompt, decode_tokens=decoded, depths=depths, repeats=1)
+        return result_of(measure.bench(nano, options)).section("parts").notes[0]
+
+    assert note(4, 2, "0").endswith("the median of 5 tokens")
+    assert note(1, 1, "0").endswith("the median of 1 token")
+    assert note(4, 2, "0,40").endswith("the median of 5 or 12 tokens")
 
 
 def test_a_timed_twin_says_the_same_and_leaves_the_model_alone(nano):
