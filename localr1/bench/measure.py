@@ -12,9 +12,10 @@ from localr1.bench.compare import compare, parse_comparison
 from localr1.bench.fidelity import fidelity
 from localr1.bench.machine import machine, peak_rss_bytes
 from localr1.bench.report import Figure, Report, Row, Section
-from localr1.bench.speed import SpeedBench, parse_depths
+from localr1.bench.speed import SpeedBench, parse_depths, usable_depths
 from localr1.bench.subject import Subject
-from localr1.errors import UsageError
+from localr1.bench.synthetic import Shape
+from localr1.errors import UnsupportedError, UsageError
 from localr1.events import Progress
 from localr1.options import BenchOptions, EngineOptions
 from localr1.placement.load import BUSY_SHARE, OtherPrograms
@@ -94,6 +95,19 @@ def overview(subject: Subject, baselines: bool, others: float) -> Section:
     return Section("model", f"{subject.label}, {engine.options.dtype}", ("", ""), tuple(rows), tuple(notes))
 
 
-def needed_context(options: BenchOptions) -> int:
-    """Tokens that a synthetic model must hold for all that is asked."""
-    return parse_depths(options.depths)[-1] + options.prompt_tokens + 4 * options.decode_tokens
+def synthetic_context(shape: Shape, options: BenchOptions, engine: EngineOptions) -> int:
+    """Tokens that a synthetic model is made for: `--context`, else as many of those asked for as the shape can hold.
+
+    Raises UnsupportedError for a context beyond that, UsageError where it holds no depth that speeds are asked of.
+    """
+    longest = shape.config.max_position
+    if engine.context is not None and engine.context > longest:
+        raise UnsupportedError(
+            f"--context {engine.context:,} is beyond what {shape.name} was made for",
+            f"its longest context is {longest:,}",
+        )
+    needed = parse_depths(options.depths)[-1] + options.prompt_tokens + 4 * options.decode_tokens
+    context = engine.context or min(needed, longest)
+    if options.compare or not (options.claims or options.fidelity):
+        usable_depths(options, context, shape.label)
+    return context

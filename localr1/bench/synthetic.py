@@ -27,6 +27,7 @@ from localr1.model.linear import TensorSpec
 from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import EngineOptions
 from localr1.placement.shape import bytes_of
+from localr1.quantities import count_text
 from localr1.session.engine import Engine, assemble, compile_kernels
 from localr1.weights.file_writer import Slot
 from localr1.weights.safetensors_file import TensorInfo
@@ -53,7 +54,7 @@ class Shape:
 
     @property
     def label(self) -> str:
-        layers = "" if self.config.num_layers == self.all_layers else f", {self.config.num_layers} layers"
+        layers = "" if self.config.num_layers == self.all_layers else f", {count_text(self.config.num_layers, 'layer')}"
         return f"{self.name} (synthetic{layers})"
 
     @property

@@ -122,7 +122,7 @@ def _measure(options: BenchOptions, engine: EngineOptions) -> "Progress[Report]"
         opened = yield from subject.open_model(next(iter(options.words), None), engine, options.cold)
     else:
         shape = synthetic.find_shape(options.shape, options.layers, options.skew)
-        opened = yield from subject.open_synthetic(shape, engine, engine.context or measure.needed_context(options))
+        opened = yield from subject.open_synthetic(shape, engine, measure.synthetic_context(shape, options, engine))
     return (yield from measure.bench(opened, options))
 
 

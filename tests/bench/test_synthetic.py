@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from localr1.bench import synthetic
+from localr1.bench import measure, synthetic
 from localr1.bench.claim_experts import record_routes
 from localr1.bench.subject import open_synthetic
 from localr1.bench.synthetic import Shape, SyntheticStore, busiest, check_memory, find_shape
-from localr1.errors import NotFoundError, OutOfMemoryError, UsageError
+from localr1.errors import NotFoundError, OutOfMemoryError, UnsupportedError, UsageError
 from localr1.events import result_of
 from localr1.model.registry import expected_tensors, parse_config
-from localr1.options import EngineOptions
+from localr1.options import BenchOptions, EngineOptions
 from localr1.placement.linear import expert_prefixes
 from tests import tiny
 
@@ -88,6 +88,25 @@ def test_unknown_shapes_and_too_many_layers_are_refused():
         find_shape("v2-lite", 28, 0.5)
     with pytest.raises(UsageError, match="8-bit"):
         result_of(open_synthetic(find_shape("r1", 1, 0), EngineOptions(dtype="float32"), 64))
+
+
+def test_a_shape_is_made_for_what_it_can_hold_and_no_context_beyond():
+    shape = find_shape("moonlight", 1, 0.0)
+    asked = BenchOptions()
+    assert measure.synthetic_context(shape, asked, EngineOptions()) == 8192
+    assert measure.synthetic_context(shape, replace(asked, depths="0,1k"), EngineOptions()) == 1024 + 512 + 4 * 32
+    assert measure.synthetic_context(shape, asked, EngineOptions(context=4096)) == 4096
+    with pytest.raises(UnsupportedError, match="10,000 is beyond what moonlight") as caught:
+        measure.synthetic_context(shape, asked, EngineOptions(context=10_000))
+    assert caught.value.hint == "its longest context is 8,192"
+    deep = replace(asked, depths="16k")
+    with pytest.raises(UsageError, match="exceed the context of 8,192"):
+        measure.synthetic_context(shape, deep, EngineOptions())
+    assert measure.synthetic_context(shape, replace(deep, claims=True), EngineOptions()) == 8192
+
+
+def test_one_layer_is_not_several():
+    assert find_shape("r1", 1, 0.0).label == "r1 (synthetic, 1 layer)"
 
 
 def test_layers_are_left_out_from_the_end():

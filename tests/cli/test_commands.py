@@ -92,6 +92,7 @@ def bench(monkeypatch):
         return Report("nano", False, {"processor": "a processor", "memory_bytes": 8e9}, (section,), {"threads": 1})
 
     monkeypatch.setattr(subject, "open_model", open_model)
+    monkeypatch.setattr(subject, "open_synthetic", lambda shape, *_: open_model(shape.name, None, False))
     monkeypatch.setattr(measure, "bench", run)
     return calls
 
@@ -128,6 +129,8 @@ def test_bench_prints_markdown_or_csv(bench, localr1_command):
         (["--compare", "threads=0,2"], 2, "0 is out of range"),
         (["--compare", "speculate=on,off"], 2, "'on' is not possible"),
         (["--shape", "v4"], 3, "no shape called 'v4'"),
+        (["--shape", "moonlight", "--context", "8193"], 8, "8,193 is beyond what moonlight was made for"),
+        (["--shape", "moonlight", "--depths", "8k"], 2, "exceed the context of 8,192"),
         (["diff", "a.json"], 2, "diff compares two records"),
         (["diff", "a.json", "b.json"], 3, "there is no file a.json"),
         (["diff", "a.json", "b.json", "--json", "c.json"], 2, "takes no options, so not --json"),
@@ -142,7 +145,10 @@ def test_bench_prints_markdown_or_csv(bench, localr1_command):
         (["--json", "."], 2, "--json takes a file, and . is a folder"),
     ],
 )
-def test_bench_refuses_what_makes_no_sense_before_it_measures(bench, localr1_command, arguments, status, words):
+def test_bench_refuses_what_makes_no_sense_before_it_measures(
+    bench, localr1_command, tmp_path, monkeypatch, arguments, status, words
+):
+    monkeypatch.chdir(tmp_path)
     outcome = localr1_command("bench", *arguments)
     assert outcome.status == status
     assert words in outcome.err
