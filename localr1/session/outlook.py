@@ -88,7 +88,8 @@ def find_subject(model: str | None, options: EngineOptions) -> Subject:
         config = registry.read_config(source.path)
     else:
         config = registry.parse_config(_known_shape(name, source))
-    notes = ("parts of its shape are inferred, not read from its config",) if name in NOT_VERIFIED else ()
+    inferred = source.entry is not None and source.entry.name in NOT_VERIFIED
+    notes = ("parts of its shape are inferred, not read from its config",) if inferred else ()
     return Subject(name, _shape(config, wants_mtp and config.num_mtp_layers > 0, options.dtype), None, False, notes)
 
 
@@ -198,22 +199,25 @@ def foresee(subject: Subject, budget: Budget, hardware: Hardware) -> Forecast:
         return checked_forecast(subject.shape, budget, subject.hotness, hardware.rates)
     except DoesNotFitError as error:
         other = _nearest_fitting(subject, budget, hardware)
-        hint = f"{error.hint}; {other} would fit" if other else error.hint
+        hint = f"{error.hint}; {other}" if other else error.hint
         raise DoesNotFitError(f"{subject.name}: {error.message}", hint, error.longest_context) from None
 
 
 def _nearest_fitting(subject: Subject, budget: Budget, hardware: Hardware) -> str | None:
-    """The largest model of the catalog that is smaller and has room with this context, or all that it can hold."""
+    """Says which is the largest smaller model of the catalog that would fit with this context, or all it can hold."""
     sizes = {name: catalog.CATALOG[name].store_bytes for name in SHAPES if name in catalog.CATALOG}
     smaller = [name for name, size in sizes.items() if size < subject.shape.weight_bytes and size < budget.ram_bytes]
     for name in sorted(smaller, key=lambda name: -sizes[name]):
         shape = _shape(registry.parse_config(SHAPES[name]), mtp=False)
+        if budget.kv == "int8" and not shape.latent:
+            continue
         context = min(budget.context_tokens, shape.max_position)
         try:
-            choose(shape, Budget(budget.vram_bytes, budget.ram_bytes, context, budget.kv), None, hardware.rates)
-        except DoesNotFitError:
+            checked_forecast(shape, replace(budget, context_tokens=context), None, hardware.rates)
+        except LocalR1Error:
             continue
-        return name
+        lowered = f" with --context {context}" if context < budget.context_tokens else ""
+        return f"{name} would fit{lowered}"
     return None
 
 

@@ -100,6 +100,34 @@ def test_plan_refuses_with_the_numbers_and_what_would_do(computer, localr1_comma
 
 
 @pytest.mark.parametrize(
+    ("model", "options", "fitting"),
+    [
+        ("r1-distill-llama-70b", ["--context", "65536"], "moonlight would fit with --context 8192"),
+        ("r1-distill-llama-70b", ["--context", "8192"], "moonlight would fit"),
+        ("r1", ["--kv", "int8", "--ram", "14GB"], "gigachat3.1-10b would fit"),
+        ("r1", ["--ram", "10GB"], "r1-distill-qwen-1.5b would fit"),
+        ("r1", ["--kv", "int8", "--ram", "10GB"], None),  # all that are so small are dense
+        ("r1", ["--kv", "int8", "--ram", "14GB", "--vram", "8GiB"], None),  # they would go on the GPU
+    ],
+)
+def test_the_model_that_would_fit_does(computer, localr1_command, model, options, fitting) -> None:
+    outcome = localr1_command("plan", model, *options)
+    assert outcome.status == 10
+    if fitting is None:
+        assert "would fit" not in outcome.err
+        return
+    assert outcome.err.rstrip().endswith(f"; {fitting}")
+    name, *lowered = fitting.replace("would fit", "").replace("with", "").split()
+    assert localr1_command("plan", name, *options, *lowered).status == 0
+
+
+def test_plan_of_an_inferred_shape_says_so_whatever_it_is_called(computer, localr1_command) -> None:
+    for name in ("gigachat3.1-10b", "GIGACHAT3.1-10B", "ai-sage/GigaChat3.1-10B-A1.8B-bf16"):
+        assert "parts of its shape are inferred" in localr1_command("plan", name).err
+    assert "inferred" not in localr1_command("plan", "v2-lite").err
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
         (("r1x",), 3, "there is no model called"),
