@@ -54,8 +54,15 @@ def download(options: DownloadOptions) -> Progress[Path]:
         folder = here.folder
     if here is not None:
         _tidy(folder)
-        yield Notice(f"{options.model} is already here: {folder}")
+        yield from _already_here(options, folder)
     return folder
+
+
+def _already_here(options: DownloadOptions, folder: Path) -> Iterator[Notice]:
+    yield Notice(f"{options.model} is already here: {folder}")
+    kept = str(hub_cache.read_json(folder / hub_cache.MANIFEST).get("source_folder") or "")
+    if options.keep_source and not (kept and (Path(kept) / "config.json").is_file()):
+        yield Notice("its 16-bit files were not kept; add --force to fetch them")
 
 
 def _convert_folder(source: LocalFolder, folder: Path, dry_run: bool) -> Progress[None]:
@@ -101,7 +108,7 @@ def _from_hub(source: HubRepo, options: DownloadOptions) -> Progress[Path]:
         stack.enter_context(_only_writer(folder, source.repo_id))
         if hub_cache.read_store(folder) is not None and not options.force:
             hub_cache.record_revision(source, commit)
-            yield Notice(f"{options.model} is already here: {folder}")
+            yield from _already_here(options, folder)
             return folder
         if isinstance(found, Snapshot):
             if options.dry_run:

@@ -148,6 +148,22 @@ def test_keep_source_leaves_the_files_for_every_tool(
     assert len(cached_shards(runner)) == 4  # what was there for everyone stays
 
 
+def test_keep_source_of_what_is_here_says_that_it_was_not_kept(hub: LoopbackHub, runner: Runner) -> None:
+    not_kept = "its 16-bit files were not kept; add --force to fetch them"
+
+    def said(model: str, **options: bool) -> list[str]:
+        return [line["text"] for line in runner.finish(model, **options).events("Notice")]
+
+    runner.finish(REPO)
+    assert not_kept not in said(REPO)
+    for model in (REPO, f"{REPO}@main"):
+        assert said(model, keep_source=True)[-1] == not_kept and cached_shards(runner) == []
+    assert not_kept not in said(REPO, keep_source=True, force=True) and len(cached_shards(runner)) == 4
+    assert not_kept not in said(REPO, keep_source=True)
+    shutil.rmtree(runner.home / "hf")
+    assert said(REPO, keep_source=True)[-1] == not_kept
+
+
 def test_ctrl_c_is_clean_and_costs_nothing(hub: LoopbackHub, runner: Runner, reference: dict[str, str]) -> None:
     total_bytes = sum(path.stat().st_size for path in hub.repos[REPO].folder.iterdir())
     fault = hub.fail("*.safetensors", slow_s=0.1, times=99)
