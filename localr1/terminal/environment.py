@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TextIO, cast
 
@@ -27,6 +28,8 @@ _SGR: Mapping[Style, str] = {"dim": "\x1b[2m", "bold": "\x1b[1m", "red": "\x1b[3
 _RESET = "\x1b[0m"
 _UNBROKEN = 1000
 _MOMENT_S = 0.05
+_OBEY_ESCAPES = 0x0004
+"""ENABLE_VIRTUAL_TERMINAL_PROCESSING of a Windows console."""
 _WIDTH = 80
 _ROWS = 24
 
@@ -70,7 +73,7 @@ class Environment:
     @property
     def redraws(self) -> bool:
         """Whether lines on stdout can be written again in place."""
-        return self.stdout.isatty() and not self.dumb and _knows_escapes()
+        return self.stdout.isatty() and not self.dumb and _knows_escapes(self.stdout)
 
     @property
     def reflows(self) -> bool:
@@ -109,7 +112,7 @@ class Environment:
 
     def styled(self, stream: TextIO) -> bool:
         """Whether escape sequences may be written to the stream: a terminal that knows them, and no NO_COLOR."""
-        return stream.isatty() and not self.dumb and not self.variables.get("NO_COLOR") and _knows_escapes()
+        return stream.isatty() and not self.dumb and not self.variables.get("NO_COLOR") and _knows_escapes(stream)
 
     def glyph(self, preferred: str, plain: str) -> str:
         """`preferred` where both output streams can encode it, else `plain`."""
@@ -164,9 +167,12 @@ class Environment:
         try:
             return self.stdin.read().removeprefix("\ufeff").rstrip("\r\n")
         except UnicodeDecodeError as error:
+            hint = "convert it first, for example: iconv -f latin1 -t utf-8 FILE | localr1 chat"
+            if sys.platform == "win32":
+                hint = "save it as UTF-8, or run chcp 65001 first if it comes from another program"
             raise UsageError(
                 f"the text on stdin is not {error.encoding}: byte 0x{error.object[error.start]:02x} at {error.start}",
-                "convert it first, for example: iconv -f latin1 -t utf-8 FILE | localr1 chat",
+                hint,
             ) from None
 
     def console(self, stream: TextIO) -> "Console":
@@ -181,6 +187,7 @@ class Environment:
             highlight=False,
             markup=False,
             emoji=False,
+            legacy_windows=stream.isatty() and not _knows_escapes(stream),
         )
 
 
@@ -203,10 +210,19 @@ def _one_line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
-def _knows_escapes() -> bool:
-    """Windows consoles before Windows Terminal show escape sequences as text."""
+def _knows_escapes(terminal: TextIO) -> bool:
+    """Whether escape sequences are obeyed. Consoles of Windows 10 show them as text until they are asked to obey them,
+    as they are here; older ones refuse."""
     if sys.platform != "win32":
         return True
+    import ctypes
+    import msvcrt
+
+    with suppress(OSError, ValueError):
+        console, mode = ctypes.c_void_p(msvcrt.get_osfhandle(terminal.fileno())), ctypes.c_uint32()
+        kernel = ctypes.WinDLL("kernel32")
+        if kernel.GetConsoleMode(console, ctypes.byref(mode)):
+            return bool(mode.value & _OBEY_ESCAPES or kernel.SetConsoleMode(console, mode.value | _OBEY_ESCAPES))
     from rich.console import detect_legacy_windows
 
     return not detect_legacy_windows()

@@ -1,10 +1,13 @@
+import ctypes
 import io
+import sys
+import types
 
 import pytest
 
 from localr1.errors import LocalR1Error, UsageError
 from localr1.terminal.environment import Environment
-from tests.terminal.fakes import environment, err
+from tests.terminal.fakes import Stream, environment, err
 
 
 def test_only_terminals_on_both_ends_are_interactive():
@@ -55,12 +58,14 @@ def test_piped_text_loses_only_its_last_line_ends():
     assert environment("  a\n\nb \r\n\n").read_piped() == "  a\n\nb "
 
 
-def test_piped_bytes_that_are_no_text_are_a_usage_error_with_their_place():
+@pytest.mark.parametrize(("platform", "way"), [("linux", "iconv"), ("win32", "chcp 65001")])
+def test_piped_bytes_that_are_no_text_are_a_usage_error_with_their_place(platform, way, monkeypatch):
+    monkeypatch.setattr("sys.platform", platform)
     piped = io.TextIOWrapper(io.BytesIO(b"caf\xe9 au lait"), encoding="utf-8")
     shown = Environment(piped, io.StringIO(), io.StringIO())
     with pytest.raises(UsageError, match="not utf-8: byte 0xe9 at 3") as caught:
         shown.read_piped()
-    assert "iconv" in caught.value.hint
+    assert way in caught.value.hint
 
 
 def test_current_streams_write_escapes_for_what_they_cannot_encode(monkeypatch):
@@ -77,6 +82,7 @@ def test_pipes_of_windows_are_utf_8(monkeypatch):
     monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("漢".encode()), encoding="cp1252"))
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    monkeypatch.setattr("sys.stderr", None)
     shown = Environment.current()
     shown.stdout.write(shown.read_piped())
     shown.stdout.flush()
@@ -90,3 +96,80 @@ def test_a_byte_order_mark_is_no_text():
 def test_missing_streams_read_as_empty(monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     assert Environment.current().read_piped() == ""
+
+
+class Consoles:
+    """Windows' consoles by their handles, with their modes; old ones obey no escape sequences."""
+
+    def __init__(self, modes: dict[int, int], old: bool = False) -> None:
+        self.modes, self.old = modes, old
+
+    def GetConsoleMode(self, handle: ctypes.c_void_p, mode) -> int:
+        if handle.value in self.modes:
+            mode._obj.value = self.modes[handle.value]
+        return handle.value in self.modes
+
+    def SetConsoleMode(self, handle: ctypes.c_void_p, mode: int) -> int:
+        if not self.old:
+            self.modes[handle.value] = mode
+        return not self.old
+
+
+class Numbered(Stream):
+    """A terminal with a descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(tty=True)
+        self.descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    def install(consoles: Consoles, legacy: bool = True) -> None:
+        monkeypatch.setattr("sys.platform", "win32")
+        monkeypatch.setitem(
+            sys.modules, "msvcrt", types.SimpleNamespace(get_osfhandle=lambda descriptor: (1 << 40) + descriptor)
+        )
+        monkeypatch.setattr("ctypes.WinDLL", lambda name: consoles, raising=False)
+        monkeypatch.setattr("rich.console.detect_legacy_windows", lambda: legacy)
+
+    return install
+
+
+OUT, ERR = (1 << 40) + 1, (1 << 40) + 2
+
+
+@pytest.mark.parametrize("mode", [0b0011, 0b0111])
+def test_a_console_of_windows_is_asked_to_obey_escapes(on_windows, mode):
+    consoles = Consoles({OUT: mode, ERR: mode})
+    on_windows(consoles)
+    shown = Environment(io.StringIO(), Numbered(1), Numbered(2))
+    assert shown.redraws and shown.styled(shown.stdout) and consoles.modes == {OUT: 0b0111, ERR: mode}
+    assert shown.styled(shown.stderr) and consoles.modes[ERR] == 0b0111
+    assert not shown.console(shown.stdout).legacy_windows and not shown.console(shown.stderr).legacy_windows
+
+
+def test_a_console_of_windows_has_its_errors_styled_where_the_answer_goes_into_a_file(on_windows):
+    on_windows(Consoles({ERR: 0b0011}))
+    shown = Environment(io.StringIO(), io.StringIO(), Numbered(2))
+    assert shown.styled(shown.stderr) and not shown.redraws
+    assert not shown.console(shown.stderr).legacy_windows and not shown.console(shown.stdout).legacy_windows
+
+
+def test_an_old_console_of_windows_gets_no_escapes(on_windows):
+    on_windows(Consoles({OUT: 0b0011, ERR: 0b0011}, old=True))
+    shown = Environment(io.StringIO(), Numbered(1), Numbered(2))
+    assert not shown.redraws and not shown.styled(shown.stderr)
+    assert shown.console(shown.stderr).legacy_windows
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_rich_says_of_windows_holds_where_there_is_no_console_to_ask(on_windows, legacy):
+    on_windows(Consoles({}), legacy)
+    for terminal in (Numbered(1), Stream(tty=True)):
+        shown = Environment(io.StringIO(), terminal, Stream())
+        assert shown.redraws is shown.styled(terminal) is not legacy
+        assert shown.console(terminal).legacy_windows is legacy
