@@ -4,6 +4,7 @@ Does not know what the commands do; nothing heavy is imported before a command r
 Invariant: a person sees a traceback only after asking for it with --debug.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -70,9 +71,9 @@ def _run(invocation: Invocation, arguments: Sequence[str]) -> int:
     except (SystemExit, KeyboardInterrupt) as leave:
         # Typer hands back the status of a KeyboardInterrupt inside a command.
         status = leave.code if isinstance(leave, SystemExit) else ExitStatus.INTERRUPTED
-    except BrokenPipeError:
-        raise
     except Exception as error:
+        if _has_reader_left(error, environment):
+            raise
         if invocation.debug:
             traceback.print_exc(file=environment.stderr)
         expected = _expected(error, program, arguments)
@@ -92,6 +93,16 @@ def _asked_help(program: TyperGroup, arguments: Sequence[str]) -> "typer.Context
         return context
     command = program.commands[arguments[0]]
     return typer.Context(command, parent=context, info_name=command.name) if len(arguments) == 2 else None
+
+
+def _has_reader_left(error: Exception, environment: Environment) -> bool:
+    """Whether nobody reads any more what is written. On Windows that may be an invalid argument, of no file and without
+    an error number of Windows' own."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    if sys.platform != "win32" or not isinstance(error, OSError) or environment.stdout.isatty():
+        return False
+    return error.errno == errno.EINVAL and error.filename is None and getattr(error, "winerror", None) is None
 
 
 def _expected(error: Exception, program: TyperGroup, arguments: Sequence[str]) -> LocalR1Error:

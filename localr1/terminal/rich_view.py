@@ -169,7 +169,8 @@ class RichView:
         return size == self._size
 
     def _draw(self) -> None:
-        before_s = self._cpu()
+        before_s, began_s = self._cpu(), time.perf_counter()
         self._draw_live()
-        cost_s = self._cpu() - before_s
+        # Windows counts a thread's work in 16 ms at a time; the wall's clock also counts how long the terminal took.
+        cost_s = min(self._cpu() - before_s, time.perf_counter() - began_s)
         self._next_draw_s = self._clock() + max(1 / _DRAWS_PER_S, cost_s / _SHARE_OF_TIME)

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -173,6 +174,34 @@ def test_a_reader_that_leaves_early_is_no_error():
     process.stdout.close()
     assert "Traceback" not in (stderr := process.stderr.read()) and "BrokenPipe" not in stderr
     assert process.wait() == 1
+
+
+class WindowsError(OSError):
+    """One that Windows itself numbered."""
+
+    winerror = 87
+
+
+@pytest.mark.parametrize(
+    ("error", "platform", "tty", "left"),
+    [
+        (OSError(errno.EINVAL, "Invalid argument"), "win32", "", True),
+        (OSError(errno.EINVAL, "Invalid argument"), "win32", "o", False),
+        (OSError(errno.EINVAL, "Invalid argument", "a?.txt"), "win32", "", False),
+        (OSError(errno.EINVAL, "Invalid argument"), "linux", "", False),
+        (WindowsError(errno.EINVAL, "The parameter is incorrect"), "win32", "", False),
+    ],
+)
+def test_a_reader_that_leaves_is_told_by_an_invalid_argument_on_windows(
+    error, platform, tty, left, session, localr1_command, monkeypatch
+):
+    discarded = []
+    monkeypatch.setattr("localr1.cli.app._discard_stdout", lambda: discarded.append(True))
+    monkeypatch.setattr("sys.platform", platform)
+    session.error = error
+    outcome = localr1_command("chat", "hi there", tty=tty)
+    assert outcome.status == 1 and bool(discarded) == left
+    assert ("mistake in localr1" not in outcome.err) == left
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that has no room")

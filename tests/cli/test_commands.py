@@ -35,6 +35,16 @@ def test_download_ends_with_the_place_the_size_and_what_to_type_next(
     assert session.calls == [("download", DownloadOptions("./my model"))]
 
 
+@pytest.mark.parametrize(("model", "typed"), [("./my model", '"./my model"'), ("nano", "nano")])
+def test_what_to_type_next_is_quoted_as_cmd_takes_it(
+    store, session, localr1_command, tmp_path, monkeypatch, model, typed
+):
+    (tmp_path / "my model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.platform", "win32")
+    assert localr1_command("download", model).err.endswith(f"\nNext:  localr1 chat {typed}\n")
+
+
 def test_a_quiet_download_says_nothing(store, localr1_command):
     assert localr1_command("download", "nano", "--quiet").err == ""
 
