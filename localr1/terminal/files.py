@@ -4,6 +4,7 @@ Owns what may be read and how it is put into a message. Invariant: what comes ba
 the tokenizer too, which takes no special token from a message.
 """
 
+import codecs
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ def is_there(path: Path) -> bool:
 
 
 def read_attachment(path: Path, largest_bytes: int = LARGEST_BYTES) -> Attachment:
-    """The beginning of the file, all of it where it is no larger than that.
+    """The beginning of the file, all of it where it is no larger than that. It is UTF-8, or UTF-16 where it begins with
+    a byte order mark, as what Windows' PowerShell writes.
 
     Raises NotFoundError, AccessError, or UnsupportedError for a folder, a device or a file that is no text.
     """
@@ -61,13 +63,14 @@ def read_attachment(path: Path, largest_bytes: int = LARGEST_BYTES) -> Attachmen
         raise AccessError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # the name holds what none may
         raise NotFoundError(f"there is no file {str(path)!r}: {error}") from error
-    if b"\0" in data[:8192]:
-        raise UnsupportedError(f"{path} is not text", "only text files can be read")
     notes = []
     if len(data) > largest_bytes:
         data = data[:largest_bytes]
         notes.append(f"only the first {largest_bytes:,} of its {size_bytes:,} bytes are taken")
-    text = data.decode("utf-8-sig", errors="ignore" if notes else "replace")
+    encoding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
+    text = data.decode(encoding, errors="ignore" if notes else "replace").removeprefix("\ufeff")
+    if "\0" in text[:8192]:
+        raise UnsupportedError(f"{path} is not text", "only text files can be read")
     if "\ufffd" in text:
-        notes.append("what is not UTF-8 in it became \ufffd")
-    return Attachment(path.name, text.rstrip("\n"), tuple(notes))
+        notes.append(f"what is not {encoding} in it became \ufffd")
+    return Attachment(path.name, text.replace("\r\n", "\n").rstrip("\n"), tuple(notes))
