@@ -5,8 +5,10 @@ Invariant: a command returns whether to leave; what it cannot do it says with a 
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from localr1.chat.history import Recorder, ids
 from localr1.errors import UnsupportedError, UsageError, meant
@@ -73,7 +75,7 @@ def arguments_of(repl: Repl, name: str) -> Iterable[str]:
 def _help(repl: Repl, text: str) -> None:
     asked = find_command(text.removeprefix("/").lower()) if text else None
     rows = [(f"/{name} {each.takes}".strip(), each.help) for name, each in COMMANDS.items() if asked in (None, each)]
-    rows += [] if asked else [key for key in KEYS if not repl.by_line or key[0] in PLAIN_KEYS]
+    rows += [] if asked else _keys(repl)
     width = max(len(name) for name, _ in rows)
     for name, meaning in rows:
         if repl.environment.width > width + _SHORTEST_MEANING:
@@ -81,6 +83,19 @@ def _help(repl: Repl, text: str) -> None:
         else:
             repl.environment.status(name)
             repl.say(f"  {meaning}")
+
+
+def _keys(repl: Repl) -> list[tuple[str, str]]:
+    """Those that there are here, with what they do."""
+    if repl.by_line:
+        return [(name, KEYS[name]) for name in PLAIN_KEYS]
+    keys = dict(KEYS)
+    named = any(repl.environment.variables.get(name) for name in ("VISUAL", "EDITOR"))
+    if not named and not any(Path(editor).exists() for editor in EDITORS):
+        del keys[EDIT_KEY]
+    if sys.platform == "win32":  # whose terminals fill the screen upon Alt-Enter
+        keys = {"Esc, Enter or Alt-Enter": keys.pop("Alt-Enter"), **keys}
+    return list(keys.items())
 
 
 def _model(repl: Repl, text: str) -> None:
@@ -268,11 +283,15 @@ COMMANDS: Mapping[str, Command] = {
 PLAIN_KEYS = ('"""', "Ctrl-C", "Ctrl-D")
 """Those that there are where messages are read line by line."""
 
-KEYS = [
-    ("Alt-Enter", "Start another line of the same message."),
-    ('"""', "Begin and end a message of several lines."),
-    ("Ctrl-R", "Search the messages before; Enter takes one."),
-    ("Ctrl-X Ctrl-E", "Write the message in your editor."),
-    ("Ctrl-C", "Stop the answer, or clear the line; again, leave."),
-    ("Ctrl-D", "Leave."),
-]
+EDIT_KEY = "Ctrl-X Ctrl-E"
+EDITORS = [f"/usr/bin/{name}" for name in ("editor", "nano", "pico", "vi", "emacs")]
+"""What prompt_toolkit looks for where the variables VISUAL and EDITOR name none."""
+
+KEYS = {
+    "Alt-Enter": "Start another line of the same message.",
+    '"""': "Begin and end a message of several lines.",
+    "Ctrl-R": "Search the messages before; Enter takes one.",
+    EDIT_KEY: "Write the message in your editor.",
+    "Ctrl-C": "Stop the answer, or clear the line; again, leave.",
+    "Ctrl-D": "Leave.",
+}

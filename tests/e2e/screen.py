@@ -61,7 +61,7 @@ class Terminal:
         self._stream = pyte.Stream(self._screen)
         self.raw = ""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
-        settings = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
+        settings = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "EDITOR": "vi"}
         self._child = pexpect.spawn(
             command[0],
             command[1:],

@@ -32,6 +32,25 @@ def test_help_names_every_command(repl):
     assert all(f"/{name}" in err(repl.environment) for name in COMMANDS)
 
 
+@pytest.mark.parametrize(("platform", "key"), [("linux", "Alt-Enter"), ("win32", "Esc, Enter or Alt-Enter")])
+def test_help_names_the_keys_that_a_terminal_here_lets_through(repl, monkeypatch, platform, key):
+    repl.environment = environment(tty="ioe", NO_COLOR="1")
+    monkeypatch.setattr("sys.platform", platform)
+    do(repl, "/help")
+    assert f"\n  {key:<26} Start another line" in err(repl.environment)
+
+
+@pytest.mark.parametrize(
+    ("variables", "editors", "listed"),
+    [({"EDITOR": "vim"}, [], True), ({"VISUAL": "vim"}, [], True), ({}, [__file__], True), ({"EDITOR": ""}, [], False)],
+)
+def test_help_names_the_editors_key_where_there_is_an_editor(repl, monkeypatch, variables, editors, listed):
+    repl.environment = environment(tty="ioe", NO_COLOR="1", **variables)
+    monkeypatch.setattr("localr1.terminal.commands.EDITORS", editors, raising=False)
+    do(repl, "/help")
+    assert ("Ctrl-X Ctrl-E" in err(repl.environment)) == listed and "Ctrl-R" in err(repl.environment)
+
+
 @pytest.mark.parametrize("line", ["/help retry", "/help /RETRY"])
 def test_help_of_one_command_is_its_line(repl, line):
     do(repl, line)
