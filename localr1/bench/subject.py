@@ -76,7 +76,8 @@ class Subject:
         if self.shape is None:
             return (yield from session.load(self.engine.name, options))
         assert isinstance(self.store, SyntheticStore)
-        return (yield from synthetic.open_shape(self.shape, self.store, options, self.engine.context_limit))
+        context = options.context or self.engine.context_limit
+        return (yield from synthetic.open_shape(self.shape, self.store, options, context))
 
     def use_threads(self, engine: Engine) -> None:
         """From now on work with as many threads as this variant asks for."""

@@ -28,7 +28,7 @@ from localr1.model.registry import expected_tensors, parse_config
 from localr1.options import EngineOptions
 from localr1.placement.shape import bytes_of
 from localr1.quantities import count_text
-from localr1.session.engine import Engine, assemble, compile_kernels
+from localr1.session.engine import Engine, assemble, checked_context, compile_kernels
 from localr1.weights.file_writer import Slot
 from localr1.weights.safetensors_file import TensorInfo
 from localr1.weights.store import Store, layout
@@ -231,6 +231,7 @@ def make_store(shape: Shape, options: EngineOptions, context: int) -> Progress[S
     """Draw the weights of a model that is to hold `context` tokens. OutOfMemoryError before any memory is taken."""
     if options.dtype != "int8":
         raise UsageError("--shape makes 8-bit weights only", f"leave out --dtype {options.dtype}")
+    checked_context(shape.label, shape.config, options, mtp=False)
     check_memory(shape, context, psutil.virtual_memory().available)
     store = SyntheticStore(shape.config, shape.skew)
     blocks = store.blocks()

@@ -198,7 +198,7 @@ def assemble(name: str, folder: Path, config: ModelConfig, store: Store, options
     It goes on the GPU where there is one that has room for it and the options do not say otherwise.
     """
     mtp = _wants_mtp(options) and registry.has_mtp(config, store)
-    context = _checked_context(name, config, options, mtp)
+    context = checked_context(name, config, options, mtp)
     routing = open_routing(folder, config)
     history = routing.history if routing is not None else None
     on_cpu = StoreWeights(store)
@@ -231,7 +231,7 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     checkpoint = Checkpoint(origin)
     config = registry.read_config(origin)
     mtp = _wants_mtp(options) and registry.has_mtp(config, checkpoint)
-    context = _checked_context(name, config, options, mtp)
+    context = checked_context(name, config, options, mtp)
     weights = FloatWeights(checkpoint, config.weight_block_size)
     layers = registry.expert_layers(config, mtp)
     routing, bank = open_routing(folder, config), None
@@ -253,7 +253,7 @@ def _wants_mtp(options: EngineOptions) -> bool:
     return options.speculate in ("auto", "mtp")
 
 
-def _checked_context(name: str, config: ModelConfig, options: EngineOptions, mtp: bool) -> int:
+def checked_context(name: str, config: ModelConfig, options: EngineOptions, mtp: bool) -> int:
     """How long a conversation may be; `mtp` tells whether it guesses with an MTP layer. Raises UnsupportedError for
     options that do not fit the model."""
     if options.context is not None and options.context > config.max_position:

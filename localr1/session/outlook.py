@@ -208,7 +208,8 @@ def _nearest_fitting(subject: Subject, budget: Budget, hardware: Hardware) -> st
     sizes = {name: catalog.CATALOG[name].store_bytes for name in SHAPES if name in catalog.CATALOG}
     smaller = [name for name, size in sizes.items() if size < subject.shape.weight_bytes and size < budget.ram_bytes]
     for name in sorted(smaller, key=lambda name: -sizes[name]):
-        shape = _shape(registry.parse_config(SHAPES[name]), mtp=False)
+        dtype: Dtype = "int8" if subject.shape.number_bytes == 1 else "float32"
+        shape = _shape(registry.parse_config(SHAPES[name]), False, dtype)
         if budget.kv == "int8" and not shape.latent:
             continue
         context = min(budget.context_tokens, shape.max_position)

@@ -88,6 +88,16 @@ def test_unknown_shapes_and_too_many_layers_are_refused():
         find_shape("v2-lite", 28, 0.5)
     with pytest.raises(UsageError, match="8-bit"):
         result_of(open_synthetic(find_shape("r1", 1, 0), EngineOptions(dtype="float32"), 64))
+    dense = find_shape("r1-distill-llama-70b", None, 0)  # whose weights nobody here has room for
+    for options in (EngineOptions(kv="int8"), EngineOptions(speculate="mtp"), EngineOptions(context=1 << 20)):
+        with pytest.raises(UnsupportedError):
+            result_of(open_synthetic(dense, options, 64))
+
+
+def test_contexts_of_a_shape_are_compared():
+    made = result_of(open_synthetic(find_shape("smollm2-135m", 1, 0), EngineOptions(context=64), 64))
+    longer = result_of(made.variant(replace(made.engine.options, context=128)))
+    assert (made.engine.context_limit, longer.context_limit) == (64, 128)
 
 
 def test_a_shape_is_made_for_what_it_can_hold_and_no_context_beyond():
