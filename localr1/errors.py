@@ -6,6 +6,7 @@ the values in it, and a hint that says what to do next. They are caught in one p
 
 import difflib
 import errno
+import shlex
 import sys
 from collections.abc import Collection
 from enum import IntEnum
@@ -119,6 +120,15 @@ def existing_folder(path: Path) -> Path:
         if folder.exists():
             return folder
     raise DiskError(f"the disk of {path} is not there", "connect it, or set LOCALR1_HOME to a folder on another one")
+
+
+def typed(word: str) -> str:
+    """A word as a person types it on a command line. To cmd.exe single quotation marks are characters like others."""
+    if sys.platform == "win32":
+        import subprocess
+
+        return subprocess.list2cmdline([word])
+    return shlex.quote(word)
 
 
 _MOST_MEANT = 3

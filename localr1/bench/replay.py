@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from localr1.bench.report import Row, Section
-from localr1.errors import NotFoundError, UsageError
+from localr1.errors import NotFoundError, UsageError, typed
 from localr1.events import LoadProgress, Progress
 from localr1.hub import cache as hub_cache
 from localr1.model import registry
@@ -138,9 +138,10 @@ def compare(routes: Routes, moves_a_step: int = MOVES_A_STEP) -> Progress[Compar
 def own_routes(model: str | None) -> Routes:
     """The routes of one's own conversations with a model. Raises NotFoundError where there are none."""
     last = hub_cache.last_used() if model is None else None
-    store = last or hub_cache.find_store(hub_cache.source_of(model or "nano"))
+    name = model or "nano"
+    store = last or hub_cache.find_store(hub_cache.source_of(name))
     if store is None:
-        raise NotFoundError(f"{model} is not here yet", f"get it with: localr1 download {model}")
+        raise NotFoundError(f"{name} is not here yet", f"get it with: localr1 download {typed(name)}")
     routing = open_routing(store.folder, registry.read_config(store.folder))
     if routing is None:
         raise UsageError(f"{store.name} has no routed experts", "choose a mixture of experts, such as v2-lite")

@@ -1,13 +1,10 @@
 """`localr1 download`: say what it will take, fetch a model, make its 8-bit store, and say what to type next."""
 
-import shlex
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 from localr1.cli.start import download
-from localr1.errors import ExitStatus
+from localr1.errors import ExitStatus, typed
 from localr1.events import DownloadPlan, Notice, Progress
 from localr1.options import DownloadOptions
 from localr1.quantities import bytes_text
@@ -39,13 +36,8 @@ def run(environment: Environment, options: DownloadOptions) -> ExitStatus:
         display.write({"event": "Ready", "folder": str(store), "bytes": size_bytes})
     elif not options.quiet:
         environment.status(f"Ready: {bytes_text(size_bytes)} in {store}")
-        environment.status(f"Next:  localr1 chat {_typed(options.model)}")
+        environment.status(f"Next:  localr1 chat {typed(options.model)}")
     return ExitStatus.OK
-
-
-def _typed(word: str) -> str:
-    """The word as it is typed; to cmd.exe single quotation marks are characters like others."""
-    return subprocess.list2cmdline([word]) if sys.platform == "win32" else shlex.quote(word)
 
 
 def _asked(environment: Environment, options: DownloadOptions, display: Display) -> Progress[Path | None]:

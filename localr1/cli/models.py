@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from localr1.errors import ExitStatus, NotFoundError
+from localr1.errors import ExitStatus, NotFoundError, typed
 from localr1.quantities import bytes_text
 from localr1.terminal.environment import Environment
 from localr1.terminal.visible import visible
@@ -34,8 +34,9 @@ def run(environment: Environment) -> ExitStatus:
     for part in unfinished:
         again = " --force" if (part.name, part.revision) in whole else ""
         known = "/" in part.name or part.name in CATALOG  # else nobody knows any more what it was made of
-        goes_on = f"`localr1 download {part.name}{again}` goes on, " if known else ""
-        told = f"partial: {goes_on}`localr1 rm {part.name} --partial` frees it"
+        name = typed(part.name)
+        goes_on = f"`localr1 download {name}{again}` goes on, " if known else ""
+        told = f"partial: {goes_on}`localr1 rm {name} --partial` frees it"
         rows.append((part.name, bytes_text(part.size_bytes), f"{part.revision[:12]} {told}".strip()))
     names_here = {store.name for store in here} | {part.name for part in unfinished}
     others = [

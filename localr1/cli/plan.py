@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from localr1.cli.start import STARTING
-from localr1.errors import ExitStatus
+from localr1.errors import ExitStatus, typed
 from localr1.events import Progress
 from localr1.options import EngineOptions, PlanOptions
 from localr1.terminal.environment import Environment
@@ -79,7 +79,7 @@ def _show(environment: Environment, subject: "Subject", foretold: "Forecast", no
             "which experts your conversations use is not known yet: a quarter of them is taken to do 44 % of the work"
         )
     if not subject.is_here:
-        told.append(f"get it with: localr1 download {subject.name}")
+        told.append(f"get it with: localr1 download {typed(subject.name)}")
     for line in told:
         environment.status(line, "dim")
 

@@ -1,6 +1,6 @@
 """`localr1 verify`: hash what is here again and say what is no longer as it was written."""
 
-from localr1.errors import CorruptError, ExitStatus, NotFoundError
+from localr1.errors import CorruptError, ExitStatus, NotFoundError, typed
 from localr1.options import VerifyOptions
 from localr1.terminal.environment import Environment
 from localr1.terminal.progress import follow
@@ -13,7 +13,9 @@ def run(environment: Environment, options: VerifyOptions) -> ExitStatus:
 
     stores = list(belongings(options.model).stores) if options.model else cache.stores()
     if not stores and options.model:
-        raise NotFoundError(f"{options.model} is here in part only", f"go on with `localr1 download {options.model}`")
+        raise NotFoundError(
+            f"{options.model} is here in part only", f"go on with `localr1 download {typed(options.model)}`"
+        )
     unreadable = [] if options.model else damaged()
     if not stores and not unreadable and not options.quiet:
         environment.status("No model was downloaded yet.")

@@ -16,7 +16,7 @@ from typing import Any
 
 from xxhash import xxh3_128
 
-from localr1.errors import AccessError, CorruptError, DiskError, LocalR1Error, NotFoundError
+from localr1.errors import AccessError, CorruptError, DiskError, LocalR1Error, NotFoundError, typed
 from localr1.events import LoadProgress, Progress
 from localr1.hub import cache
 from localr1.hub.cache import MANIFEST, StoredModel
@@ -230,7 +230,7 @@ def verify(store: StoredModel) -> Progress[None]:
     That finds damage. That the weights are the publisher's, the sha256 said with which their source arrived.
     """
     files = cache.read_json(store.folder / MANIFEST).get("files", {})
-    hint = f"make it again with `localr1 download {store.name} --force`"
+    hint = f"make it again with `localr1 download {typed(store.name)} --force`"
     if not all(isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for facts in files.values()):
         raise CorruptError(f"{store.folder / MANIFEST} is damaged", hint)
     total_bytes = sum(facts["bytes"] for facts in files.values())

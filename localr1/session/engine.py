@@ -15,7 +15,7 @@ from localr1.decode.depth import DEEPEST, AutoDepth, FixedDepth
 from localr1.decode.draft import Drafter, LookupDrafter, MtpDrafter, MtpGuesses
 from localr1.decode.sampling import Sampling
 from localr1.decode.speculate import Foretell, Speculation
-from localr1.errors import LocalR1Error, NotFoundError, UnsupportedError
+from localr1.errors import LocalR1Error, NotFoundError, UnsupportedError, typed
 from localr1.events import Event, LoadProgress, Notice, Progress
 from localr1.hub import cache as hub_cache
 from localr1.hub import catalog
@@ -172,7 +172,7 @@ def _find_store(model: str | None) -> StoredModel:
     name = model or BUILT_IN
     store = hub_cache.find_store(hub_cache.source_of(name))
     if store is None:
-        raise NotFoundError(f"{name} is not here yet", f"get it with: localr1 download {name}")
+        raise NotFoundError(f"{name} is not here yet", f"get it with: localr1 download {typed(name)}")
     return store
 
 
@@ -226,7 +226,7 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
     if not kept_in or not (origin / "config.json").is_file():
         gone = f"is no longer at {origin}" if kept_in else "was not kept"
         built_in = (entry := catalog.CATALOG.get(name)) is not None and entry.repo_id is None
-        get = "" if built_in else f"get it with: localr1 download {name} --keep-source --force; or "
+        get = "" if built_in else f"get it with: localr1 download {typed(name)} --keep-source --force; or "
         raise NotFoundError(f"the float checkpoint of {name} {gone}", f"{get}use --dtype int8")
     checkpoint = Checkpoint(origin)
     config = registry.read_config(origin)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from localr1 import __version__
-from localr1.errors import LocalR1Error, NotFoundError, UnsupportedError, UsageError
+from localr1.errors import LocalR1Error, NotFoundError, UnsupportedError, UsageError, typed
 from localr1.events import Progress
 from localr1.hub import cache as hub_cache
 from localr1.hub import catalog
@@ -98,7 +98,7 @@ def _known_shape(name: str, source: HubRepo) -> dict[str, object]:
     if raw is None:
         raise NotFoundError(
             f"{name} is not here, and nothing is known of its shape",
-            f"`localr1 download {name} --dry-run` says how large it is",
+            f"`localr1 download {typed(name)} --dry-run` says how large it is",
         )
     return dict(raw)
 
