@@ -66,6 +66,7 @@ def run(
     from localr1.hub.cache import home
     from localr1.terminal.repl import Settings
 
+    environment = replace(environment, plain=terminal.plain)
     words = [word for word in (chat.model, *chat.prompt) if word is not None]
     folder = home() / "conversations"
     if chat.list:

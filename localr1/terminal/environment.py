@@ -36,12 +36,16 @@ _ROWS = 24
 
 @dataclass(frozen=True)
 class Environment:
-    """The streams of one run of the program, and the variables that say how a terminal wants to be treated."""
+    """The streams of one run of the program, and the variables that say how a terminal wants to be treated.
+
+    `plain`: what was shown is not to be changed, for screen readers and logs.
+    """
 
     stdin: TextIO
     stdout: TextIO
     stderr: TextIO
     variables: Mapping[str, str] = field(default_factory=dict)
+    plain: bool = False
 
     @classmethod
     def current(cls) -> "Environment":
@@ -127,9 +131,9 @@ class Environment:
         return f"{_SGR[style]}{text}{_RESET}" if text and self.styled(stream) else text
 
     def status(self, text: str, style: Style | None = None) -> None:
-        """One line about the program itself, on stderr, so that it never mixes with an answer in a pipe.
+        """Lines about the program itself, on stderr, so that they never mix with an answer in a pipe.
 
-        A terminal narrower than the line gets it broken between words, as far in as the line begins.
+        A terminal narrower than a line gets it broken between words, as far in as the line begins.
         """
         shown = self._wrapped(visible(text))
         self.stderr.write((self.style(shown, style, self.stderr) if style else shown) + "\n")
@@ -154,8 +158,7 @@ class Environment:
         """Broken between words where stderr is a terminal; a word is never broken, so that it can be copied."""
         if not self.stderr.isatty():
             return text
-        indent = text[: len(text) - len(text.lstrip(" "))]
-        return textwrap.fill(text, self.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(_filled(line, self.width) for line in text.split("\n"))
 
     def read_piped(self) -> str:
         """Everything on stdin when it is not a terminal, without its last line ends; "" when it is one.
@@ -204,6 +207,11 @@ class _Trimmed:
 
     def write(self, text: str) -> int:
         return self._stream.write(re.sub(r" +(?=\n)", "", text))
+
+
+def _filled(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _one_line(text: str) -> str:

@@ -50,7 +50,7 @@ def open_display(environment: Environment, quiet: bool = False) -> Display:
     """The display that suits the streams: bars, lines, or nothing."""
     if quiet:
         return _NoDisplay()
-    if environment.stderr.isatty() and not environment.dumb:
+    if environment.stderr.isatty() and not environment.dumb and not environment.plain:
         return BarDisplay(environment)
     return LineDisplay(environment)
 

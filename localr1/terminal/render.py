@@ -83,7 +83,7 @@ def show_turn(
 
 def open_view(environment: Environment, options: TerminalOptions, thoughts_hint: str = "") -> View:
     """Markdown, redrawn in place, where the terminal can; else the text as it comes."""
-    if environment.redraws and not options.plain:
+    if environment.redraws and not environment.plain:
         from localr1.terminal.rich_view import RichView
 
         return RichView(environment, options, thoughts_hint=thoughts_hint)

@@ -7,15 +7,16 @@ yields events. Invariant: an error of one turn ends that turn, never the convers
 
 import contextlib
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.errors import LocalR1Error
-from localr1.events import Event, TurnEnd, Typed
+from localr1.events import AnswerText, Event, TurnEnd, Typed
 from localr1.options import ConversationOptions, SamplingOptions, TerminalOptions
-from localr1.quantities import bytes_text, context_text
+from localr1.quantities import bytes_text, context_text, count_text
 from localr1.terminal.editor import editor, plain_reader, unquoted
 from localr1.terminal.environment import Environment
 from localr1.terminal.files import Attachment
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.input import Input
     from prompt_toolkit.output import Output
 
+_BEGINNING_LINES = 5
 _COMMAND = re.compile(r"/([a-z-]*|\?)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
 
 
@@ -154,7 +156,7 @@ class Repl:
     @property
     def by_line(self) -> bool:
         """Whether messages are read line by line, as the terminal has them."""
-        return self.environment.dumb or self.settings.terminal.plain
+        return self.environment.dumb or self.environment.plain
 
     def say(self, text: str) -> None:
         """A line of the program's own."""
@@ -188,9 +190,7 @@ class Repl:
         for turn in self.talk.turns[-1:]:
             count = len(self.talk.turns)
             self.say(f"Resumed after {count} turn{'s' if count > 1 else ''}. {self.talk.recalled}".rstrip())
-            self.say(f"{self.environment.glyph('❯', '>')} {turn.question.strip()}")
-            from localr1.events import AnswerText
-
+            self.say(_beginning(f"{self.environment.glyph('❯', '>')} {turn.question.strip()}", self.environment))
             show_turn(self.environment, [AnswerText(turn.answer)], self.settings.terminal)
 
     def _take(self, text: str) -> bool:
@@ -223,6 +223,15 @@ class Repl:
             self._keys,
             self._screen,
         )
+
+
+def _beginning(text: str, environment: Environment) -> str:
+    """Its first lines as they are, broken where the window ends, and how many more there are."""
+    lines = [part for line in visible(text).split("\n") for part in textwrap.wrap(line, environment.width) or [""]]
+    left = len(lines) - _BEGINNING_LINES
+    if left > 1:
+        lines[_BEGINNING_LINES:] = [f"{environment.glyph('…', '...')} and {count_text(left, 'more line')}"]
+    return "\n".join(lines)
 
 
 def _short_name(model: str) -> str:

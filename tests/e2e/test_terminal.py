@@ -78,6 +78,13 @@ def test_read_by_line_what_was_typed_ahead_is_shown_and_no_byte_ends_it(start):
     assert terminal.leave() == 0
 
 
+@pytest.mark.parametrize("question", [["read"], ["--json", "read"]], ids=["text", "json"])
+def test_with_plain_nothing_is_drawn_again(start, question):
+    terminal = start("chat", "--plain", *question, NO_COLOR="1")
+    assert terminal.leave() == 0
+    assert "\x1b" not in terminal.raw and "\r" not in terminal.raw.replace("\r\n", "")
+
+
 def test_ctrl_c_stops_the_answer_then_clears_the_line(start):
     terminal = start("chat")
     terminal.wait_for("❯")

@@ -26,10 +26,12 @@ class Stream(io.StringIO):
         return self._encoding
 
 
-def environment(stdin: str = "", *, tty: str = "", encoding: str = "utf-8", **variables: str) -> Environment:
+def environment(
+    stdin: str = "", *, tty: str = "", encoding: str = "utf-8", plain: bool = False, **variables: str
+) -> Environment:
     """`tty` names the streams that are terminals: "i", "o", "e", or any of them together."""
     return Environment(
-        Stream(stdin, "i" in tty), Stream("", "o" in tty, encoding), Stream("", "e" in tty, encoding), variables
+        Stream(stdin, "i" in tty), Stream("", "o" in tty, encoding), Stream("", "e" in tty, encoding), variables, plain
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from localr1.chat.history import Recorder, latest, read
 from localr1.errors import ContextError, DiskError, LocalR1Error, NotFoundError, UsageError
 from localr1.events import AnswerText, ReasoningText
-from localr1.options import SamplingOptions, TerminalOptions
+from localr1.options import SamplingOptions
 from localr1.terminal.commands import COMMANDS, arguments_of
 from localr1.terminal.repl import Host, Repl, Settings
 from localr1.terminal.talk import Talk
@@ -469,7 +469,7 @@ def test_completion_knows_what_may_follow(repl):
 def test_quoted_lines_are_one_message(tmp_path):
     conversation = FakeConversation()
     shown = environment('"""one\ntwo\n"""\n', tty="ioe", TERM="dumb")
-    Repl(shown, Talk(conversation), Settings(terminal=TerminalOptions(plain=True))).run()
+    Repl(shown, Talk(conversation)).run()
     assert conversation.asked == ["one\ntwo"] and "\x1b" not in out(shown)
 
 

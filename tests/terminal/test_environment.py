@@ -38,6 +38,12 @@ def test_an_error_is_two_lines_whatever_is_in_it():
     assert err(shown) == "error: no file named '␛[2J'\nhint: try another\n"
 
 
+def test_of_a_status_of_several_lines_each_is_broken_by_itself():
+    shown = environment(tty="e")
+    shown.status("one\n\n  " + "word " * 20 + "\n\tlast")
+    assert err(shown) == "one\n\n  " + "word " * 14 + "word\n  word word word word word\n        last\n"
+
+
 def test_an_error_without_a_hint_is_one_line():
     shown = environment(tty="e")
     shown.error(LocalR1Error("no"))

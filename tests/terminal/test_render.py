@@ -9,7 +9,6 @@ from localr1.options import TerminalOptions
 from localr1.terminal.render import show_turn, statistics_line
 from tests.terminal.fakes import environment, err, out, turn_end
 
-PLAIN = TerminalOptions(plain=True)
 TURN = [
     ReasoningText("\nLet me "),
     ReasoningText("think.\n"),
@@ -27,23 +26,23 @@ def test_a_pipe_gets_the_answer_alone_and_the_rest_goes_to_stderr():
 
 
 def test_a_plain_terminal_gets_thoughts_dim_then_a_blank_line_then_the_answer():
-    shown = environment(tty="ioe")
-    show_turn(shown, TURN, PLAIN)
+    shown = environment(tty="ioe", plain=True)
+    show_turn(shown, TURN)
     assert out(shown) == "\x1b[2mLet me \x1b[0m\x1b[2mthink.\n\x1b[0m\nIt is Paris.\n"
     assert err(shown) == "\x1b[2m11 tokens · 20.0 tokens/s · context 41/4,096\x1b[0m\n"
 
 
 def test_no_color_leaves_no_escapes():
-    shown = environment(tty="ioe", NO_COLOR="1", TERM="xterm")
-    show_turn(shown, TURN, PLAIN)
+    shown = environment(tty="ioe", plain=True, NO_COLOR="1", TERM="xterm")
+    show_turn(shown, TURN)
     assert "\x1b" not in out(shown) + err(shown)
     assert out(shown) == "Let me think.\n\nIt is Paris.\n"
 
 
 def test_what_a_model_emits_reaches_a_terminal_visibly_and_a_pipe_as_it_is():
     pieces = [AnswerText("a\x1b"), AnswerText("]0;title\x07\t\u202eb\n"), turn_end()]
-    terminal, pipe = environment(tty="o"), environment()
-    show_turn(terminal, pieces, PLAIN)
+    terminal, pipe = environment(tty="o", plain=True), environment()
+    show_turn(terminal, pieces)
     show_turn(pipe, pieces)
     assert out(terminal) == "a␛]0;title␇\t<U+202E>b\n"
     assert out(pipe) == "a\x1b]0;title\x07\t\u202eb\n"
@@ -76,8 +75,8 @@ def test_the_answer_is_complete_before_an_error_passes_on():
 
 
 def test_a_turn_of_thoughts_alone_ends_its_line():
-    shown = environment(tty="oe", NO_COLOR="1")
-    show_turn(shown, [ReasoningText("hm"), turn_end(reason="max_tokens", reasoning_tokens=11)], PLAIN)
+    shown = environment(tty="oe", plain=True, NO_COLOR="1")
+    show_turn(shown, [ReasoningText("hm"), turn_end(reason="max_tokens", reasoning_tokens=11)])
     assert out(shown) == "hm\n"
     assert err(shown).startswith("stopped by --max-tokens · 11 tokens (11 of thought)")
 

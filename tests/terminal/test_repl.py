@@ -6,6 +6,7 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from localr1.chat.history import Said
 from localr1.errors import ContextError, UsageError
 from localr1.events import AnswerText
 from localr1.options import TerminalOptions
@@ -183,6 +184,22 @@ def test_a_second_ctrl_c_leaves_and_the_handler_is_put_back():
 def test_an_answer_hands_back_how_it_ended():
     conversation = FakeConversation()
     assert answer(environment(), conversation.stop, conversation.ask("hi"), TerminalOptions()) == turn_end()
+
+
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        ("def f():\n    return 1\n\nwhy?", "❯ def f():\n    return 1\n\nwhy?\n"),
+        ("\n".join("abcdef"), "❯ a\nb\nc\nd\ne\nf\n"),
+        ("\n".join("abcdefgh"), "❯ a\nb\nc\nd\ne\n… and 3 more lines\n"),
+        ("x" * 1000, "❯ " + "x" * 78 + "\n" + ("x" * 80 + "\n") * 4 + "… and 8 more lines\n"),
+    ],
+)
+def test_a_resumed_conversation_begins_with_the_beginning_of_its_last_question(question, shown):
+    terminal = environment("", tty="ioe", plain=True, NO_COLOR="1")
+    Repl(terminal, Talk(FakeConversation(), turns=[Said(question, answer="because")]), host=Host("nano")).run()
+    assert "Resumed after 1 turn.\n" + shown in err(terminal)
+    assert out(terminal).startswith("because\n")
 
 
 def test_a_command_far_from_all_points_to_help():
