@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
+from localr1.terminal.stops import aside_while_stopped, write_past
+
 _LINES = ("ECHO", "ICANON")
 
 
@@ -35,7 +37,8 @@ def echoed(stdin: TextIO) -> Iterator[None]:
 
 @contextmanager
 def _local_modes(stdin: TextIO, on: Sequence[str] = (), off: Sequence[str] = ()) -> Iterator[None]:
-    """Within, these modes of the terminal, by their names in `termios`, are on or off."""
+    """Within, these modes of the terminal, by their names in `termios`, are on or off; while Ctrl-Z stops the program
+    they are as before."""
     descriptor = _terminal(stdin)
     if sys.platform == "win32" or descriptor is None:
         yield
@@ -52,9 +55,19 @@ def _local_modes(stdin: TextIO, on: Sequence[str] = (), off: Sequence[str] = ())
         within[3] |= getattr(termios, name)
     for name in off:
         within[3] &= ~getattr(termios, name)
+
+    @contextmanager
+    def as_before() -> Iterator[None]:
+        now = termios.tcgetattr(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        yield
+        if not _in_background(descriptor):
+            termios.tcsetattr(descriptor, termios.TCSANOW, now)
+
     termios.tcsetattr(descriptor, termios.TCSANOW, within)
     try:
-        yield
+        with aside_while_stopped(as_before):
+            yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
@@ -65,6 +78,13 @@ def _terminal(stdin: TextIO) -> int | None:
         if sys.platform != "win32" and stdin.isatty():
             return stdin.fileno()
     return None
+
+
+def _in_background(terminal: int) -> bool:
+    """Whether the terminal is another program's by now, as after `bg`."""
+    with suppress(OSError):
+        return sys.platform != "win32" and os.tcgetpgrp(terminal) != os.getpgrp()
+    return False
 
 
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?<]*[ -/]*[@-~]|O.|.)?")
@@ -105,7 +125,14 @@ class TypedAhead:
             # or Ctrl-C throws away what was written and the terminal has not shown yet
             stack.enter_context(_local_modes(self._stdin, on=("NOFLSH",)))
             self._write(_MARK_PASTES)
+            stack.enter_context(aside_while_stopped(self._unmarked))
             yield
+
+    @contextmanager
+    def _unmarked(self) -> Iterator[None]:
+        write_past(self._stdout, _MARK_NONE)
+        yield
+        write_past(self._stdout, _MARK_PASTES)
 
     def take(self) -> str:
         """What was heard since, as it was typed."""

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from localr1.terminal.stops import write_past
+
 _SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
 _AT_ONCE, _DONE = "\x1b[?2026h", "\x1b[?2026l"
 _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
@@ -39,13 +41,22 @@ class LiveLines:
         self._change(wanted)
         if scroll and len(wanted) > room:
             self._let_go(wanted[:-room])
-            self._shown = wanted[-room:]
+            self._shown = self._shown[-room:]
 
     def settle(self, lines: Sequence[str]) -> None:
         """These are final: they stay, and what is drawn next comes below them."""
         self._take_size(*self._size(), lines, True)
         self._change(list(lines[self._gone :]), ended=True)
         self._shown, self._gone, self._gone_letters = [], 0, 0
+
+    def clear(self) -> None:
+        """Leave the terminal to another program, without the live lines; they are drawn again below what that wrote.
+        Safe in a signal handler."""
+        columns, rows = self._size()
+        taken = min(sum(self._heights(columns)), rows)
+        self._shown = []
+        if taken:
+            write_past(self._stream, self._edits(["\0"] * taken, [], 0))
 
     def _let_go(self, lines: Sequence[str]) -> None:
         """These have scrolled off."""
@@ -57,9 +68,8 @@ class LiveLines:
         width the lines are broken elsewhere, so those are gone whose letters were."""
         if (columns, rows) == self._window:
             return
+        heights = self._heights(columns)
         before, self._window = self._window[0], (columns, rows)
-        narrower = self._reflows and columns < before
-        heights = [_rows(line, before, columns) if narrower else 1 for line in self._shown]
         pushed = 0
         while scroll and sum(heights[pushed:]) > rows:
             pushed += 1
@@ -71,6 +81,12 @@ class LiveLines:
                 if self._gone_letters == letters or self._gone_letters + _letters(line) > letters:
                     break
                 self._let_go([line])
+
+    def _heights(self, columns: int) -> list[int]:
+        """Rows of the lines shown, in a window of so many columns."""
+        before = self._window[0]
+        narrower = self._reflows and columns < before
+        return [_rows(line, before, columns) if narrower else 1 for line in self._shown]
 
     def _change(self, wanted: list[str], ended: bool = False) -> None:
         shown = self._shown

@@ -159,12 +159,14 @@ class BarDisplay(_StageDisplay):
     _bars: "Bars | None" = None
 
     def _draw(self, stage: Stage, starts: bool) -> None:
-        if self._bars is None:
-            self._bars = _bars(self._environment)
-            self._bars.add_task(stage.label, total=None, amount="")
-            self._bars.start()
-        self._bars.update(
-            self._bars.task_ids[0],
+        bars = self._bars
+        if bars is None:
+            bars = _bars(self._environment)
+            bars.add_task(stage.label, total=None, amount="")
+            bars.start()
+            self._bars = bars  # last, since Ctrl-Z may erase them at any moment
+        bars.update(
+            bars.task_ids[0],
             description=stage.label,
             completed=stage.done,
             total=stage.total or None,

@@ -5,14 +5,16 @@ the answer is ever written to a stdout that is not a terminal, and there as it i
 gone through `visible`, so a model cannot drive it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol, TextIO
 
 from localr1.events import AnswerText, Event, Notice, ReasoningText, ThoughtEnd, TurnEnd, Typed
 from localr1.options import TerminalOptions
 from localr1.quantities import context_text, count_text, rate_text, thought_line
 from localr1.terminal.environment import Environment
-from localr1.terminal.progress import open_display
+from localr1.terminal.progress import Display, open_display
+from localr1.terminal.stops import aside_while_stopped
 from localr1.terminal.visible import VisibleStream
 
 _WHY_STOPPED = {
@@ -38,6 +40,9 @@ class View(Protocol):
     def typed(self, text: str) -> None:
         """This is all that was typed while the turn went on."""
 
+    def clear(self) -> None:
+        """Takes away what is still to change; it comes again with the next piece."""
+
     def close(self) -> None:
         """Shows what is left and ends the line; also after an error, and more than once."""
 
@@ -55,30 +60,45 @@ def show_turn(
     end = None
     display = open_display(environment)
     view = open_view(environment, options, thoughts_hint)
+
     try:
-        for event in events:
-            if isinstance(event, ReasoningText):
-                display.close()
-                view.thought(event.text)
-            elif isinstance(event, ThoughtEnd):
-                view.end_thought(event.tokens, event.duration_s)
-            elif isinstance(event, AnswerText):
-                display.close()
-                view.answer(event.text)
-            elif isinstance(event, Typed):
-                view.typed(event.text)
-            elif isinstance(event, TurnEnd):
-                end = event
-            else:
-                if isinstance(event, Notice):
-                    view.close()
-                display.show(event)
+        with aside_while_stopped(lambda: _cleared(display, view)):
+            for event in events:
+                if isinstance(event, TurnEnd):
+                    end = event
+                else:
+                    _show(display, view, event)
     finally:
         display.close()
         view.close()
     if end is not None:
         environment.status(statistics_line(environment, end), "dim")
     return end
+
+
+def _show(display: Display, view: View, event: Event) -> None:
+    if isinstance(event, ReasoningText):
+        display.close()
+        view.thought(event.text)
+    elif isinstance(event, ThoughtEnd):
+        view.end_thought(event.tokens, event.duration_s)
+    elif isinstance(event, AnswerText):
+        display.close()
+        view.answer(event.text)
+    elif isinstance(event, Typed):
+        view.typed(event.text)
+    else:
+        if isinstance(event, Notice):
+            view.close()
+        display.show(event)
+
+
+@contextmanager
+def _cleared(display: Display, view: View) -> Iterator[None]:
+    with suppress(RuntimeError):  # it is being drawn at this moment, which lets no other writing through
+        display.close()
+    view.clear()
+    yield
 
 
 def open_view(environment: Environment, options: TerminalOptions, thoughts_hint: str = "") -> View:
@@ -133,6 +153,9 @@ class PlainView:
 
     def typed(self, text: str) -> None:
         """Not shown: it would stand in the middle of the text."""
+
+    def clear(self) -> None:
+        """Nothing of it will change."""
 
     def close(self) -> None:
         self._thoughts.close()

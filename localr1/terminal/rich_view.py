@@ -91,6 +91,9 @@ class RichView:
         if under_way and self._size == self._environment.size():
             self._draw()
 
+    def clear(self) -> None:
+        self._lines.clear()
+
     def close(self) -> None:
         if self._thinking_since_s is not None:
             self._fold()

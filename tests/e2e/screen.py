@@ -83,6 +83,10 @@ class Terminal:
     def pid(self) -> int:
         return self._child.pid
 
+    @property
+    def echoes(self) -> bool:
+        return bool(self._settings() & termios.ECHO)
+
     def write_bytes(self, keys: bytes) -> None:
         """What no keyboard of this terminal's encoding sends."""
         os.write(self._child.child_fd, keys)

@@ -260,6 +260,30 @@ def test_ctrl_z_hands_the_terminal_back_and_the_conversation_goes_on(tmp_path):
         terminal.close()
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
+def test_ctrl_z_in_an_answer_puts_it_aside_and_fg_takes_it_up_below(tmp_path):
+    asleep = 'stty -a | grep -o " -*echo "; stty echo icanon -noflsh; printf "asleep\\n"'
+    shell = ["bash", "-c", f'set -m; "$@"; {asleep}; fg', "shell", sys.executable, FAKE, "chat"]
+    terminal = Terminal(shell, {"LOCALR1_HOME": str(tmp_path)})
+    try:
+        terminal.wait_for("❯")
+        terminal.type("count" + ENTER)
+        terminal.wait_for("3 4 5")
+        terminal.type("ahead" + CTRL_Z)
+        terminal.wait_for("❯ ahead")
+        above, _, below = terminal.text().partition("\n echo\nasleep\n")
+        assert "0 1 2" not in above and "0 1 2 3 4 5" in below
+        above, _, below = terminal.raw.partition("asleep")
+        assert re.findall(r"\x1b\[\?2004.", above)[-1] == "\x1b[?2004l" and "\x1b[?2004h" in below
+        assert not terminal.echoes
+        terminal.type(CTRL_C)
+        terminal.wait_for("interrupted")
+        terminal.type(CTRL_D)
+        assert terminal.leave() == 0 and terminal.left_as_found
+    finally:
+        terminal.close()
+
+
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
 def test_one_question_without_styles(start, variables):
     terminal = start("chat", "hello you", **variables)

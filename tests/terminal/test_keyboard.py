@@ -1,6 +1,7 @@
 import os
 import pty
 import select
+import signal
 import sys
 import termios
 import threading
@@ -63,6 +64,37 @@ def test_ctrl_c_throws_nothing_away_while_keys_are_heard():
             assert termios.tcgetattr(end)[3] & termios.NOFLSH
         assert termios.tcgetattr(end) == before
     os.close(main)
+
+
+def test_a_stop_finds_the_modes_as_they_were_and_they_are_set_again_whatever_it_left():
+    main, end = pty.openpty()
+    found, marks = [], []
+
+    def shell(signal_number, frame) -> None:
+        found.append(termios.tcgetattr(end))
+        marks.append(stdout.getvalue())
+        termios.tcsetattr(end, termios.TCSANOW, other)
+
+    before = termios.tcgetattr(end)
+    other = [*before[:3], before[3] & ~termios.ISIG, *before[4:]]
+    system = signal.signal(signal.SIGTSTP, shell)
+    try:
+        with open(end, closefd=False) as stdin, unechoed(stdin):
+            stdout = Stream()
+            with TypedAhead(stdin, stdout, lambda typed: None).listening():
+                within = termios.tcgetattr(end)
+                signal.raise_signal(signal.SIGTSTP)
+                assert termios.tcgetattr(end) == within
+                signal.raise_signal(signal.SIGTSTP)
+                assert termios.tcgetattr(end) == within
+        assert termios.tcgetattr(end) == before and signal.getsignal(signal.SIGTSTP) is shell
+    finally:
+        signal.signal(signal.SIGTSTP, system)
+        os.close(main)
+        os.close(end)
+    assert found == [before, before]
+    assert [mark[-8:] for mark in marks] == ["\x1b[?2004l"] * 2
+    assert stdout.getvalue() == "\x1b[?2004h\x1b[?2004l" * 3
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,18 @@ def test_settled_lines_stay_and_the_next_come_below():
     assert window.text() == ["done", "too", "next"]
 
 
+def test_cleared_lines_come_again_below_what_another_program_wrote_and_what_scrolled_off_does_not():
+    window = Window()
+    lines = [f"line {number}" for number in range(8)]
+    window.lines.draw(lines)
+    window.lines.clear()
+    assert window.text() == lines[:3]
+    window.take("another\n")
+    window.lines.draw([*lines, "more"])
+    window.lines.settle([*lines, "more"])
+    assert window.text() == [*lines[:3], "another", *lines[3:], "more"]
+
+
 def test_more_lines_than_the_window_scroll_off_and_come_once():
     window = Window()
     for count in range(1, 21):
