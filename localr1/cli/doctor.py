@@ -29,14 +29,10 @@ def run(environment: Environment, options: DoctorOptions) -> ExitStatus:
     if options.json:
         environment.stdout.write(json.dumps(to_record(hardware)) + "\n")
         return ExitStatus.OK
-    from rich.table import Table
+    from localr1.terminal.tables import labelled
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for label, value in rows(hardware):
-        table.add_row(label, visible(value))
-    environment.console(environment.stdout).print(table)
+    console = environment.console(environment.stdout)
+    console.print(labelled([(label, visible(value)) for label, value in rows(hardware)], console.width, wraps=1))
     findings = diagnose(hardware.facts, hardware.rates)
     for finding in findings:
         environment.status(f"{finding.weight}: {finding.what}", "red" if finding.weight == "wrong" else "yellow")

@@ -49,30 +49,25 @@ def _look(options: PlanOptions, engine: EngineOptions) -> "Progress[tuple[Subjec
 
 
 def _show(environment: Environment, subject: "Subject", foretold: "Forecast", notes: tuple[str, ...]) -> None:
-    from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
     from localr1.session.outlook import pace, reasons, summary, table
+    from localr1.terminal.tables import labelled
 
     chosen, console = foretold.plan, environment.console(environment.stdout)
     console.print(Text(visible(f"{subject.name}: {summary(foretold)}"), style="bold"))
     console.print()
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(ratio=1)
-    rows.add_column(justify="right", no_wrap=True)
-    rows.add_column(no_wrap=True)
-    for row in table(chosen):
-        rows.add_row(*row)
-    rows.add_row()
-    rows.add_row("writing an answer", *pace(foretold.decode_tokens_per_s))
-    rows.add_row("reading a prompt", *pace(foretold.prefill_tokens_per_s))
-    rows.add_row("the most that memory allows for an answer", *pace(foretold.floor_tokens_per_s))
-    rows.add_row()
-    rows.add_row("where the time for each token of an answer goes")
-    for what, seconds in reasons(foretold):
-        rows.add_row(Padding(what, (0, 0, 0, 2)), *_duration(seconds))
-    console.print(rows)
+    rows = [
+        *table(chosen),
+        ("",),
+        ("writing an answer", *pace(foretold.decode_tokens_per_s)),
+        ("reading a prompt", *pace(foretold.prefill_tokens_per_s)),
+        ("the most that memory allows for an answer", *pace(foretold.floor_tokens_per_s)),
+        ("",),
+        ("where the time for each token of an answer goes",),
+        *((f"  {what}", *_duration(seconds)) for what, seconds in reasons(foretold)),
+    ]
+    console.print(labelled(rows, console.width, wraps=0, justify=("left", "right", "left")))
     told = [*chosen.notes, *notes]
     if not chosen.measured and 0 < chosen.ram_experts < chosen.shape.expert_count:
         told.append(

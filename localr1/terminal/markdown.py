@@ -33,6 +33,9 @@ from localr1.terminal.visible import visible
 Colours = Literal["none", "standard", "256", "truecolor"]
 
 _WIDEST_PROSE = 100
+_FEWEST_CELLS = 4
+"""A column of a table has room for as many, or for all that is in it."""
+_BETWEEN = 3
 _CODE_THEME = "ansi_dark"
 _ASCII = str.maketrans("•─▌·", "*-|-")
 _THEME = Theme(
@@ -215,19 +218,36 @@ class _Item(ListItem):
 
 
 class _Table(TableElement):
-    """One rule under the head; cells are folded, never cut."""
+    """One rule under the head; cells are folded, never cut. Where the window has too little room for that, a row is a
+    few lines, a cell each."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, border_style="dim")
-        rows = self.body.rows if self.body is not None else []
-        head = self.header.row.cells if self.header is not None and self.header.row is not None else []
-        for cell in head:
-            heading = cell.content.copy()
+        body = [[cell.content for cell in row.cells] for row in (self.body.rows if self.body is not None else [])]
+        cells = self.header.row.cells if self.header is not None and self.header.row is not None else []
+        head = [cell.content.copy() for cell in cells]
+        for heading, cell in zip(head, cells, strict=True):
             heading.stylize("markdown.table.header")
             table.add_column(heading, overflow="fold", justify=cell.justify)
-        for row in rows:
-            table.add_row(*(cell.content for cell in row.cells))
-        yield table
+        for row in body:
+            table.add_row(*row)
+        columns = zip(head, *body, strict=False)
+        needed = sum(min(max(_widest(cell) for cell in column), _FEWEST_CELLS) + _BETWEEN for column in columns)
+        if needed - _BETWEEN <= options.max_width:
+            yield table
+        else:
+            yield from self._one_below_another(head, body or [[Text()] * len(head)])
+
+    def _one_below_another(self, head: list[Text], body: list[list[Text]]) -> Iterator[Text]:
+        for number, row in enumerate(body):
+            if number:
+                yield Text()
+            for heading, cell in zip(head, row, strict=False):
+                yield Text.assemble(heading, ": " if heading.plain else "", cell, overflow="fold")
+
+
+def _widest(cell: Text) -> int:
+    return max(map(cell_len, cell.plain.split("\n")))
 
 
 class _Prose(Markdown):

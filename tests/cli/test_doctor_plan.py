@@ -64,6 +64,17 @@ def test_plan_of_a_model_that_is_not_here(computer, localr1_command) -> None:
     assert f"{record['decode_tokens_per_s']:,.1f} tokens/s" in shown
 
 
+@pytest.mark.parametrize("columns", [20, 30, 60])
+def test_no_word_is_lost_in_a_narrow_window(computer, localr1_command, monkeypatch, columns) -> None:
+    wide = {command: words(localr1_command(*command.split()).out).split() for command in ("doctor", "plan v2-lite")}
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command, shown in wide.items():
+        narrow = localr1_command(*command.split(), tty="o").out
+        assert max(map(len, narrow.splitlines())) <= columns
+        lost = [word for word in shown if len(word) <= 16 and word not in narrow.split()]
+        assert lost == []
+
+
 def test_plan_of_another_computer(computer, localr1_command) -> None:
     half = json.loads(localr1_command("plan", "v2-lite", "--vram", "8GiB", "--json").out)
     assert half["device"] == "gpu" and half["gpu_bytes"] <= 8 << 30 and 0 < half["experts"]["gpu"] < 1664

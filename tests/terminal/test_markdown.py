@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 from pathlib import Path
 
 import pyte
@@ -42,6 +43,34 @@ def test_styles_are_of_each_line_alone():
 def test_code_keeps_its_characters():
     code = "def f():\n    return '**not bold**'  # <b>"
     assert lines(f"```python\n{code}\n```", 80)[1:] == code.split("\n")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_table_loses_nothing_in_a_window_of_any_width(rows):
+    for columns in range(1, 13):
+        cells = [
+            [f"{chr(97 + column)}{row}" * (1 + column % 3) for column in range(columns)] for row in range(rows + 1)
+        ]
+        head, *body = ["|" + "|".join(row) + "|" for row in cells]
+        table = "\n".join([head, "|" + "-|" * columns, *body])
+        for width in range(4, 90):
+            shown = lines(table, width)
+            lost = Counter("".join(map("".join, cells))) - Counter("".join(shown))
+            assert not lost, (columns, width)
+            assert max(map(cell_len, shown)) <= width
+
+
+def test_a_table_of_too_many_columns_is_a_few_lines_for_each_row():
+    assert lines("| |b|c|\n|-|-|-|\n|one|two||\n|three|four|five|", 12) == [
+        "one",
+        "b: two",
+        "c:",
+        "",
+        "three",
+        "b: four",
+        "c: five",
+    ]
+    assert lines("|a|b|\n|-|-|\n|1|2|", 12)[0].split() == ["a", "b"]
 
 
 def test_formulas_and_html_stay_as_they_are():

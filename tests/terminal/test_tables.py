@@ -8,7 +8,7 @@ from tests.terminal.fakes import environment, out
 ROWS = (("0", "10,023 tokens/s (5,452 to 10,399)", ""), ("1,024", "5,145 tokens/s", "a [red]word\x1b[2J"))
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 200])
 def test_nothing_is_lost_and_no_line_is_too_long(width, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     shown_on = environment(tty="o", NO_COLOR="1", TERM="dumb")
@@ -30,3 +30,15 @@ def test_values_without_headings_stand_beside_their_names_in_any_window(monkeypa
         shown_on, "nano", ("", ""), (("parameters", "4,387,280"), ("took", "0.8 % of what there is of time")), ()
     )
     assert [line.split() for line in out(shown_on).splitlines()][2] == ["parameters", "4,387,280"]
+
+
+def test_values_without_room_beside_their_names_stand_below_them(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "14")
+    shown_on = environment(tty="o", NO_COLOR="1", TERM="dumb")
+    show_table(shown_on, "nano", ("", ""), (("parameters", "4,387,280"), ("  took", "no time")), ())
+    assert [line.rstrip() for line in out(shown_on).splitlines()][2:6] == [
+        "parameters",
+        "  4,387,280",
+        "  took",
+        "    no time",
+    ]
