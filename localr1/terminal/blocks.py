@@ -10,7 +10,7 @@ from typing import Literal
 
 Kind = Literal["prose", "item", "heading", "code"]
 
-_FENCE = re.compile(r"( {0,3})(`{3,}|~{3,})[ \t]*([^`\n]*)$")
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*)$")
 _HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
 _ITEM = re.compile(r" {0,3}([-*+]|\d{1,9}[.)])(\s+\S|\s*$)")
 _RULE = re.compile(r" {0,3}([-*_])[ \t]*(\1[ \t]*){2,}$")
@@ -85,7 +85,7 @@ class BlockSplitter:
         if _UNDECIDED.match(partial) and not (self._fence and not partial.lstrip().startswith(self._fence[0])):
             partial = ""
         if self._fence:
-            return self._code([*self._lines, partial] if partial else self._lines)
+            return self._code([*self._lines, _outdented(partial, self._indent)] if partial else self._lines)
         lines = [*self._lines, partial] if partial else self._lines
         if not lines:
             return None
@@ -138,6 +138,8 @@ class BlockSplitter:
             if indented:
                 return True
             return not (self._lines[-1] == "" or _starts_block(line))
+        if _FENCE.match(line):
+            return False
         return indented or not _starts_block(line) or _is_underline(line)
 
     def _begin(self, line: str) -> None:
@@ -232,7 +234,7 @@ def code_blocks(text: str) -> list[str]:
 
 def _outdented(line: str, columns: int) -> str:
     """A line of code without the indentation of the fence that opened it."""
-    return line[min(columns, len(line) - len(line.lstrip(" "))) :]
+    return line[min(columns, len(line) - len(line.lstrip(" \t"))) :]
 
 
 def _kind(line: str) -> Kind:

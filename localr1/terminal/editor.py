@@ -87,7 +87,6 @@ def editor(
         key_bindings=_keys(),
         completer=_completer(commands, arguments),
         complete_while_typing=True,
-        reserve_space_for_menu=max(min(MENU_ROWS, environment.size()[1] - FEWEST_ROWS), 0),
         auto_suggest=AutoSuggestFromHistory(),
         history=_history(history_file),
         enable_history_search=False,
@@ -102,6 +101,10 @@ def editor(
         output=screen,
     )
 
+    def leave_room(app: object) -> None:
+        session.reserve_space_for_menu = max(min(MENU_ROWS, environment.size()[1] - FEWEST_ROWS), 0)
+
+    session.app.before_render += leave_room
     interrupts = _Interrupts()
 
     def read_message(beginning: str) -> str:

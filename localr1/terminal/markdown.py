@@ -12,6 +12,7 @@ from io import StringIO
 from typing import Literal
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from rich import box
 from rich.cells import cell_len, set_cell_size
@@ -37,6 +38,7 @@ _FEWEST_CELLS = 4
 """A column of a table has room for as many, or for all that is in it."""
 _BETWEEN = 3
 _CODE_THEME = "ansi_dark"
+_BREAK = re.compile(r"<br\s*/?>\s*", re.IGNORECASE)
 _ASCII = str.maketrans("•─▌·", "*-|-")
 _THEME = Theme(
     {
@@ -251,8 +253,8 @@ def _widest(cell: Text) -> int:
 
 
 class _Prose(Markdown):
-    """Markdown without HTML, links that hide where they go, entities (which could spell control characters) and
-    backslash escapes (which would eat the backslashes of formulas)."""
+    """Markdown without HTML but `<br>`, links that hide where they go, entities (which could spell control characters)
+    and backslash escapes (which would eat the backslashes of formulas)."""
 
     elements = Markdown.elements | {
         "heading_open": _Heading,
@@ -274,6 +276,17 @@ class _Prose(Markdown):
                     part.type = "hardbreak"
 
 
+def _line_break(state: StateInline, silent: bool) -> bool:
+    """`<br>`, the only HTML that is obeyed: models write it where a cell of a table has several lines."""
+    found = _BREAK.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        state.push("hardbreak", "br", 0)
+    state.pos = found.end()
+    return True
+
+
 _PARSER: MarkdownIt | None = None
 
 
@@ -284,4 +297,5 @@ def _parser() -> MarkdownIt:
         _PARSER.disable(["entity", "escape", "html_block", "html_inline", "image", "reference", "code", "autolink"])
         keep_formulas(_PARSER)
         between_wide_characters(_PARSER)
+        _PARSER.inline.ruler.push("line_break", _line_break)
     return _PARSER

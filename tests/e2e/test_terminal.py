@@ -65,6 +65,18 @@ def test_a_window_of_five_lines_has_a_prompt(start, columns):
     terminal.wait_for("turn 1.")
 
 
+def test_a_window_that_becomes_small_at_the_prompt_keeps_it(start):
+    terminal = start("chat")
+    terminal.wait_for("echo · RAM")
+    terminal.resize(80, 5)
+    for word in ("hello", " you"):
+        terminal.type(word)
+        terminal.wait_for(word)
+    assert "too small" not in terminal.raw
+    terminal.type(ENTER)
+    terminal.wait_for("turn 1.")
+
+
 def test_read_by_line_what_was_typed_ahead_is_shown_and_no_byte_ends_it(start):
     terminal = start("chat", "--plain")
     terminal.wait_for("❯")

@@ -120,6 +120,16 @@ def test_code_in_an_item_has_the_label_that_copy_knows_it_by():
     assert shown == ["code · /copy 1", "one", "1. Do:", "sh · /copy 2", "ls -l", "2. and:", "code · /copy 3", "three"]
 
 
+def test_breaks_in_html_are_line_breaks_but_in_code():
+    assert lines("one<br>two<BR/> three <br />\nfour `<br>` <break>", 80) == [
+        "one",
+        "two",
+        "three",
+        "four <br> <break>",
+    ]
+    assert [line.split() for line in lines("|a|b|\n|-|-|\n|1<br>2|3|", 80)[2:]] == [["1", "3"], ["2"]]
+
+
 def test_open_emphasis_of_the_live_block_is_closed():
     live = Layout("standard").block(Block("prose", "so **bo"), 80, live=True)
     assert live == ["so \x1b[1mbo\x1b[0m"]
