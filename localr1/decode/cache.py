@@ -30,7 +30,8 @@ def never() -> bool:
 
 def _rows(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     try:
-        return torch.empty(*shape, dtype=dtype, device=device)
+        with torch.inference_mode(False):  # or they could not be restored outside it
+            return torch.empty(*shape, dtype=dtype, device=device)
     except RuntimeError as error:
         if device.type != "cpu":
             raise

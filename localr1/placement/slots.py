@@ -136,6 +136,15 @@ class ExpertSlots:
 
         Raises what a copy raised.
         """
+        failure = self._let_in(wait)
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # it holds this frame, and the slots
+
+    def _let_in(self, wait: bool) -> BaseException | None:
+        """What the first of the copies that failed raised."""
         ended = [one for one in self._arrivals if wait or one.copied.done()]
         self._arrivals = [one for one in self._arrivals if one not in ended]  # a copy that failed is told of once
         failures = []
@@ -145,8 +154,7 @@ class ExpertSlots:
             else:
                 self._free.append(arrival.row)
                 failures.append(failure)
-        if failures:
-            raise failures[0]
+        return next(iter(failures), None)
 
     def shrink(self, count: int) -> None:
         """Give memory back: keep as many experts. ValueError when nothing would change.
@@ -168,8 +176,10 @@ class ExpertSlots:
 
     def close(self) -> None:
         """Let what is under way arrive, and end the copying thread."""
-        self.finish(wait=True)
-        self._copier.close()
+        try:
+            self.finish(wait=True)
+        finally:
+            self._copier.close()
 
     def _place(self, expert: Expert, row: int) -> int:
         """Name an expert's row, -1 for none, to the kernels and to the CPU; the row it had."""

@@ -157,8 +157,10 @@ class SplitBank:
 
     def close(self) -> None:
         """End the threads that copy, and wait for what they are at."""
-        self.slots.close()
-        self._streamer.close()
+        try:
+            self.slots.close()
+        finally:
+            self._streamer.close()
 
     def _few(
         self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None

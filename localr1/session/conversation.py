@@ -111,7 +111,9 @@ class Conversation:
 
         Raises LocalR1Error where it is missing or not this conversation's; then all is read again when it is needed.
         """
-        snapshot.load(path, self._held())
+        for _ in self._come_back():
+            pass
+        self.engine.with_room(lambda: snapshot.load(path, self._held()))
         said = self._said()
         return self._cache.shared(said), len(said)
 
@@ -225,9 +227,8 @@ class Conversation:
     def _answer(self, turn: Turn) -> Iterator[Event]:
         """Run the turn and keep what it answers, however it ends."""
         self._last = turn
-        if self.engine.on_gpu is not None and not self.engine.on_gpu.here:
-            yield LoadProgress(f"loading {self.engine.name} again")
         try:
+            yield from self._come_back()
             for event in self._turn(turn):
                 if isinstance(event, AnswerText):
                     turn.answer.append(event.text)
@@ -236,6 +237,13 @@ class Conversation:
             self.transcript.replace_answer("".join(turn.answer).strip())
             if self.engine.routing is not None:
                 self.engine.routing.save()
+
+    def _come_back(self) -> Iterator[Event]:
+        """Have the model on the GPU again that made way for another."""
+        on_gpu = self.engine.on_gpu
+        if on_gpu is not None and not on_gpu.here:
+            yield LoadProgress(f"loading {self.engine.name} again")
+            on_gpu.come_back()
 
     def _prompt(self) -> Generator[Event, None, Prompt]:
         """The conversation as tokens, with the oldest turns dropped where the policy says so."""
@@ -291,7 +299,7 @@ class Conversation:
         yield from _texts(turn.splitter.flush())
         if self.engine.notice != self._noticed:
             self._noticed = self.engine.notice
-            yield Notice(self._noticed)
+            yield from (Notice(text) for text in (self._noticed,) if text)
         yield turn.end(self._cache.capacity)
 
     def _leg(self, turn: Turn) -> Iterator[Event]:

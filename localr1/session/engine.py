@@ -1,6 +1,6 @@
 """A loaded model: the store's parts, the maths built from them, the tokenizer and the settings in force."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,6 +124,10 @@ class Engine:
             return RowCache(layers, width, capacity, dtype, first_layer, latent=latent)
         device = self.on_gpu.device
         return self.on_gpu.new_cache(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
+
+    def with_room(self, run: Callable[[], T]) -> T:
+        """Run what needs memory: where a GPU's runs short, again when experts have made room."""
+        return run() if self.on_gpu is None else self.on_gpu.with_room(run)
 
     def converse(self, sampling: SamplingOptions, options: ConversationOptions) -> "Conversation":
         """A new conversation with this model."""

@@ -231,7 +231,10 @@ def translated(run: Callable[[], T]) -> T:
             raise torch.OutOfMemoryError(str(error)) from None
         if (told := _device_error(error)) is None:
             raise
-        raise told from error
+        try:
+            raise told from error
+        finally:
+            del told  # it holds this frame, and the model whose step failed
 
 
 def _device_error(error: Exception) -> LocalR1Error | None:

@@ -238,19 +238,27 @@ class GpuModel:
         running, self._running = self._running, None
         assert self._again is not None, "a model that could not come back"
         if running is not None and running.parts.placed.bank is not None:
-            running.parts.placed.bank.close()
+            with suppress(RuntimeError):  # of experts on their way, whose place goes
+                running.parts.placed.bank.close()
         for cache in self.caches:
             cache.release()
 
+    @torch.inference_mode(False)
+    def come_back(self) -> None:
+        """Have the parts on the device again, if the model made way. Raises LocalR1Error."""
+        if self._running is not None:
+            return
+        assert self._again is not None
+        parts = self._again()
+        if parts is None:
+            raise OutOfMemoryError(
+                "the GPU has no room left for the model that made way for another", "start localr1 again"
+            )
+        self._left, self._running = parts.left, _Running(parts, self._record)
+
     def _run_by(self) -> _Running:
-        if self._running is None:
-            assert self._again is not None
-            parts = self._again()
-            if parts is None:
-                raise OutOfMemoryError(
-                    "the GPU has no room left for the model that made way for another", "start localr1 again"
-                )
-            self._left, self._running = parts.left, _Running(parts, self._record)
+        self.come_back()
+        assert self._running is not None
         return self._running
 
     def _make_room(self) -> None:

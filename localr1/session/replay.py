@@ -133,11 +133,10 @@ class Replayer:
             if cache.should_stop():
                 raise Stopped
             return step.replay(inputs, cache.length)
+        if self._every:
+            self._try_others(inputs, cache)  # first, since they write to the same rows of the cache
         results = self._run(*inputs, cache)
-        if not self.given_up:
-            self._try(inputs, cache, results)
-            if self._every:
-                self._try_others(inputs, cache)
+        self._try(inputs, cache, results)
         return results
 
     @property
@@ -155,33 +154,45 @@ class Replayer:
         self._steps, self._cache = {}, None
 
     def _try(self, inputs: Tensors, cache: RowCache, wanted: Tensors) -> None:
-        """Record this step; keep it if a replay gives what the eager step gave. Nothing is committed by either."""
-        self._rotary.rows(cache.capacity - 1, 1)  # the table does not grow in a recording
+        """Record this step, whose results are `wanted`, unless that was given up. Nothing is committed.
+
+        Raises when memory runs out, where experts can make room.
+        """
+        if self.given_up:
+            return
         try:
             with self._still():
-                step = self._recorded(inputs, cache)
-                difference = largest_difference(step.replay(inputs, cache.length), wanted)
+                self._keep(inputs, cache, wanted)
         except RuntimeError as error:
             if not out_of_memory(error):
                 self.given_up = f"a step could not be recorded: {error}"
             elif self._bank is not None and self._bank.slots.count > LEAST_ROWS:
-                raise  # experts can make room
+                raise
             else:
                 self.given_up = "there is no memory for a recorded step"
-            return
+
+    def _try_others(self, inputs: Tensors, cache: RowCache) -> None:
+        """The same for all other numbers of tokens, with the first row of the inputs over and over; as far as there is
+        memory for them."""
+        try:
+            with self._still():
+                for rows in range(1, min(FEW, cache.capacity - cache.length) + 1):
+                    if rows not in (*self._steps, len(inputs[0])) and not self.given_up:
+                        repeated = tuple(one[:1].repeat(rows, *(1 for _ in one.shape[1:])) for one in inputs)
+                        self._keep(repeated, cache, self._run(*repeated, cache))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                self.given_up = f"a step could not be recorded: {error}"
+
+    def _keep(self, inputs: Tensors, cache: RowCache, wanted: Tensors) -> None:
+        """Record a step and keep it if a replay gives what the eager step gave."""
+        self._rotary.rows(cache.capacity - 1, 1)  # the table does not grow in a recording
+        step = self._recorded(inputs, cache)
+        difference = largest_difference(step.replay(inputs, cache.length), wanted)
         if difference < TOLERANCE:
             self._steps[len(inputs[0])] = step
         else:
             self.given_up = f"a recorded step differed from the eager one by {difference:.2g} of its largest value"
-
-    def _try_others(self, inputs: Tensors, cache: RowCache) -> None:
-        """The same for all other numbers of tokens, with the first row of the inputs over and over."""
-        for rows in range(1, min(FEW, cache.capacity - cache.length) + 1):
-            if rows not in self._steps and not self.given_up:
-                repeated = tuple(one[:1].repeat(rows, *(1 for _ in one.shape[1:])) for one in inputs)
-                with self._still():
-                    wanted = self._run(*repeated, cache)
-                self._try(repeated, cache, wanted)
 
     def _still(self) -> AbstractContextManager[None]:
         """Or experts move in between."""

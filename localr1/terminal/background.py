@@ -106,7 +106,10 @@ class Background:
                 if isinstance(reply, _End):
                     return reply.value
                 if isinstance(reply, BaseException):
-                    raise reply
+                    try:
+                        raise reply
+                    finally:
+                        del reply  # it holds this frame, and whatever failed: a model, perhaps
                 if isinstance(reply, _Hurry):
                     deadline_s = deadline_s or time.monotonic() + PATIENCE_S
                 else:

@@ -6,8 +6,11 @@ real ones are in `test_cuda.py`.
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,13 +33,14 @@ from localr1.placement.bank import CpuBank
 from localr1.placement.forecast import Forecast
 from localr1.placement.linear import StoreWeights
 from localr1.placement.plan import CONTEXT_BYTES
-from localr1.placement.slots import ExpertSlots
+from localr1.placement.slots import Arrival, ExpertSlots
 from localr1.placement.split import FEW
 from localr1.session import engine, gpu
 from localr1.session.conversation import Conversation
 from localr1.session.gpu_model import GpuModel, Parts
 from localr1.session.outlook import RESERVED_VRAM_BYTES, expectation
 from localr1.session.replay import Tensors
+from localr1.terminal.background import Background
 from localr1.weights.store import Store
 from tests import tiny
 from tests.placement.test_cpu import stored
@@ -142,21 +146,23 @@ def test_the_first_step_of_a_number_of_tokens_is_recorded_and_all_others_are_rep
     assert replays == [3, 1, 3, 1, 3, 1], "at first beside the eager step"
 
 
-def guessing(slots: int, record: object) -> tuple[GpuModel, Speculation, Callable[[], list[int]]]:
+def guessing(
+    slots: int, record: object, prompt: str = QUESTION, most: int = 40
+) -> tuple[GpuModel, Speculation, Callable[[], list[int]]]:
     """nano with its MTP layer, asked for two guesses a step; each call says what comes after the same prompt."""
     store, config = Store(NANO), registry.read_config(NANO)
     placed = gpu.place(config, store, True, CPU, all_experts(config)[:slots])
     decoder = registry.build(config, placed.weights, placed.bank)
     mtp = registry.build_mtp(config, placed.weights, placed.bank, decoder)
     model = GpuModel(Parts(placed, decoder, mtp), record=record)
-    prompt = engine.Tokenizer.open(NANO).encode_text(QUESTION)
+    tokens = engine.Tokenizer.open(NANO).encode_text(prompt)
     cache = RowCache(config.cache_layers, config.cache_width, 128, torch.float32)
     own_cache = RowCache(1, config.cache_width, 128, torch.float32, config.num_layers)
     speculation = Speculation(MtpDrafter(model, own_cache), FixedDepth(2))
 
     def say() -> list[int]:
         sampler = Sampler(Sampling(temperature=0))
-        items = generate(model, cache, prompt, sampler, stop_ids=(), max_tokens=40, speculation=speculation)
+        items = generate(model, cache, tokens, sampler, stop_ids=(), max_tokens=most, speculation=speculation)
         return [item.id for item in items if isinstance(item, Token)]
 
     return model, speculation, say
@@ -181,6 +187,35 @@ def test_replayed_guesses_are_those_of_an_mtp_layer_that_is_not_replayed(slots: 
     first = list(range(1, FEW + 1))
     assert sorted(rows[:FEW]) == first, "all numbers of pairs are recorded with the first guess"
     assert len(rows) > FEW + replayed.counts.steps and set(rows[FEW:]) <= {1, 2, 3}
+
+
+def test_recording_guesses_leaves_the_rows_of_the_first_as_they_are() -> None:
+    """Others are tried where its rows lie; of a short prompt it is of several pairs."""
+    rows = []
+    for record in (None, Again):
+        model, speculation, say = guessing(32, record, prompt="Count to ten", most=3)
+        said = say()
+        rows.append((said, speculation.snapshot()))
+        assert record is None or sum(1 for _ in model.replayers[1].recordings) == FEW
+    assert rows[0][0] == rows[1][0]
+    torch.testing.assert_close(rows[0][1], rows[1][1])
+
+
+@pytest.mark.parametrize("slots", [1, 32])
+def test_guesses_of_sizes_that_nobody_asked_for_cost_no_experts(slots: int) -> None:
+    model, _, say = guessing(slots, Again)
+    _, _, say_undisturbed = guessing(slots, None)
+    run = model.replayers[1]._run
+
+    def full_from_five(token_T: torch.Tensor, *rest: object) -> Tensors:
+        if 4 < len(token_T) <= FEW:
+            raise torch.OutOfMemoryError("full")
+        return run(token_T, *rest)
+
+    model.replayers[1]._run = full_from_five
+    assert say() == say_undisturbed()
+    assert model.bank is not None and model.bank.slots.count == slots and not model.notice
+    assert sum(1 for _ in model.replayers[1].recordings) == 4
 
 
 def test_memory_that_runs_out_in_a_guess_makes_experts_leave() -> None:
@@ -570,6 +605,73 @@ def test_a_model_that_made_way_comes_back_when_it_is_used(a_gpu: None, speculate
     assert said[0] == LoadProgress("loading nano again") and said[1:] == wanted[1] and opened.on_gpu.here
     opened.on_gpu.make_way()
     opened.on_gpu.make_way()
+
+
+def test_what_a_model_did_before_it_can_do_when_it_has_come_back(a_gpu: None, tmp_path: Path) -> None:
+    """Have a kept cache, also while it is away, and let experts leave for another cache; and it says nothing anew."""
+    opened = engine._open("nano", NANO, EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate="mtp"))
+    talk = opened.converse(GREEDY, ConversationOptions())
+    list(talk.ask(QUESTION))
+    assert opened.on_gpu is not None and talk.keep(tmp_path / "kept") > 0
+    opened.on_gpu._left = "of before"
+    list(talk.go_on())
+    for asked in (True, False):
+        opened.on_gpu.make_way()
+        events = list(talk.ask("And 3 + 4?")) if asked else []
+        assert Notice("") not in events
+        talk.resume([(QUESTION, talk.transcript.turns[0].content)])
+        held, _ = talk.recall(tmp_path / "kept")
+        assert held > 0 and opened.on_gpu.here
+    errors = iter([torch.OutOfMemoryError("full")])
+
+    def make() -> RowCache:
+        for error in errors:
+            raise error
+        return cache_for(opened.config)
+
+    opened.on_gpu.new_cache(make)
+    assert opened.on_gpu.bank is not None and not opened.on_gpu.bank.slots.holds_all
+
+
+def test_experts_that_fail_on_their_way_keep_nobody_from_making_way(a_gpu: None) -> None:
+    opened = engine._open("nano", NANO, EngineOptions(vram="2GiB", ram="8GiB", context=256))
+    talk = opened.converse(GREEDY, ConversationOptions())
+    list(talk.ask(QUESTION))
+    assert opened.on_gpu is not None and opened.on_gpu.bank is not None
+    slots, failed = opened.on_gpu.bank.slots, Future[None]()
+    failed.set_exception(torch.OutOfMemoryError("full"))
+    slots._arrivals = [Arrival((1, 0), 0, failed)]
+    copier, streamer = slots._copier._thread, opened.on_gpu.bank._streamer
+    opened.on_gpu.make_way()
+    assert copier._shutdown and streamer._thread._shutdown and not opened.on_gpu.here
+    assert list(talk.ask(QUESTION))
+
+
+@pytest.mark.parametrize(("kind", "words"), [(RuntimeError, "CUDA error: device lost"), (UsageError, "no choice")])
+def test_what_failed_to_load_leaves_its_memory_without_a_garbage_collection(kind: type[Exception], words: str) -> None:
+    """What is loaded is hidden from those, so a cycle of an error and its frames would hold a model to the end."""
+
+    class Model:
+        pass
+
+    models: list[weakref.ref[Model]] = []
+
+    def load() -> Iterator[Event]:
+        model = Model()
+        models.append(weakref.ref(model))
+        yield LoadProgress("loading")
+        gpu.translated(partial(fail, model))
+
+    def fail(model: Model) -> None:
+        raise kind(words)
+
+    gc.disable()
+    try:
+        with suppress(LocalR1Error):
+            list(Background().run(load()))
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_model_that_cannot_come_back_says_so(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
