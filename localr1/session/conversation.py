@@ -18,7 +18,7 @@ from localr1.chat.transcript import Message, Transcript
 from localr1.decode.generate import Finished, Token, generate
 from localr1.decode.sampling import Sampler, Sampling
 from localr1.errors import ContextError, UsageError
-from localr1.events import AnswerText, Event, LoadProgress, Notice, PrefillProgress, ReasoningText
+from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText
 from localr1.hub.cache import weights_id
 from localr1.options import ConversationOptions, SamplingOptions
 from localr1.session import snapshot
@@ -111,7 +111,7 @@ class Conversation:
 
         Raises LocalR1Error where it is missing or not this conversation's; then all is read again when it is needed.
         """
-        for _ in self._come_back():
+        for _ in self.engine.come_back():
             pass
         self.engine.with_room(lambda: snapshot.load(path, self._held()))
         said = self._said()
@@ -228,7 +228,7 @@ class Conversation:
         """Run the turn and keep what it answers, however it ends."""
         self._last = turn
         try:
-            yield from self._come_back()
+            yield from self.engine.come_back()
             for event in self._turn(turn):
                 if isinstance(event, AnswerText):
                     turn.answer.append(event.text)
@@ -237,13 +237,6 @@ class Conversation:
             self.transcript.replace_answer("".join(turn.answer).strip())
             if self.engine.routing is not None:
                 self.engine.routing.save()
-
-    def _come_back(self) -> Iterator[Event]:
-        """Have the model on the GPU again that made way for another."""
-        on_gpu = self.engine.on_gpu
-        if on_gpu is not None and not on_gpu.here:
-            yield LoadProgress(f"loading {self.engine.name} again")
-            on_gpu.come_back()
 
     def _prompt(self) -> Generator[Event, None, Prompt]:
         """The conversation as tokens, with the oldest turns dropped where the policy says so."""

@@ -125,6 +125,12 @@ class Engine:
         device = self.on_gpu.device
         return self.on_gpu.new_cache(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
 
+    def come_back(self) -> Iterator[Event]:
+        """Have the model on the GPU again, where it made way for another."""
+        if self.on_gpu is not None and not self.on_gpu.here:
+            yield LoadProgress(f"loading {self.name} again")
+            self.on_gpu.come_back()
+
     def with_room(self, run: Callable[[], T]) -> T:
         """Run what needs memory: where a GPU's runs short, again when experts have made room."""
         return run() if self.on_gpu is None else self.on_gpu.with_room(run)
