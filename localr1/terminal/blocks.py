@@ -127,6 +127,7 @@ class BlockSplitter:
                 self._inner_codes[-1].append("")
         else:
             self._finish()
+        self._formula_end = ""
         self._blank = True
 
     def _goes_on(self, line: str) -> bool:

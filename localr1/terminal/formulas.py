@@ -25,7 +25,7 @@ def keep_formulas(parser: MarkdownIt) -> None:
 
 
 def _on_own_lines(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    """A paragraph that goes on to the formula's end, whatever its lines begin with."""
+    """A paragraph that goes on to the formula's end, or to a blank line, whatever its lines begin with."""
     lines = [_line(state, first)]
     closing = FORMULA_ENDS.get(lines[0][:2])
     if closing is None:
@@ -35,6 +35,8 @@ def _on_own_lines(state: StateBlock, first: int, end: int, silent: bool) -> bool
     rest = lines[0][2:]
     while closing not in rest and first + len(lines) < end:
         rest = _line(state, first + len(lines))
+        if not rest.strip():
+            break
         lines.append(rest)
     state.line = first + len(lines)
     state.push("paragraph_open", "p", 1).map = [first, state.line]

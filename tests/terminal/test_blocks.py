@@ -147,6 +147,7 @@ def test_nothing_in_a_formula_on_lines_of_its_own_starts_a_block():
         assert [block.text for block in split(f"So:\n{text}\n- an item\n\nend")] == [f"So:\n{text}", "- an item", "end"]
         assert [block.kind for block in split(f"{opening} x {closing}\n- an item")] == ["prose", "item"]
     assert [block.kind for block in split("$$ never closed\n\n- an item")] == ["prose", "item"]
+    assert [block.kind for block in split("- a\n  $$\n  never closed\n\n- b\n\nc")] == ["item", "item", "prose"]
 
 
 @given(st.lists(st.integers(0, len(ANSWER)), max_size=30))

@@ -101,6 +101,12 @@ def test_a_formula_in_an_item_stays_in_it():
     ]  # fmt: skip
 
 
+def test_a_formula_that_is_never_closed_ends_with_a_blank_line():
+    assert lines("1. a:\n   \\[\n   x = 3*4\n\n   - *b*\n2. c", 80) == [
+        " 1. a:", "    \\[", "    x = 3*4", "     • b", " 2. c"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
