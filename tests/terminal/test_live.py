@@ -152,7 +152,7 @@ def test_of_a_block_longer_than_a_window_that_changes_no_word_is_lost(reflows, w
     """Lines come while nothing is drawn, as where a window is pulled. In another height each word is there once; a
     terminal that does not break lines anew cuts off by itself what is too wide for it."""
     chance = random.Random(11)
-    for _ in range(100):
+    for _ in range(40):
         window, words = Window(24, 8, reflows), [f"<w{number:03}>" for number in range(160)]
         for end in range(4, 160, 4):
             window.lines.draw(textwrap.wrap(" ".join(words[:end]), window.screen.columns))
