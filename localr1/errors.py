@@ -1,7 +1,8 @@
 """What can go wrong that a person can do something about.
 
-Owns the error type, its few kinds and their exit statuses. Every error carries one line that says what happened with
-the values in it, and a hint that says what to do next. They are caught in one place, `localr1.cli.app.main`.
+Owns the error type, its few kinds and their exit statuses, and what all rooms ask of disks, folders and words to say
+it. Every error carries one line that says what happened with the values in it, and a hint that says what to do next.
+They are caught in one place, `localr1.cli.app.main`.
 """
 
 import difflib

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localr1.cli.start import load
+from localr1.cli.usage import check_text
 from localr1.errors import ContextError, ExitStatus, LocalR1Error, NotFoundError, UsageError
 from localr1.events import TurnEnd
 from localr1.options import (
@@ -130,7 +131,7 @@ def _talk(
 
 def _check(environment: Environment, chat: ChatOptions, options: ConversationOptions, question: str) -> None:
     """What can be refused before anything slow begins."""
-    _check_encodable(question)
+    check_text(question, "the question")
     if not question and (chat.json or not environment.interactive):
         raise UsageError("there is nothing to ask", 'give a question: localr1 chat "What is 347 + 85?"')
     if options.json_schema is not None or options.grammar is not None:
@@ -304,14 +305,3 @@ def _looks_like_model(word: str) -> bool:
         or ("/" in word and is_there(Path(word)))
         or any(is_there(Path(word) / file) for file in ("config.json", "manifest.json"))
     )
-
-
-def _check_encodable(question: str) -> None:
-    """Arguments that are not text arrive as lone surrogates, which no tokenizer takes."""
-    try:
-        question.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"the question holds bytes that are not text, at character {error.start}",
-            "check the terminal's encoding, or pass the text through a pipe in UTF-8",
-        ) from None

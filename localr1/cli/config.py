@@ -13,6 +13,7 @@ from typing import Any
 
 import platformdirs
 
+from localr1.cli.usage import check_text
 from localr1.errors import AccessError, DiskError, ExitStatus, UsageError, expanded, meant
 from localr1.options import ConfigOptions, ConversationOptions, EngineOptions, SamplingOptions, TerminalOptions
 from localr1.terminal.environment import Environment
@@ -118,8 +119,7 @@ def _get(environment: Environment, path: Path, name: str) -> None:
 def _set(environment: Environment, path: Path, name: str, text: str) -> None:
     name = name.replace("-", "_")
     record = _record_of(name)
-    if not _is_text(text):
-        raise UsageError(f"the value of {name} holds bytes that are no text", "check the terminal's encoding")
+    check_text(text, f"the value of {name}")
     values = read_config(path, leave_out=name)
     default = next(field.default for field in dataclasses.fields(record) if field.name == name)
     value = default if text == "default" else read_value(record, name, text)
@@ -136,15 +136,6 @@ def _set(environment: Environment, path: Path, name: str, text: str) -> None:
         kind = AccessError if isinstance(error, PermissionError) else DiskError
         raise kind(f"cannot write {path}: {error.strerror}", "see whether the folder may be written") from error
     environment.status(f"{name} is {'the default' if value == default else _text(value)}, in {path}", "dim")
-
-
-def _is_text(value: str) -> bool:
-    """Arguments that are not text arrive as lone surrogates, which no file takes."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _path(environment: Environment, path: Path) -> None:

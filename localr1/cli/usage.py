@@ -11,6 +11,17 @@ import typer
 from localr1.errors import UsageError, meant
 
 
+def check_text(value: str, what: str) -> None:
+    """Refuse what is not text, which arrives as lone surrogates: no tokenizer and no file takes them."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} holds bytes that are not text, at character {error.start}",
+            "check the terminal's encoding, or pass the text through a pipe in UTF-8",
+        ) from None
+
+
 def usage_error(refusal: typer.TyperException, commands: Collection[str], words: Sequence[str]) -> UsageError:
     """The refusal of these words, of which one may name one of the commands."""
     name = next((word for word in words if not word.startswith("-")), "")

@@ -16,7 +16,7 @@ from localr1.chat.thinking import CLOSING, Piece, ThinkBudget, ThoughtSplitter
 from localr1.chat.tokenizer import SHOWN_TAGS
 from localr1.chat.transcript import Message, Transcript
 from localr1.decode.generate import Finished, Token, generate
-from localr1.decode.sampling import Sampler, Sampling
+from localr1.decode.sampling import Sampler
 from localr1.errors import ContextError, UsageError
 from localr1.events import AnswerText, Event, Notice, PrefillProgress, ReasoningText
 from localr1.hub.cache import weights_id
@@ -66,7 +66,7 @@ class Conversation:
         self._form, self.options = form, options
         self.transcript.set_system(options.system)
         self._wanted = sampling
-        self._sampler = Sampler(_settle(sampling, self.engine.recommended))
+        self._sampler = Sampler(self.engine.sampling(sampling))
 
     def sampling(self) -> SamplingOptions:
         """The settings in force, with the model's recommendation where nothing else was wanted."""
@@ -292,7 +292,8 @@ class Conversation:
         yield from _texts(turn.splitter.flush())
         if self.engine.notice != self._noticed:
             self._noticed = self.engine.notice
-            yield from (Notice(text) for text in (self._noticed,) if text)
+            if self._noticed:
+                yield Notice(self._noticed)
         yield turn.end(self._cache.capacity)
 
     def _leg(self, turn: Turn) -> Iterator[Event]:
@@ -335,18 +336,3 @@ class Conversation:
 def _texts(pieces: list[Piece]) -> Iterator[Event]:
     for piece in pieces:
         yield ReasoningText(piece.text) if piece.kind == "reasoning" else AnswerText(piece.text)
-
-
-def _settle(wanted: SamplingOptions, recommended: Sampling) -> Sampling:
-    """The user's settings over the recommended ones."""
-
-    def pick(value: float | None, otherwise: float) -> float:
-        return otherwise if value is None else value
-
-    return Sampling(
-        temperature=pick(wanted.temperature, recommended.temperature),
-        top_p=pick(wanted.top_p, recommended.top_p),
-        top_k=int(pick(wanted.top_k, recommended.top_k)),
-        min_p=pick(wanted.min_p, recommended.min_p),
-        seed=wanted.seed,
-    )

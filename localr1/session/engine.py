@@ -125,6 +125,12 @@ class Engine:
         device = self.on_gpu.device
         return self.on_gpu.new_cache(lambda: RowCache(layers, width, capacity, dtype, first_layer, device))
 
+    def sampling(self, wanted: SamplingOptions) -> Sampling:
+        """The user's settings over the recommended ones."""
+        given = {name: getattr(wanted, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        chosen = replace(self.recommended, **{name: value for name, value in given.items() if value is not None})
+        return replace(chosen, top_k=int(chosen.top_k), seed=wanted.seed)
+
     def come_back(self) -> Iterator[Event]:
         """Have the model on the GPU again, where it made way for another."""
         if self.on_gpu is not None and not self.on_gpu.here:

@@ -16,6 +16,7 @@ from localr1.terminal.environment import Environment
 from localr1.terminal.keyboard import TypedLines
 
 if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
     from prompt_toolkit.history import History
@@ -101,10 +102,7 @@ def editor(
         output=screen,
     )
 
-    def leave_room(app: object) -> None:
-        session.reserve_space_for_menu = max(min(MENU_ROWS, environment.size()[1] - FEWEST_ROWS), 0)
-
-    session.app.before_render += leave_room
+    session.app.before_render += lambda app: _leave_room(session, environment)
     interrupts = _Interrupts()
 
     def read_message(beginning: str) -> str:
@@ -118,6 +116,11 @@ def editor(
         return message
 
     return read_message
+
+
+def _leave_room(session: "PromptSession[str]", environment: Environment) -> None:
+    """For a menu below the message, as far as the window has it."""
+    session.reserve_space_for_menu = max(min(MENU_ROWS, environment.size()[1] - FEWEST_ROWS), 0)
 
 
 def is_open(text: str) -> bool:

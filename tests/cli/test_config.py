@@ -39,7 +39,7 @@ def test_any_text_is_kept_as_it_is(settings, localr1_command, text):
 
 def test_what_is_no_text_is_refused_before_anything_is_written(settings, localr1_command):
     outcome = localr1_command("config", "set", "system", "bad \udcff byte")
-    assert outcome.status == 2 and "no text" in outcome.err and not settings.exists()
+    assert outcome.status == 2 and "not text, at character 4" in outcome.err and not settings.exists()
 
 
 def test_a_file_that_an_editor_marked_as_utf_8_is_read(settings, localr1_command):
