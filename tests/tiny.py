@@ -18,6 +18,7 @@ from torch import Tensor
 from localr1.model.config import ModelConfig
 from localr1.model.linear import FusedParts
 from localr1.model.registry import Model, build, parse_config
+from localr1.placement.linear import added, one_by_one
 from localr1.placement.ops import CpuOps, as_numpy
 
 MLA = {
@@ -202,11 +203,14 @@ class FloatWeights:
 
     def linear(self, prefix: str):
         weight, bias = self.tensor(f"{prefix}.weight"), self.state.get(f"{prefix}.bias")
-        return lambda x_TD: F.linear(x_TD, weight, bias)
+        return lambda x_TD, onto_TO=None: added(F.linear(x_TD, weight, bias), onto_TO)
+
+    def linears(self, prefixes):
+        return one_by_one([self.linear(prefix) for prefix in prefixes])
 
     def feed_forward(self, prefix: str):
         gate, up, down = (self.linear(f"{prefix}.{name}_proj") for name in ("gate", "up", "down"))
-        return lambda x_TD: down(F.silu(gate(x_TD)) * up(x_TD))
+        return lambda x_TD, onto_TD=None: down(F.silu(gate(x_TD)) * up(x_TD), onto_TD)
 
     def embedding(self, prefix: str):
         weight = self.tensor(f"{prefix}.weight")
@@ -219,13 +223,13 @@ class FloatExperts:
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.weights = FloatWeights(state)
 
-    def run(self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside=None) -> Tensor:
+    def run(self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside=None, onto_TD=None):
         out_TD = torch.zeros_like(hidden_TD)
         for expert in expert_TK.unique().tolist():
             token, slot = (expert_TK == expert).nonzero(as_tuple=True)
             feed_forward = self.weights.feed_forward(f"model.layers.{layer}.mlp.experts.{expert}")
             out_TD.index_add_(0, token, feed_forward(hidden_TD[token]) * weight_TK[token, slot, None])
-        return out_TD if beside is None else out_TD + beside(hidden_TD)
+        return added(out_TD, None if beside is None else beside(hidden_TD), onto_TD)
 
 
 @dataclass
@@ -238,17 +242,17 @@ class FloatCache:
     layers: dict[int, Tensor] = field(default_factory=dict)
 
     def rows(self, layers: range, new: int):
-        rows_LSW = torch.stack([self._room(layer, new) for layer in layers])
+        rows_LSW = torch.stack([self.room(layer, new) for layer in layers])
         self.layers |= zip(layers, rows_LSW, strict=True)
         return as_numpy(rows_LSW)
 
-    def _room(self, layer: int, new: int) -> Tensor:
+    def room(self, layer: int, new: int) -> Tensor:
         kept = self.layers.get(layer, torch.empty(0, self.width, dtype=self.dtype))[: self.length]
         self.layers[layer] = torch.cat((kept, torch.full((new, self.width), float("nan"), dtype=self.dtype)))
         return self.layers[layer]
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
-        rows_SW = self._room(layer, len(row_TW))
+        rows_SW = self.room(layer, len(row_TW))
         rows_SW[self.length :] = row_TW
         return rows_SW
 

@@ -94,10 +94,16 @@ class _RecordingBank:
         self._seen = seen
 
     def run(
-        self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None = None
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
         self._seen.append(expert_TK.to("cpu"))
-        return self._bank.run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        return self._bank.run(layer, hidden_TD, expert_TK, weight_TK, beside, onto_TD)
 
 
 def record_routes(subject: Subject, tokens: int) -> Progress[Routes]:

@@ -43,7 +43,7 @@ class ExpandedAttention:
         self.kv_b_OC = weights.tensor(f"{prefix}.kv_b_proj.weight").float()
         self.o_proj = weights.linear(f"{prefix}.o_proj")
 
-    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
+    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache, onto_TD: Tensor) -> Tensor:
         mla, rows = self.mla, x_TD.shape[0]
         nope, rank = mla.qk_nope_head_dim, mla.kv_lora_rank
         q = self.q_proj(x_TD)
@@ -68,7 +68,7 @@ class ExpandedAttention:
             )
             for first in range(0, rows, KERNEL_ROWS)
         ]
-        return self.o_proj(torch.cat(parts)[..., : mla.v_head_dim].flatten(1))
+        return self.o_proj(torch.cat(parts)[..., : mla.v_head_dim].flatten(1), onto_TD)
 
     def _padded(self, x_THd: Tensor) -> Tensor:
         return torch.nn.functional.pad(x_THd, (0, self.head_size - x_THd.shape[-1]))

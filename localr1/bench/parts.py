@@ -60,9 +60,15 @@ class _TimedBank:
         self._run = watch.around("experts", bank.run)
 
     def run(
-        self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None = None
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
-        out_TD: Tensor = self._run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        out_TD: Tensor = self._run(layer, hidden_TD, expert_TK, weight_TK, beside, onto_TD)
         return out_TD
 
 

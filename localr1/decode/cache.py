@@ -113,10 +113,14 @@ class RowCache:
 
         Raises ContextError past the capacity, Stopped when told to stop.
         """
-        end = self._end(row_TW.shape[0])
-        layer_SW = self._rows_LSW[layer - self._first_layer, :end]
+        layer_SW = self.room(layer, row_TW.shape[0])
         layer_SW[self.length :] = row_TW if self._latent is None else pack_latents(row_TW, self._latent)
         return layer_SW
+
+    def room(self, layer: int, new: int) -> Tensor:
+        """That layer's rows as they are stored, with room for `new` ones at the end. Raises as `append` does."""
+        end = self._end(new)  # which may take the memory
+        return self._rows_LSW[layer - self._first_layer, :end]
 
     def _end(self, new: int) -> int:
         if self.should_stop():

@@ -98,28 +98,22 @@ class GroupedQueryAttention:
         self.kernel_rows = kernel_rows
         self.ops = weights.ops
         self.scale = gqa.head_dim**-0.5
-        self.q_proj = weights.linear(f"{prefix}.q_proj")
-        self.k_proj = weights.linear(f"{prefix}.k_proj")
-        self.v_proj = weights.linear(f"{prefix}.v_proj")
+        self.qkv_proj = weights.linears([f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")])
         self.o_proj = weights.linear(f"{prefix}.o_proj")
         self.q_norm = Norm(weights, f"{prefix}.q_norm.weight", config.norm_eps) if gqa.qk_norm else None
         self.k_norm = Norm(weights, f"{prefix}.k_norm.weight", config.norm_eps) if gqa.qk_norm else None
 
-    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
-        rows = x_TD.shape[0]
-        q_THd = self.q_proj(x_TD).view(rows, self.gqa.num_heads, -1)
-        k_TGd = self.k_proj(x_TD).view(rows, self.gqa.num_kv_heads, -1)
-        v_TGd = self.v_proj(x_TD).view(rows, self.gqa.num_kv_heads, -1)
+    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache, onto_TD: Tensor) -> Tensor:
+        rows, start = x_TD.shape[0], cache.length
+        q_THd, k_TGd, v_TGd = (part.view(rows, -1, self.gqa.head_dim) for part in self.qkv_proj(x_TD))
         if self.q_norm is not None and self.k_norm is not None:
             q_THd, k_TGd = self.q_norm(q_THd), self.k_norm(k_TGd)
-        q_THd, row_TW = self.ops.grouped_front(q_THd, k_TGd, v_TGd, rotation, self.layout)
-        start = cache.length
-        cache_SW = cache.append(self.layer, row_TW)
+        q_THd, cache_SW = self.ops.grouped_front(q_THd, k_TGd, v_TGd, rotation, self.layout, cache, self.layer)
         if rows <= self.kernel_rows:
             out_THd = self.ops.gqa_attention(q_THd, cache_SW, self.gqa.num_kv_heads, start, self.scale)
         else:
             out_THd = self._blocked(q_THd, cache_SW, start)
-        return self.o_proj(out_THd.flatten(1))
+        return self.o_proj(out_THd.flatten(1), onto_TD)
 
     def _blocked(self, q_THd: Tensor, cache_SW: Tensor, start: Position) -> Tensor:
         groups, per_group = self.gqa.num_kv_heads, self.gqa.num_heads // self.gqa.num_kv_heads

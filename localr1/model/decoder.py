@@ -13,15 +13,26 @@ import torch
 from torch import Tensor
 
 from localr1.model.config import ModelConfig
-from localr1.model.linear import Cache, Embedding, Fused, FusedHead, FusedStack, Linear, Ops, TensorSpec, Weights
+from localr1.model.linear import (
+    Cache,
+    Embedding,
+    FeedForward,
+    Fused,
+    FusedHead,
+    FusedStack,
+    Linear,
+    Ops,
+    TensorSpec,
+    Weights,
+)
 from localr1.model.rope import Arrays, RotaryTable, Rotation
 
 RAM = torch.device("cpu")
 
 FINAL_NORM = "model.norm.weight"
 
-Attention = Callable[[Tensor, Rotation, Cache], Tensor]
-"""`(x_TD, rotation of the T positions, cache) -> y_TD`; appends T rows to its layer of the cache."""
+Attention = Callable[[Tensor, Rotation, Cache, Tensor], Tensor]
+"""`(x_TD, rotation of the T positions, cache, onto_TD) -> onto + y_TD`; appends T rows to its layer of the cache."""
 
 
 class Norm:
@@ -43,7 +54,7 @@ class Layer:
     input_norm: Norm
     attention: Attention
     post_attention_norm: Norm
-    feed_forward: Callable[[Tensor], Tensor]
+    feed_forward: FeedForward
     fused: Fused = Fused()
 
     def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache, last_only: bool = False) -> Tensor:
@@ -52,13 +63,13 @@ class Layer:
         if few and self.fused.attention is not None:
             self.fused.attention(x_TD, rotation, cache)
         else:
-            x_TD = x_TD + self.attention(self.input_norm(x_TD), rotation, cache)
+            x_TD = self.attention(self.input_norm(x_TD), rotation, cache, x_TD)
         if last_only:
             x_TD = x_TD[-1:]
         if few and self.fused.feed_forward is not None:
             self.fused.feed_forward(x_TD)
             return x_TD
-        return x_TD + self.feed_forward(self.post_attention_norm(x_TD))
+        return self.feed_forward(self.post_attention_norm(x_TD), x_TD)
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,7 @@ def build_layer(
     weights: Weights,
     layer: int,
     attention: Attention,
-    feed_forward: Callable[[Tensor], Tensor],
+    feed_forward: FeedForward,
     fused: Fused,
 ) -> Layer:
     """Put the two norms of layer `layer` around its attention and its feed-forward."""

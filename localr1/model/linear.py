@@ -21,11 +21,26 @@ if TYPE_CHECKING:
     from localr1.model.config import ModelConfig, RopeLayout
     from localr1.model.rope import Arrays, Rotation
 
-Linear = Callable[[Tensor], Tensor]
-"""`x_TD -> y_TO`: y = x W^T (+ bias)."""
 
-FeedForward = Callable[[Tensor], Tensor]
-"""`x_TD -> y_TD`: down(silu(gate(x)) * up(x))."""
+class Linear(Protocol):
+    """A matrix."""
+
+    def __call__(self, x_TD: Tensor, /, onto_TO: Tensor | None = None) -> Tensor:
+        """x W^T (+ bias), [T, O], and `onto` added, which stays as it is."""
+        ...
+
+
+Linears = Callable[[Tensor], tuple[Tensor, ...]]
+"""Several matrices of the same rows, `x_TD -> (y_TO, ...)`; the results may be views of one, of wider rows."""
+
+
+class FeedForward(Protocol):
+    """A gated feed-forward, or a mixture of them."""
+
+    def __call__(self, x_TD: Tensor, /, onto_TD: Tensor | None = None) -> Tensor:
+        """down(silu(gate(x)) * up(x)), [T, D], and `onto` added, which stays as it is."""
+        ...
+
 
 Embedding = Callable[[Tensor], Tensor]
 """`token_T -> x_TD`, tokens in RAM, rows on the model's device."""
@@ -75,15 +90,24 @@ class Ops(Protocol):
         eps: float,
         rotation: "Rotation",
         layout: "RopeLayout",
+        cache: "Cache",
+        layer: int,
     ) -> tuple[Tensor, Tensor]:
-        """(the rotary part of the queries, rotated [T, H, R]; cache rows [rms_norm(latent) C | rotated key R]) of
-        queries that end in it, and rows [latent C | rotary key R]."""
+        """(the rotary part of the queries, rotated [T, H, R]; what `Cache.append` gives for rows [rms_norm(latent) C |
+        rotated key R]) of queries that end in it, and rows [latent C | rotary key R]; these may be views."""
         ...
 
     def grouped_front(
-        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, rotation: "Rotation", layout: "RopeLayout"
+        self,
+        q_THd: Tensor,
+        k_TGd: Tensor,
+        v_TGd: Tensor,
+        rotation: "Rotation",
+        layout: "RopeLayout",
+        cache: "Cache",
+        layer: int,
     ) -> tuple[Tensor, Tensor]:
-        """(rotated queries [T, H, d]; cache rows [rotated keys G*d | values G*d])."""
+        """(rotated queries [T, H, d]; what `Cache.append` gives for rows [rotated keys G*d | values G*d]); as above."""
         ...
 
     @property
@@ -195,6 +219,10 @@ class Weights(Protocol):
         """The matmul of `prefix.weight`, with `prefix.bias` added where the checkpoint has one."""
         ...
 
+    def linears(self, prefixes: Sequence[str]) -> Linears:
+        """The same of several matrices that multiply the same rows."""
+        ...
+
     def feed_forward(self, prefix: str) -> FeedForward:
         """The gated feed-forward of `prefix.{gate,up,down}_proj`."""
         ...
@@ -219,11 +247,12 @@ class ExpertBank(Protocol):
         expert_TK: Tensor,
         weight_TK: Tensor,
         beside: FeedForward | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum over each token's K experts, [T, D] float32. `expert_TK` int64, `weight_TK` float32.
 
         `beside` (the shared experts) of the same rows is added; a bank that waits for another processor meanwhile
-        computes it.
+        computes it. So is `onto`, which stays as it is.
         """
         ...
 
@@ -244,6 +273,10 @@ class Cache(Protocol):
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
         """Write T rows after the committed ones and return all rows [S = length + T, W], a view in the cache's dtype
-        (float32, bfloat16, or int8 as `model.latent_rows` lays it out); where the length is on the device, all rows
-        there is room for."""
+        (float32, bfloat16, or int8 as `model.latent_rows` lays it out)."""
+        ...
+
+    def room(self, layer: int, new: int) -> Tensor:
+        """All rows [S = length + new, W] of a float cache, the last `new` for the caller to write; where the length is
+        on the device, all rows there is room for. Raises as `rows`."""
         ...

@@ -46,32 +46,29 @@ class LatentAttention:
         self.ops = weights.ops
         self.scale = softmax_scale(config, mla)
         if mla.q_lora_rank is None:
-            self.q_proj, self.q_a_norm, self.q_b_proj = weights.linear(f"{prefix}.q_proj"), None, None
+            first, self.q_a_norm, self.q_b_proj = "q_proj", None, None
         else:
-            self.q_proj = weights.linear(f"{prefix}.q_a_proj")
+            first = "q_a_proj"
             self.q_a_norm = Norm(weights, f"{prefix}.q_a_layernorm.weight", LATENT_NORM_EPS)
             self.q_b_proj = weights.linear(f"{prefix}.q_b_proj")
-        self.kv_a_proj = weights.linear(f"{prefix}.kv_a_proj_with_mqa")
+        self.front_proj = weights.linears([f"{prefix}.{first}", f"{prefix}.kv_a_proj_with_mqa"])
         self.kv_a_norm = Norm(weights, f"{prefix}.kv_a_layernorm.weight", LATENT_NORM_EPS)
         kv_b_HOC = weights.tensor(f"{prefix}.kv_b_proj.weight").view(mla.num_heads, -1, mla.kv_lora_rank)
         self.key_up_HNC = kv_b_HOC[:, : mla.qk_nope_head_dim]
         self.value_up_HVC = kv_b_HOC[:, mla.qk_nope_head_dim :]
         self.o_proj = weights.linear(f"{prefix}.o_proj")
 
-    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
-        q_THk, row_TW, norm = self._queries(x_TD), self.kv_a_proj(x_TD), self.kv_a_norm
-        q_pe_THR, row_TW = self.ops.latent_front(q_THk, row_TW, norm.weight, norm.eps, rotation, self.layout)
-        start = cache.length
-        cache_SW = cache.append(self.layer, row_TW)
-        attend = self._by_kernel if len(x_TD) <= self.kernel_rows else self._cheapest(len(x_TD), cache_SW)
-        out_THV = attend(q_THk[..., : self.mla.qk_nope_head_dim], q_pe_THR, cache_SW, start)
-        return self.o_proj(out_THV.flatten(1))
-
-    def _queries(self, x_TD: Tensor) -> Tensor:
-        q = self.q_proj(x_TD)
+    def __call__(self, x_TD: Tensor, rotation: Rotation, cache: Cache, onto_TD: Tensor) -> Tensor:
+        q, row_TW = self.front_proj(x_TD)
         if self.q_a_norm is not None and self.q_b_proj is not None:
             q = self.q_b_proj(self.q_a_norm(q))
-        return q.view(q.shape[0], self.mla.num_heads, -1)
+        q_THk, norm, start = q.view(len(q), self.mla.num_heads, -1), self.kv_a_norm, cache.length
+        q_pe_THR, cache_SW = self.ops.latent_front(
+            q_THk, row_TW, norm.weight, norm.eps, rotation, self.layout, cache, self.layer
+        )
+        attend = self._by_kernel if len(x_TD) <= self.kernel_rows else self._cheapest(len(x_TD), cache_SW)
+        out_THV = attend(q_THk[..., : self.mla.qk_nope_head_dim], q_pe_THR, cache_SW, start)
+        return self.o_proj(out_THV.flatten(1), onto_TD)
 
     def _floats(self, cache_SW: Tensor) -> Tensor:
         """Rows as the cache keeps them in float32."""

@@ -66,7 +66,7 @@ def keep_best_groups(value_TE: Tensor, group_TJ: Tensor, keep: int, fill: float)
 
 
 class MixtureOfExperts:
-    """The feed-forward of one sparse layer, `x_TD -> y_TD`."""
+    """The feed-forward of one sparse layer."""
 
     def __init__(self, layer: int, router: Router, experts: ExpertBank, shared: FeedForward | None) -> None:
         self.layer = layer
@@ -74,9 +74,9 @@ class MixtureOfExperts:
         self.experts = experts
         self.shared = shared
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor, /, onto_TD: Tensor | None = None) -> Tensor:
         expert_TK, weight_TK = self.router(x_TD)
-        return self.experts.run(self.layer, x_TD, expert_TK, weight_TK, self.shared)
+        return self.experts.run(self.layer, x_TD, expert_TK, weight_TK, self.shared, onto_TD)
 
 
 def build_moe(config: ModelConfig, weights: Weights, experts: ExpertBank, layer: int) -> MixtureOfExperts:

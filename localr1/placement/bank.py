@@ -12,7 +12,7 @@ from torch import Tensor
 
 from localr1.kernels import cpu
 from localr1.model.linear import FeedForward
-from localr1.placement.linear import FloatWeights, expert_prefixes
+from localr1.placement.linear import FloatWeights, added, expert_prefixes
 from localr1.weights.store import Store
 
 
@@ -34,6 +34,7 @@ class CpuBank:
         expert_TK: Tensor,
         weight_TK: Tensor,
         beside: FeedForward | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
         weight, scb = self._layers[layer]
         out_TD = torch.empty(hidden_TD.shape)
@@ -45,7 +46,7 @@ class CpuBank:
             weight_TK.contiguous().numpy(),
             out_TD.numpy(),
         )
-        return out_TD if beside is None else out_TD + beside(hidden_TD)
+        return added(out_TD, None if beside is None else beside(hidden_TD), onto_TD)
 
 
 class FloatBank:
@@ -63,10 +64,11 @@ class FloatBank:
         expert_TK: Tensor,
         weight_TK: Tensor,
         beside: FeedForward | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
         out_TD = torch.zeros_like(hidden_TD)
         for expert in sorted(set(expert_TK.flatten().tolist())):
             token, slot = (expert_TK == expert).nonzero(as_tuple=True)
             result = self._layers[layer][expert](hidden_TD[token])
             out_TD.index_add_(0, token, result * weight_TK[token, slot][:, None])
-        return out_TD if beside is None else out_TD + beside(hidden_TD)
+        return added(out_TD, None if beside is None else beside(hidden_TD), onto_TD)

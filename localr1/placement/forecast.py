@@ -27,8 +27,8 @@ GPU_SHARE = 0.65
 """Of its streaming bandwidth, what the GPU's kernels reach on one row."""
 GPU_GEMM_SHARE = 0.4
 """Of its large matrix products, what the GPU reaches in a prefill."""
-GPU_LAYER_S = 30e-6
-"""A layer's launches on the GPU: some 20 without groups of experts, one to two microseconds each by guess."""
+GPU_LAYER_S = 20e-6
+"""A layer's launches on the GPU: 9 to 15 without groups of experts, one to two microseconds each by guess."""
 HANDOVER_S = 60e-6
 """Handing a layer's rows to the CPU and its sum back."""
 Share = np.float64 | NDArray[np.float64]

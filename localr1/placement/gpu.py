@@ -4,17 +4,21 @@ Owns the device's `Ops` and `Weights` (see `model.linear`). Which kernels run is
 device may be the CPU, which runs the same code in torch operations: that is how it is tested without a GPU.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from localr1.kernels import gpu
-from localr1.kernels.gpu import Kernels, plain
+from localr1.kernels.gpu import Gated, Kernels, plain
 from localr1.model.config import UP_PROJECTIONS, RopeLayout
 from localr1.model.linear import (
+    Cache,
     Embedding,
-    FeedForward,
     FusedParts,
     Linear,
+    Linears,
     Position,
     Route,
 )
@@ -56,14 +60,33 @@ class GpuOps:
         return self.kernels.head_product(x_THN, weight_HNO)
 
     def latent_front(
-        self, q_THk: Tensor, row_TW: Tensor, norm_C: Tensor, eps: float, rotation: Rotation, layout: RopeLayout
+        self,
+        q_THk: Tensor,
+        row_TW: Tensor,
+        norm_C: Tensor,
+        eps: float,
+        rotation: Rotation,
+        layout: RopeLayout,
+        cache: Cache,
+        layer: int,
     ) -> tuple[Tensor, Tensor]:
-        return self.kernels.latent_front(q_THk, row_TW, norm_C, eps, *tables(rotation), layout == "interleaved")
+        pairs, cache_SW = layout == "interleaved", cache.room(layer, len(row_TW))
+        turns = tables(rotation)
+        return self.kernels.latent_front(q_THk, row_TW, norm_C, eps, *turns, pairs, cache_SW, cache.length), cache_SW
 
     def grouped_front(
-        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, rotation: Rotation, layout: RopeLayout
+        self,
+        q_THd: Tensor,
+        k_TGd: Tensor,
+        v_TGd: Tensor,
+        rotation: Rotation,
+        layout: RopeLayout,
+        cache: Cache,
+        layer: int,
     ) -> tuple[Tensor, Tensor]:
-        return self.kernels.grouped_front(q_THd, k_TGd, v_TGd, *tables(rotation), layout == "interleaved")
+        pairs, cache_SW = layout == "interleaved", cache.room(layer, len(q_THd))
+        turns = tables(rotation)
+        return self.kernels.grouped_front(q_THd, k_TGd, v_TGd, *turns, pairs, cache_SW, cache.length), cache_SW
 
     @property
     def route(self) -> Route:
@@ -86,6 +109,17 @@ def tables(rotation: Rotation) -> tuple[Tensor, Tensor]:
     return rotation.cos_T1R[:, 0], rotation.sin_T1R[:, 0]
 
 
+@dataclass(frozen=True)
+class GpuFeedForward:
+    """A gated feed-forward on the device, which a bank there may run with its own experts."""
+
+    gated: Gated
+    kernels: Kernels
+
+    def __call__(self, x_TD: Tensor, /, onto_TD: Tensor | None = None) -> Tensor:
+        return self.kernels.feed_forward(x_TD, self.gated, onto_TD)
+
+
 class GpuWeights:
     """Parts whose int8 rows lie on the device, once, however many parts they are of: a tied model's head is its
     embedding, and an MTP layer's head the model's."""
@@ -103,14 +137,33 @@ class GpuWeights:
         return self._store.tensor(name).to(self.ops.device, dtype)
 
     def linear(self, prefix: str) -> Linear:
-        (weight, scb), kernel = self._int8_rows(prefix), self.ops.kernels.linear
-        bias = self.tensor(prefix + ".bias") if prefix + ".bias" in self._store else None
-        return lambda x_TD: kernel(x_TD, weight, scb, bias)
+        (weight, scb), bias, kernel = self._int8_rows(prefix), self._bias(prefix), self.ops.kernels.linear
+        return lambda x_TD, onto_TO=None: kernel(x_TD, weight, scb, bias, onto_TO)
 
-    def feed_forward(self, prefix: str) -> FeedForward:
-        rows, device, kernel = self._store.feed_forwards([prefix]), self.ops.device, self.ops.kernels.feed_forward
-        weight, scb = rows.weight[0].to(device), rows.scb[0].to(device)
-        return lambda x_TD: kernel(x_TD, weight, scb)
+    def linears(self, prefixes: Sequence[str]) -> Linears:
+        """As one matrix, in one launch."""
+        parts, device, kernel = (
+            [self._store.int8_rows(prefix) for prefix in prefixes],
+            self.ops.device,
+            self.ops.kernels.linear,
+        )
+        weight, scb = (
+            torch.cat([one.weight for one in parts]).to(device),
+            torch.cat([one.scb for one in parts]).to(device),
+        )
+        widths, biases = [len(one.scb) for one in parts], [self._bias(prefix) for prefix in prefixes]
+        bias = None
+        if any(one is not None for one in biases):
+            each = zip(biases, widths, strict=True)
+            bias = torch.cat([torch.zeros(width, device=device) if one is None else one for one, width in each])
+        return lambda x_TD: torch.split(kernel(x_TD, weight, scb, bias), widths, dim=1)
+
+    def _bias(self, prefix: str) -> Tensor | None:
+        return self.tensor(prefix + ".bias") if prefix + ".bias" in self._store else None
+
+    def feed_forward(self, prefix: str) -> GpuFeedForward:
+        rows, device = self._store.feed_forwards([prefix]), self.ops.device
+        return GpuFeedForward(Gated(rows.weight[0].to(device), rows.scb[0].to(device)), self.ops.kernels)
 
     def embedding(self, prefix: str) -> Embedding:
         (weight, scb), device = self._int8_rows(prefix), self.ops.device

@@ -18,6 +18,7 @@ from localr1.model.linear import (
     FeedForward,
     FusedParts,
     Linear,
+    Linears,
 )
 from localr1.placement.ops import CpuOps
 from localr1.weights.checkpoint import Checkpoint
@@ -45,18 +46,21 @@ class StoreWeights:
         weight, scb = rows.weight.numpy(), rows.scb.numpy()
         bias = self.tensor(prefix + ".bias") if prefix + ".bias" in self._store else None
 
-        def apply(x_TD: Tensor) -> Tensor:
+        def apply(x_TD: Tensor, onto_TO: Tensor | None = None) -> Tensor:
             out_TO = torch.empty(x_TD.shape[0], weight.shape[0])
             cpu.linear(x_TD.contiguous().numpy(), weight, scb, out_TO.numpy())
-            return out_TO if bias is None else out_TO.add_(bias)
+            return added(out_TO, bias, onto_TO)
 
         return apply
+
+    def linears(self, prefixes: Sequence[str]) -> Linears:
+        return one_by_one([self.linear(prefix) for prefix in prefixes])
 
     def feed_forward(self, prefix: str) -> FeedForward:
         rows = self._store.feed_forwards([prefix])
         experts, scb = rows.weight.numpy(), rows.scb.numpy()
 
-        def apply(x_TD: Tensor) -> Tensor:
+        def apply(x_TD: Tensor, onto_TD: Tensor | None = None) -> Tensor:
             tokens = x_TD.shape[0]
             out_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
             cpu.routed_ffn(
@@ -67,7 +71,7 @@ class StoreWeights:
                 np.ones((tokens, 1), dtype=np.float32),
                 out_TD.numpy(),
             )
-            return out_TD
+            return added(out_TD, onto_TD)
 
         return apply
 
@@ -98,15 +102,31 @@ class FloatWeights:
     def linear(self, prefix: str) -> Linear:
         weight = self.tensor(prefix + ".weight")
         bias = self.tensor(prefix + ".bias") if prefix + ".bias" in self._checkpoint else None
-        return lambda x_TD: functional.linear(x_TD, weight, bias)
+        return lambda x_TD, onto_TO=None: added(functional.linear(x_TD, weight, bias), onto_TO)
+
+    def linears(self, prefixes: Sequence[str]) -> Linears:
+        return one_by_one([self.linear(prefix) for prefix in prefixes])
 
     def feed_forward(self, prefix: str) -> FeedForward:
         gate, up, down = (self.linear(f"{prefix}.{name}") for name in ("gate_proj", "up_proj", "down_proj"))
-        return lambda x_TD: down(functional.silu(gate(x_TD)) * up(x_TD))
+        return lambda x_TD, onto_TD=None: down(functional.silu(gate(x_TD)) * up(x_TD), onto_TD)
 
     def embedding(self, prefix: str) -> Embedding:
         weight = self.tensor(prefix + ".weight")
         return lambda token_T: weight[token_T]
+
+
+def added(out: Tensor, *more: Tensor | None) -> Tensor:
+    """`out`, to which what there is of the others is added in place."""
+    for one in more:
+        if one is not None:
+            out.add_(one)
+    return out
+
+
+def one_by_one(parts: Sequence[Linear]) -> Linears:
+    """Matrices that multiply the same rows, each by itself."""
+    return lambda x_TD: tuple(part(x_TD) for part in parts)
 
 
 def expert_prefixes(layer: int, experts: int) -> Sequence[str]:

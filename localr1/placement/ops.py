@@ -9,7 +9,7 @@ from torch import Tensor
 from localr1.kernels import cpu
 from localr1.kernels.features import BITS, BYTE_PRODUCTS
 from localr1.model.config import RopeLayout
-from localr1.model.linear import Position
+from localr1.model.linear import Cache, Position
 from localr1.model.rope import Rotation, rotate
 
 KERNEL_VALUES = 1 << 15
@@ -47,20 +47,36 @@ class CpuOps:
         return self.product(x_THN.transpose(0, 1), weight_HNO).transpose(0, 1)
 
     def latent_front(
-        self, q_THk: Tensor, row_TW: Tensor, norm_C: Tensor, eps: float, rotation: Rotation, layout: RopeLayout
+        self,
+        q_THk: Tensor,
+        row_TW: Tensor,
+        norm_C: Tensor,
+        eps: float,
+        rotation: Rotation,
+        layout: RopeLayout,
+        cache: Cache,
+        layer: int,
     ) -> tuple[Tensor, Tensor]:
         latent_TC, k_pe_TR = row_TW.tensor_split([norm_C.shape[0]], dim=1)
         q_pe_THR = q_THk[..., -k_pe_TR.shape[1] :]
         rotated = rotate(torch.cat((q_pe_THR, k_pe_TR[:, None]), dim=1), rotation, layout)
         row_TW = torch.cat((self.rms_norm(latent_TC, norm_C, eps), rotated[:, -1]), dim=-1)
-        return rotated[:, :-1].contiguous(), row_TW
+        return rotated[:, :-1].contiguous(), cache.append(layer, row_TW)
 
     def grouped_front(
-        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, rotation: Rotation, layout: RopeLayout
+        self,
+        q_THd: Tensor,
+        k_TGd: Tensor,
+        v_TGd: Tensor,
+        rotation: Rotation,
+        layout: RopeLayout,
+        cache: Cache,
+        layer: int,
     ) -> tuple[Tensor, Tensor]:
         heads = q_THd.shape[1]
         rotated = rotate(torch.cat((q_THd, k_TGd), dim=1), rotation, layout)
-        return rotated[:, :heads].contiguous(), torch.cat((rotated[:, heads:], v_TGd), dim=1).flatten(1)
+        row_TW = torch.cat((rotated[:, heads:], v_TGd), dim=1).flatten(1)
+        return rotated[:, :heads].contiguous(), cache.append(layer, row_TW)
 
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: Position, scale: float

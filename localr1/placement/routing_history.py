@@ -151,9 +151,9 @@ class CountingBank:
     def __init__(self, bank: Any, history: RoutingHistory) -> None:
         self.bank, self.observe = bank, history.observe
 
-    def run(self, layer: int, hidden_TD: Any, expert_TK: Any, weight_TK: Any, beside: Any = None) -> Any:
+    def run(self, layer: int, hidden_TD: Any, expert_TK: Any, weight_TK: Any, *rest: Any) -> Any:
         self.observe(layer, expert_TK)
-        return self.bank.run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        return self.bank.run(layer, hidden_TD, expert_TK, weight_TK, *rest)
 
 
 def load(path: Path, identity: Identity) -> RoutingHistory | None:

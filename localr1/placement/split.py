@@ -23,6 +23,7 @@ from torch import Tensor
 
 from localr1.kernels.gpu import Kernels
 from localr1.model.linear import ExpertBank, FeedForward
+from localr1.placement.gpu import GpuFeedForward
 from localr1.placement.hints import Foretold, Hints
 from localr1.placement.lanes import Lanes, Streamer
 from localr1.placement.policy import Policy
@@ -52,11 +53,13 @@ class GpuBank:
         expert_TK: Tensor,
         weight_TK: Tensor,
         beside: FeedForward | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
         slots = self.slots
         slot_E = slots.table[slots.layer_row(layer)]
-        out_TD = self._routed_ffn(hidden_TD, slots.slab, slots.scb, slot_E, expert_TK, weight_TK)
-        return out_TD if beside is None else out_TD + beside(hidden_TD)
+        shared = beside.gated if isinstance(beside, GpuFeedForward) else None
+        out_TD = self._routed_ffn(hidden_TD, slots.slab, slots.scb, slot_E, expert_TK, weight_TK, shared, onto_TD)
+        return out_TD if beside is None or shared is not None else out_TD.add_(beside(hidden_TD))
 
 
 class SplitBank:
@@ -102,14 +105,15 @@ class SplitBank:
         expert_TK: Tensor,
         weight_TK: Tensor,
         beside: FeedForward | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
         if self.slots.holds_all:
-            return self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
+            return self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside, onto_TD)
         if layer == self.slots.cold.layers[0]:
             self.cut(self.turn_over)
         if len(hidden_TD) > FEW:
-            return self._many(layer, hidden_TD, expert_TK, weight_TK, beside)
-        return self._few(layer, hidden_TD, expert_TK, weight_TK, beside)
+            return self._many(layer, hidden_TD, expert_TK, weight_TK, beside, onto_TD)
+        return self._few(layer, hidden_TD, expert_TK, weight_TK, beside, onto_TD)
 
     def foretell(self, coming: Foretold) -> None:
         """What the next forward will take in, said before it begins."""
@@ -163,14 +167,20 @@ class SplitBank:
             self._streamer.close()
 
     def _few(
-        self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None,
+        onto_TD: Tensor | None,
     ) -> Tensor:
         if self._desk is None:
             self._desk = Desk(hidden_TD.shape[1], expert_TK.shape[1], self.slots.device)
         desk, rows = self._desk, len(hidden_TD)
         desk.put(hidden_TD, expert_TK, weight_TK)
         self.cut(desk.mark)
-        out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside, onto_TD)
         self.cut(partial(self._compute_cold, layer, rows))
         return out_TD + desk.sum_TD[:rows].to(self.slots.device, non_blocking=True)
 
@@ -196,13 +206,19 @@ class SplitBank:
         return not self._still and (self.policy is not None or self._observe is not None)
 
     def _many(
-        self, layer: int, hidden_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, beside: FeedForward | None
+        self,
+        layer: int,
+        hidden_TD: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        beside: FeedForward | None,
+        onto_TD: Tensor | None,
     ) -> Tensor:
         """A prefill chunk: of the cold experts those of many tokens pass through the device, the CPU has the others."""
         # The host waits here, before the device gets work to do meanwhile; so the streamer's inputs are there, too.
         chosen_TK = expert_TK.cpu().numpy()
         ram_TD, ram_TK = hidden_TD.cpu(), weight_TK.cpu()
-        out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside)
+        out_TD = self._gpu.run(layer, hidden_TD, expert_TK, weight_TK, beside, onto_TD)
         if self._watched:
             self._chosen.append((layer, chosen_TK))
         row_of = self.slots.row_of[self.slots.layer_row(layer)]

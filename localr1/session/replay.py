@@ -47,28 +47,24 @@ class Recording(Protocol):
 
 
 class HeldCache:
-    """A `Cache` whose length lies on the device: rows are written where it says, and all rows there are come back."""
+    """A `Cache` whose length lies on the device, where the kernels write their rows."""
 
-    def __init__(self, cache: RowCache, rows: int, device: torch.device) -> None:
+    def __init__(self, cache: RowCache, device: torch.device) -> None:
         self._cache = cache
         self.length = torch.zeros(1, dtype=torch.int64, device=device)
-        self._ahead_T = torch.arange(rows, device=device)
-        self._position_T = self._ahead_T.clone()
 
     def rows(self, layers: range, new: int) -> NDArray[Any]:
         raise TypeError(f"the rows of {layers} lie on {self.length.device}, which only its own kernels can read")
 
     def append(self, layer: int, row_TW: Tensor) -> Tensor:
-        rows_SW = self._cache.layer_rows(layer)
-        return rows_SW.index_copy_(0, self._position_T, row_TW.to(rows_SW.dtype))
+        raise TypeError(f"rows of layer {layer} are written by kernels, where {self.length.device} says")
+
+    def room(self, layer: int, new: int) -> Tensor:
+        return self._cache.layer_rows(layer)
 
     def begin_at(self, length: int) -> None:
         """Where the next step stands."""
         self.length.fill_(length)
-
-    def take_places(self) -> None:
-        """Of that step's rows; on the device, so that it is part of the step."""
-        torch.add(self._ahead_T, self.length, out=self._position_T)
 
 
 @dataclass(frozen=True)
@@ -201,14 +197,10 @@ class Replayer:
     def run_held(self, inputs: Tensors, cache: RowCache) -> tuple[Tensors, HeldCache]:
         """Run a step as it will be recorded; its inputs on the device. Nothing is committed."""
         held_inputs = tuple(one.to(self._device).clone() for one in inputs)
-        held = HeldCache(cache, len(inputs[0]), self._device)
+        held = HeldCache(cache, self._device)
         held.begin_at(cache.length)
-        self._run_at(held_inputs, held)
+        self._run(*held_inputs, held)
         return held_inputs, held
-
-    def _run_at(self, inputs: Tensors, held: HeldCache) -> Tensors:
-        held.take_places()
-        return self._run(*inputs, held)
 
     def _recorded(self, inputs: Tensors, cache: RowCache) -> Step:
         assert self._record is not None
@@ -217,7 +209,7 @@ class Replayer:
         if self._bank is not None:
             self._bank.cut = recording.cut
         try:
-            results = recording.record(partial(self._run_at, held_inputs, held))
+            results = recording.record(partial(self._run, *held_inputs, held))
         finally:
             if self._bank is not None:
                 self._bank.cut = call

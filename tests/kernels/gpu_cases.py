@@ -3,17 +3,19 @@
 Shared by the runs in Triton's interpreter, in torch operations, and on a real device.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from localr1.kernels import reference
-from localr1.kernels.gpu import Kernels
+from localr1.kernels.gpu import Gated, Kernels
 
 LINEAR = [(1, 257, 33), (2, 64, 40), (3, 100, 17), (8, 129, 21), (11, 96, 50)]
 """T, D, O."""
 ROUTED = [(1, 48, 33, 5, 3), (3, 40, 24, 6, 2), (6, 33, 9, 4, 2), (45, 48, 40, 6, 3)]
 """T, D, F, E, K."""
-DENSE = [(1, 48, 33), (8, 20, 40), (13, 33, 24), (300, 24, 20)]
+DENSE = [(1, 48, 33), (8, 20, 24), (13, 33, 24), (300, 24, 20)]
 """T, D, F."""
 MLA = [(1, 4, 24, 8, 5), (3, 3, 16, 4, 70), (2, 20, 40, 8, 33)]
 """T, H, C, R, rows committed before."""
@@ -47,14 +49,18 @@ def error(got: torch.Tensor, want: np.ndarray) -> float:
 
 
 def linear(kernels: Kernels, device: str, T: int, D: int, O: int, biased: bool = False) -> float:  # noqa: E741
+    """With a bias also onto other numbers, which stay as they are."""
     rng = np.random.default_rng(T * D)
     x, q, scb = numbers(rng, T, D), weights(rng, O, D), rng.uniform(0.1, 3, O).astype(np.float32)
-    bias = 10 * numbers(rng, O)
+    bias, base = 10 * numbers(rng, O), 10 * numbers(rng, T, O)
     want = np.empty((T, O))
     reference.linear(x, q, scb, want)
-    if biased:
-        return error(kernels.linear(*on(device, x, q, scb, bias)), want + bias)
-    return error(kernels.linear(*on(device, x, q, scb)), want)
+    if not biased:
+        return error(kernels.linear(*on(device, x, q, scb)), want)
+    onto = on(device, base)[0]
+    alone = error(kernels.linear(*on(device, x, q, scb, bias)), want + bias)
+    both = error(kernels.linear(*on(device, x, q, scb, bias), onto), want + bias + base)
+    return max(alone, both, error(onto, base))
 
 
 def head_product(kernels: Kernels, device: str, T: int, H: int, N: int, O: int, turned: bool, half: bool) -> float:  # noqa: E741
@@ -76,25 +82,66 @@ def tables(rng: np.random.Generator, T: int, R: int) -> tuple[np.ndarray, np.nda
     return angle, np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
 
 
-def latent_front(kernels: Kernels, device: str, T: int, H: int, G: int, C: int, R: int, interleaved: bool) -> float:
+def latent_front(
+    kernels: Kernels, device: str, T: int, H: int, G: int, C: int, R: int, interleaved: bool, half: bool = False
+) -> float:
+    """Of queries and rows that lie side by side, as one projection gives them."""
     rng = np.random.default_rng(T + C)
     q, row, norm = numbers(rng, T, H, R + 5), numbers(rng, T, C + R), numbers(rng, C)
     angle, cos, sin = tables(rng, T, R)
-    got_q, got_row = kernels.latent_front(*on(device, q, row, norm), 1e-5, *on(device, cos, sin), interleaved)
+    tables_on = on(device, cos, sin)
+    q_T, row_TW = beside(device, q, row)
     want = np.empty((T, C))
     reference.rms_norm(row[:, :C], norm, 1e-5, want)
     key = reference.rotate(row[:, None, C:], angle, interleaved)[:, 0]
-    wanted_q = reference.rotate(q[..., 5:], angle, interleaved)
-    return max(error(got_q, wanted_q), error(got_row, np.concatenate([want, key], axis=1)))
+    return front(
+        lambda *to: kernels.latent_front(
+            q_T.unflatten(1, (H, -1)), row_TW, *on(device, norm), 1e-5, *tables_on, interleaved, *to
+        ),
+        reference.rotate(q[..., 5:], angle, interleaved),
+        np.concatenate([want, key], axis=1),
+        half,
+        device,
+    )
 
 
-def grouped_front(kernels: Kernels, device: str, T: int, H: int, G: int, C: int, R: int, interleaved: bool) -> float:
+def grouped_front(
+    kernels: Kernels, device: str, T: int, H: int, G: int, C: int, R: int, interleaved: bool, half: bool = False
+) -> float:
     rng = np.random.default_rng(T + C)
     q, k, v = numbers(rng, T, H, R), numbers(rng, T, G, R), numbers(rng, T, G, R)
     angle, cos, sin = tables(rng, T, R)
-    got_q, got_row = kernels.grouped_front(*on(device, q, k, v, cos, sin), interleaved)
-    row = np.concatenate([reference.rotate(k, angle, interleaved), v], axis=1).reshape(T, -1)
-    return max(error(got_q, reference.rotate(q, angle, interleaved)), error(got_row, row))
+    tables_on = on(device, cos, sin)
+    heads = [part.unflatten(1, (-1, R)) for part in beside(device, q, k, v)]
+    return front(
+        lambda *to: kernels.grouped_front(*heads, *tables_on, interleaved, *to),
+        reference.rotate(q, angle, interleaved),
+        np.concatenate([reference.rotate(k, angle, interleaved), v], axis=1).reshape(T, -1),
+        half,
+        device,
+    )
+
+
+def beside(device: str, *parts: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """Each token's numbers of all parts in one row, of which views come back, one a part."""
+    flat = [part.reshape(len(part), -1) for part in parts]
+    return on(device, np.concatenate(flat, axis=1))[0].split([part.shape[1] for part in flat], dim=1)
+
+
+def front(
+    run: Callable[..., torch.Tensor], wanted_q: np.ndarray, wanted_row: np.ndarray, half: bool, device: str
+) -> float:
+    """The larger error of the queries and of the cache's new rows, whether a number or the device says where they go;
+    infinite where another row changes."""
+    errors, tokens = [], len(wanted_row)
+    for start in (3, torch.tensor([3], device=device)):
+        before = torch.full((tokens + 5, wanted_row.shape[1]), 7.0, dtype=torch.bfloat16 if half else torch.float32)
+        cache_SW = before.to(device)
+        errors.append(error(run(cache_SW, start), wanted_q))
+        errors.append(error(cache_SW[3 : 3 + tokens].float(), wanted_row))
+        cache_SW[3 : 3 + tokens] = 7.0
+        errors.append(0.0 if torch.equal(cache_SW.cpu(), before) else float("inf"))
+    return max(errors)
 
 
 def route(kernels: Kernels, device: str, T: int, D: int, E: int, K: int, softmax: bool, biased: bool) -> float:
@@ -108,8 +155,11 @@ def route(kernels: Kernels, device: str, T: int, D: int, E: int, K: int, softmax
     return error(got_shares, shares) if np.array_equal(got.cpu().numpy(), expert) else float("inf")
 
 
-def routed_ffn(kernels: Kernels, device: str, T: int, D: int, F: int, E: int, K: int, absent: float = 0.3) -> float:
-    """Experts lie in shuffled slots of a larger slab full of other numbers; some have none, some choices are -1."""
+def routed_ffn(
+    kernels: Kernels, device: str, T: int, D: int, F: int, E: int, K: int, absent: float = 0.3, shared: int = 0
+) -> float:
+    """Experts lie in shuffled slots of a larger slab full of other numbers; some have none, some choices are -1. Where
+    there is a shared one, so many times as wide, it goes onto other numbers."""
     rng = np.random.default_rng(T + D)
     x, experts = numbers(rng, T, D), weights(rng, E, 3 * D * F)
     scb = (rng.uniform(0.5, 2.0, (E, 2 * F + D)) / np.sqrt(D)).astype(np.float32)
@@ -123,16 +173,30 @@ def routed_ffn(kernels: Kernels, device: str, T: int, D: int, F: int, E: int, K:
     want = np.empty((T, D))
     chosen = np.where((expert >= 0) & present[expert], expert, -1)
     reference.routed_ffn(x, experts, scb, chosen, weight, want)
-    return error(kernels.routed_ffn(*on(device, x, slab, scales, slot, expert, weight)), want)
+    given = on(device, x, slab, scales, slot, expert, weight)
+    if not shared:
+        return error(kernels.routed_ffn(*given), want)
+    of_all, base = weights(rng, 3 * D * F * shared), numbers(rng, T, D)
+    of_all_scb = (rng.uniform(0.5, 2.0, 2 * F * shared + D) / np.sqrt(D)).astype(np.float32)
+    added = np.empty((T, D))
+    reference.routed_ffn(x, of_all[None], of_all_scb[None], np.zeros((T, 1), np.int64), np.ones((T, 1)), added)
+    gated, onto = Gated(*on(device, of_all, of_all_scb)), on(device, base)[0]
+    return max(error(kernels.routed_ffn(*given, gated, onto), want + added + base), error(onto, base))
 
 
 def feed_forward(kernels: Kernels, device: str, T: int, D: int, F: int) -> float:
+    """By itself if of one row, else onto other numbers."""
     rng = np.random.default_rng(T + F)
     x, weight = numbers(rng, T, D), weights(rng, 3 * D * F)
     scb = (rng.uniform(0.5, 2.0, 2 * F + D) / np.sqrt(D)).astype(np.float32)
     want = np.empty((T, D))
     reference.routed_ffn(x, weight[None], scb[None], np.zeros((T, 1), np.int64), np.ones((T, 1)), want)
-    return error(kernels.feed_forward(*on(device, x, weight, scb)), want)
+    base = numbers(rng, T, D)
+    rows, onto = on(device, x, base)
+    gated = Gated(*on(device, weight, scb))
+    if T == 1:
+        return error(kernels.feed_forward(rows, gated), want)
+    return max(error(kernels.feed_forward(rows, gated, onto), want + base), error(onto, base))
 
 
 def mla(kernels: Kernels, device: str, T: int, H: int, C: int, R: int, start: int, held: bool, half: bool) -> float:

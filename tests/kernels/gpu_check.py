@@ -39,8 +39,9 @@ def test_head_product(shape: tuple[int, int, int, int], turned: bool) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("shape", cases.FRONT, ids=str)
 def test_fronts(shape: tuple[int, int, int, int, int], interleaved: bool) -> None:
-    assert cases.latent_front(KERNELS, DEVICE, *shape, interleaved) < 1e-6
-    assert cases.grouped_front(KERNELS, DEVICE, *shape, interleaved) < 1e-6
+    for half, tolerance in ((False, 1e-6), (True, 8e-3)):  # the interpreter cuts numbers to 16 bits
+        assert cases.latent_front(KERNELS, DEVICE, *shape, interleaved, half) < tolerance
+        assert cases.grouped_front(KERNELS, DEVICE, *shape, interleaved, half) < tolerance
 
 
 @pytest.mark.parametrize(("softmax", "biased"), [(True, False), (False, True), (False, False)])
@@ -62,7 +63,8 @@ def test_of_scores_that_are_no_numbers_none_is_chosen() -> None:
 
 @pytest.mark.parametrize("shape", cases.ROUTED, ids=str)
 def test_routed_ffn(shape: tuple[int, int, int, int, int]) -> None:
-    assert cases.routed_ffn(KERNELS, DEVICE, *shape) < (1e-5 if shape[0] <= 8 else TENSOR_CORES)
+    for shared in (0, 2):
+        assert cases.routed_ffn(KERNELS, DEVICE, *shape, shared=shared) < (1e-5 if shape[0] <= 8 else TENSOR_CORES)
 
 
 @pytest.mark.parametrize("shape", cases.DENSE, ids=str)
@@ -89,7 +91,7 @@ def test_gqa_attention(shape: tuple[int, int, int, int, int], held: bool, half: 
 
 def test_the_trial_before_a_model_stands_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":  # small for the interpreter, which the shapes mean nothing to
-        for name, size in {"INPUTS": 64, "OUTPUTS": 48, "LATENT": 32, "ROTARY": 16, "HEAD_SIZE": 16}.items():
+        for name, size in {"INPUTS": 32, "OUTPUTS": 24, "LATENT": 32, "ROTARY": 16, "HEAD_SIZE": 16}.items():
             monkeypatch.setattr(trial, name, size)
     assert not trial.differing(KERNELS, PlainKernels(), torch.device(DEVICE))
 

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from localr1.kernels.gpu import attention, choice, few, front, fused, many, norm
+from localr1.kernels.gpu import Gated, attention, choice, few, front, fused, many, norm
 
 TARGETS = (75, 80, 86, 89, 90, 120)
 SHARED_LIMIT_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -84,22 +84,27 @@ def launches(capability: int) -> list[Launch]:
     ):
         for rows in (1, 4):
             kernels.linear(meta(rows, 2048), meta(3072, 2048, dtype=torch.int8), meta(3072))
+            kernels.linear(meta(rows, 2048), meta(2048, 2048, dtype=torch.int8), meta(2048), None, meta(rows, 2048))
         for rows in (1, 4):
             kernels.linear(meta(rows, 3584), meta(512, 3584, dtype=torch.int8), meta(512), meta(512))
         up_HOC = meta(16, 256, 512, dtype=torch.bfloat16 if capability >= 80 else torch.float16)
         kernels.head_product(meta(1, 16, 192)[..., :128], up_HOC[:, :128])
         kernels.head_product(meta(1, 16, 512), up_HOC[:, 128:].transpose(1, 2))
-        kernels.latent_front(meta(1, 16, 192), meta(1, 576), meta(512), 1e-6, meta(1, 64), meta(1, 64), True)
+        start, half = meta(1, dtype=torch.int64), torch.bfloat16
+        latents, turns = meta(4096, 576, dtype=half), (meta(1, 64), meta(1, 64))
+        kernels.latent_front(meta(1, 16, 192), meta(1, 576), meta(512), 1e-6, *turns, True, latents, start)
         groups = meta(1, 28, 128), meta(1, 4, 128), meta(1, 4, 128)
-        kernels.grouped_front(*groups, meta(1, 128), meta(1, 128), False)
+        kernels.grouped_front(*groups, meta(1, 128), meta(1, 128), False, meta(4096, 1024, dtype=half), 4095)
         kernels.route(meta(1, 2048), meta(64, 2048), None, 6, 1.0, True, False)
         kernels.route(meta(4, 2048), meta(256, 2048), meta(256), 8, 2.5, False, True)
+        shared = Gated(meta(3 * 2816 * 2048, dtype=torch.int8), meta(2 * 2816 + 2048))
+        kernels.routed_ffn(*routed(1), shared, meta(1, 2048))
         kernels.routed_ffn(*routed(1))
-        kernels.feed_forward(meta(1, 2048), meta(3 * 2816 * 2048, dtype=torch.int8), meta(2 * 2816 + 2048))
+        kernels.feed_forward(meta(1, 2048), shared, meta(1, 2048))
     with mock.patch.multiple(many, **recorders(many, ("gate_up", "down"), seen, "many.")):
         if kernels.tensor_cores:
             kernels.routed_ffn(*routed(512))
-            kernels.feed_forward(meta(64, 2048), meta(3 * 2816 * 2048, dtype=torch.int8), meta(2 * 2816 + 2048))
+            kernels.feed_forward(meta(64, 2048), shared)
     with mock.patch.multiple(attention, **recorders(attention, ("mla", "gqa", "join"), seen)):
         for heads in (16, 20):
             cache = meta(4096, 576, dtype=torch.bfloat16)

@@ -26,7 +26,7 @@ def test_torch_operations_equal_the_reference() -> None:
     kernels = gpu.choose(torch.device("cpu"))
     assert isinstance(kernels, plain.PlainKernels)
     assert max(cases.linear(kernels, "cpu", *shape) for shape in cases.LINEAR) < 1e-5
-    assert max(cases.routed_ffn(kernels, "cpu", *shape) for shape in cases.ROUTED) < 1e-5
+    assert max(cases.routed_ffn(kernels, "cpu", *one, shared=n) for one in cases.ROUTED for n in (0, 2)) < 1e-5
     assert max(cases.feed_forward(kernels, "cpu", *shape) for shape in cases.DENSE) < 1e-5
     assert max(cases.mla(kernels, "cpu", *shape, held, True) for shape in cases.MLA for held in (True, False)) < 1e-5
     assert max(cases.gqa(kernels, "cpu", *shape, held, True) for shape in cases.GQA for held in (True, False)) < 1e-5

@@ -177,7 +177,7 @@ def test_replayed_guesses_are_those_of_an_mtp_layer_that_is_not_replayed(slots: 
 
         def replay(self) -> None:
             if len(self.results) == 2:
-                rows.append(len(self.run.args[0][0]))
+                rows.append(len(self.run.args[0]))
             super().replay()
 
     _, eager, say_eagerly = guessing(slots, None)

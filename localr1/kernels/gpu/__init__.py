@@ -13,7 +13,7 @@ experts of a token, F feed-forward, H heads, C latent, R rotary, G key-value hea
 import importlib.util
 import os
 import sys
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,15 @@ NO_HANDLE = ("CUBLAS_STATUS_NOT_INITIALIZED", "cublasCreate")
 """What cuBLAS says where a thread's first product finds no memory for its handle."""
 
 
+class Gated(NamedTuple):
+    """A gated feed-forward that all tokens go through."""
+
+    weight_M: Tensor
+    """[gate F*D | up F*D | down D*F]"""
+    scb_S: Tensor
+    """[gate F | up F | down D]"""
+
+
 class Kernels(Protocol):
     """One set of kernels. `start` is the number of committed tokens, or an int64 [1] that holds it on the device."""
 
@@ -42,8 +51,10 @@ class Kernels(Protocol):
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         ...
 
-    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        """x W^T + bias with W = q * scb / 127, [T, O]."""
+    def linear(
+        self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None, onto_TO: Tensor | None = None
+    ) -> Tensor:
+        """x W^T + bias + onto with W = q * scb / 127, [T, O]."""
         ...
 
     def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
@@ -59,8 +70,11 @@ class Kernels(Protocol):
         cos_TR: Tensor,
         sin_TR: Tensor,
         interleaved: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """(the last R values of every head's query rotated [T, H, R], rows [normed latent C | rotated key R]).
+        cache_SW: Tensor,
+        start: int | Tensor,
+    ) -> Tensor:
+        """The last R values of every head's query rotated, [T, H, R]. Writes rows [normed latent C | rotated key R] to
+        the cache, which may be of 16 bits, from `start` on.
 
         A token's tables are cos twice, and -sin then sin. Pairs are neighbours where `interleaved`, else R / 2 apart as
         they always come out.
@@ -68,9 +82,17 @@ class Kernels(Protocol):
         ...
 
     def grouped_front(
-        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cos_Td: Tensor, sin_Td: Tensor, interleaved: bool
-    ) -> tuple[Tensor, Tensor]:
-        """(rotated queries [T, H, d], rows [rotated keys G*d | values G*d]); as `latent_front`."""
+        self,
+        q_THd: Tensor,
+        k_TGd: Tensor,
+        v_TGd: Tensor,
+        cos_Td: Tensor,
+        sin_Td: Tensor,
+        interleaved: bool,
+        cache_SW: Tensor,
+        start: int | Tensor,
+    ) -> Tensor:
+        """Rotated queries [T, H, d]. Writes rows [rotated keys G*d | values G*d]; as `latent_front`."""
         ...
 
     def route(
@@ -88,17 +110,26 @@ class Kernels(Protocol):
         ...
 
     def routed_ffn(
-        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+        self,
+        x_TD: Tensor,
+        slab_XM: Tensor,
+        scb_XS: Tensor,
+        slot_E: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        shared: "Gated | None" = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
-        """Sum over k of weight * down(silu(gate x) * up x), [T, D], of the experts that have a slot.
+        """Sum over k of weight * down(silu(gate x) * up x), [T, D], of the experts that have a slot, plus that of the
+        `shared` one, as wide as one or several of them, plus `onto`.
 
-        `slot_E` (int32) is each expert's row in the slab, or -1; `slab[slot]` is [gate F*D | up F*D | down D*F],
-        `scb[slot]` [gate F | up F | down D]. Absent experts and negative expert numbers add nothing.
+        `slot_E` (int32) is each expert's row in the slab, or -1; `slab[slot]` and `scb[slot]` are as in `Gated`. Absent
+        experts and negative expert numbers add nothing.
         """
         ...
 
-    def feed_forward(self, x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
-        """down(silu(gate x) * up x), [T, D], of one expert that all tokens go through, as it would lie in the slab."""
+    def feed_forward(self, x_TD: Tensor, gated: "Gated", onto_TD: Tensor | None = None) -> Tensor:
+        """down(silu(gate x) * up x) + onto, [T, D]."""
         ...
 
     def mla_attention(

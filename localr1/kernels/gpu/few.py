@@ -18,17 +18,19 @@ def linear(  # type: ignore[no-untyped-def]
     q_OD,
     scb_O,
     bias_O,
+    onto_TO,
     out_TO,
     T,
     D,
     O,  # noqa: E741
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
+    ONTO: tl.constexpr,
     ROWS: tl.constexpr,
     BO: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """out = x W^T + bias; program (i, j) makes BO outputs of ROWS tokens; those of the same weights are neighbours.
+    """out = x W^T + bias + onto; program (i, j) makes BO outputs of ROWS tokens; those of one weight are neighbours.
 
     Weights are int8 rows, or floats where they are not `SCALED`.
     """
@@ -48,7 +50,9 @@ def linear(  # type: ignore[no-untyped-def]
         sums = more
     for r in tl.static_range(ROWS):
         t = first + r + 0 * o
-        tl.store(out_TO + t * O + o, tl.sum(sums[r], 1) * scale + bias, mask=(o < O) & (t < T))
+        inside = (o < O) & (t < T)
+        onto = tl.load(onto_TO + t * O + o, mask=inside, other=0.0) if ONTO else 0.0
+        tl.store(out_TO + t * O + o, tl.sum(sums[r], 1) * scale + bias + onto, mask=inside)
 
 
 @triton.jit
@@ -82,55 +86,101 @@ def product(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def slot_of(slot_E, expert_TK, pair):  # type: ignore[no-untyped-def]
-    """The slab's row of a pair's expert, or -1."""
-    expert = tl.load(expert_TK + pair)
-    return tl.load(slot_E + expert, mask=expert >= 0, other=-1)
+def slot_of(slot_E, expert_TK, pair, routed):  # type: ignore[no-untyped-def]
+    """The slab's row of a routed pair's expert, or -1."""
+    expert = tl.load(expert_TK + pair, mask=routed, other=-1).to(tl.int64)
+    return tl.load(slot_E + expert, mask=expert >= 0, other=-1).to(tl.int64)
 
 
-@triton.jit
-def gate_up(x_TD, slab_XM, scb_XS, slot_E, expert_TK, middle_PF, K, D, F, BO: tl.constexpr, BD: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["pairs"])
+def gate_up(  # type: ignore[no-untyped-def]
+    x_TD,
+    slab_XM,
+    scb_XS,
+    slot_E,
+    expert_TK,
+    shared_M,
+    shared_S,
+    middle_PF,
+    pairs,
+    K,
+    N,
+    D,
+    F,
+    BO: tl.constexpr,
+    BD: tl.constexpr,
+):
     """middle = silu(gate x) * up x; program (p, j) makes BO values of pair p, and nothing for an absent expert.
 
+    The first `pairs` are routed, K a token; N a token follow, which are the parts, F wide each, of the shared expert.
     Pairs are the fast axis, so tokens that share an expert read its rows at about the same time.
     """
     pair = tl.program_id(0)
-    slot = slot_of(slot_E, expert_TK, pair)
-    if slot >= 0:
+    routed = pair < pairs
+    slot = slot_of(slot_E, expert_TK, pair, routed)
+    if (slot >= 0) | (pair >= pairs):
+        token = tl.where(routed, pair // K, (pair - pairs) // N)
+        width = tl.where(routed, F, N * F)
+        first = tl.where(routed, 0, (pair - pairs) % N) * F
         f = tl.program_id(1) * BO + tl.arange(0, BO)
-        gate_row = slab_XM + slot.to(tl.int64) * (3 * D * F) + f[:, None] * D
-        up_row = gate_row + D * F
+        gate_row = tl.where(routed, slab_XM + slot * (3 * D * F), shared_M) + (first + f)[:, None] * D
+        up_row = gate_row + D * width
         gate = tl.zeros((BO, BD), tl.float32)
         up = tl.zeros((BO, BD), tl.float32)
         for start in range(0, D, BD):
             d = start + tl.arange(0, BD)
             inside = (f[:, None] < F) & (d[None, :] < D)
-            x = tl.load(x_TD + (pair // K) * D + d, mask=d < D, other=0.0)[None, :]
+            x = tl.load(x_TD + token * D + d, mask=d < D, other=0.0)[None, :]
             gate += x * tl.load(gate_row + d[None, :], mask=inside, other=0).to(tl.float32)
             up += x * tl.load(up_row + d[None, :], mask=inside, other=0).to(tl.float32)
-        scb = scb_XS + slot.to(tl.int64) * (2 * F + D) + f
+        scb = tl.where(routed, scb_XS + slot * (2 * F + D), shared_S) + first + f
         g = tl.sum(gate, 1) * (tl.load(scb, mask=f < F, other=0.0) / 127.0)
-        u = tl.sum(up, 1) * (tl.load(scb + F, mask=f < F, other=0.0) / 127.0)
+        u = tl.sum(up, 1) * (tl.load(scb + width, mask=f < F, other=0.0) / 127.0)
         tl.store(middle_PF + pair * F + f, g / (1.0 + tl.exp(-g)) * u, mask=f < F)
 
 
-@triton.jit
-def down(middle_PF, slab_XM, scb_XS, slot_E, expert_TK, weight_TK, out_TD, K, D, F, BO: tl.constexpr, BD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """out = sum over k of weight * down(middle); program (t, j) makes BO values of token t."""
+@triton.jit(do_not_specialize=["pairs"])
+def down(  # type: ignore[no-untyped-def]
+    middle_PF,
+    slab_XM,
+    scb_XS,
+    slot_E,
+    expert_TK,
+    weight_TK,
+    shared_M,
+    shared_S,
+    onto_TD,
+    out_TD,
+    pairs,
+    K,
+    N,
+    D,
+    F,
+    ONTO: tl.constexpr,
+    BO: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """out = onto + sum over a token's pairs of weight * down(middle), the shared expert's of weight 1; program (t, j)
+    makes BO values of token t."""
     token = tl.program_id(0)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     total = tl.zeros((BO, BD), tl.float32)
-    for k in range(K):
-        pair = token * K + k
-        slot = slot_of(slot_E, expert_TK, pair)
-        if slot >= 0:
-            row = slab_XM + slot.to(tl.int64) * (3 * D * F) + 2 * D * F + o[:, None] * F
+    for k in range(K + N):
+        routed = k < K
+        pair = tl.where(routed, token * K + k, pairs + token * N + k - K)
+        slot = slot_of(slot_E, expert_TK, pair, routed)
+        if (slot >= 0) | (k >= K):
+            width = tl.where(routed, F, N * F)
+            matrix = tl.where(routed, slab_XM + slot * (3 * D * F), shared_M + (k - K) * F) + 2 * D * width
+            row = matrix + o[:, None] * width
             part = tl.zeros((BO, BD), tl.float32)
             for start in range(0, F, BD):
                 f = start + tl.arange(0, BD)
                 m = tl.load(middle_PF + pair * F + f, mask=f < F, other=0.0)
                 w = tl.load(row + f[None, :], mask=(o[:, None] < D) & (f[None, :] < F), other=0).to(tl.float32)
                 part += m[None, :] * w
-            scb = tl.load(scb_XS + slot.to(tl.int64) * (2 * F + D) + 2 * F + o, mask=o < D, other=0.0) / 127.0
-            total += part * (scb * tl.load(weight_TK + pair))[:, None]
-    tl.store(out_TD + token * D + o, tl.sum(total, 1), mask=o < D)
+            scale = tl.where(routed, scb_XS + slot * (2 * F + D), shared_S) + 2 * width
+            scb = tl.load(scale + o, mask=o < D, other=0.0) / 127.0
+            total += part * (scb * tl.load(weight_TK + pair, mask=routed, other=1.0))[:, None]
+    onto = tl.load(onto_TD + token * D + o, mask=o < D, other=0.0) if ONTO else 0.0
+    tl.store(out_TD + token * D + o, tl.sum(total, 1) + onto, mask=o < D)

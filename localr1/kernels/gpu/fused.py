@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from localr1.kernels.gpu import attention, choice, few, front, many, norm, plain
+from localr1.kernels.gpu import Gated, attention, choice, few, front, many, norm, plain
 
 FEW = 8
 WIDENED_ROWS = 256
@@ -32,8 +32,6 @@ class FusedKernels:
         self.tensor_cores = tensor_cores
         self.splits = splits
         self._plain = plain.PlainKernels()
-        self._only_expert: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
-        """On a device, the slot of an expert that is the only one, and rows that choose it, of weight 1."""
 
     def replayable(self, latent: bool) -> bool:
         return self.tensor_cores or not latent
@@ -48,10 +46,12 @@ class FusedKernels:
         norm.rms_norm[(rows,)](x, weight_D, out, stride, D, eps, BD=triton.next_power_of_2(D), num_warps=4)
         return out
 
-    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None, onto_TO: Tensor | None = None
+    ) -> Tensor:
         if x_TD.shape[0] > FEW:
-            return self._plain.linear(x_TD, q_OD, scb_O, bias_O)
-        return few_rows(x_TD, q_OD, scb_O, bias_O)
+            return self._plain.linear(x_TD, q_OD, scb_O, bias_O, onto_TO)
+        return few_rows(x_TD, q_OD, scb_O, bias_O, onto_TO)
 
     def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
         (T, H, N), O = x_THN.shape, weight_HNO.shape[2]  # noqa: E741
@@ -74,53 +74,76 @@ class FusedKernels:
         cos_TR: Tensor,
         sin_TR: Tensor,
         interleaved: bool,
-    ) -> tuple[Tensor, Tensor]:
+        cache_SW: Tensor,
+        start: int | Tensor,
+    ) -> Tensor:
         (T, H, k), C, R = q_THk.shape, norm_C.shape[0], cos_TR.shape[1]
+        q_THk, row_TW = token_by_token(q_THk), token_by_token(row_TW)
         q_THR = torch.empty(T, H, R, device=q_THk.device)
-        to_TW = torch.empty(T, C + R, device=q_THk.device)
+        held = isinstance(start, Tensor)
         front.latent[(T, H + 2)](
-            q_THk.contiguous(),
-            row_TW.contiguous(),
+            q_THk,
+            row_TW,
             norm_C,
             cos_TR,
             sin_TR,
             q_THR,
-            to_TW,
+            cache_SW,
+            start if held else cache_SW,
+            0 if held else start,
+            q_THk.stride(0),
+            row_TW.stride(0),
             H,
             k,
             C,
             R,
             eps,
             INTERLEAVED=interleaved,
+            ON_DEVICE=held,
             BC=triton.next_power_of_2(C),
             BP=triton.next_power_of_2(R // 2),
             num_warps=4,
         )
-        return q_THR, to_TW
+        return q_THR
 
     def grouped_front(
-        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cos_Td: Tensor, sin_Td: Tensor, interleaved: bool
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        q_THd: Tensor,
+        k_TGd: Tensor,
+        v_TGd: Tensor,
+        cos_Td: Tensor,
+        sin_Td: Tensor,
+        interleaved: bool,
+        cache_SW: Tensor,
+        start: int | Tensor,
+    ) -> Tensor:
         (T, H, d), G = q_THd.shape, k_TGd.shape[1]
+        q_THd, k_TGd, v_TGd = token_by_token(q_THd), token_by_token(k_TGd), token_by_token(v_TGd)
         to_THd = torch.empty(T, H, d, device=q_THd.device)
-        to_TW = torch.empty(T, 2 * G * d, device=q_THd.device)
+        held = isinstance(start, Tensor)
         front.grouped[(T, H + G)](
-            q_THd.contiguous(),
-            k_TGd.contiguous(),
-            v_TGd.contiguous(),
+            q_THd,
+            k_TGd,
+            v_TGd,
             cos_Td,
             sin_Td,
             to_THd,
-            to_TW,
+            cache_SW,
+            start if held else cache_SW,
+            0 if held else start,
+            q_THd.stride(0),
+            k_TGd.stride(0),
+            v_TGd.stride(0),
             H,
             G,
             d,
             INTERLEAVED=interleaved,
+            ON_DEVICE=held,
             BP=triton.next_power_of_2(d // 2),
             BV=triton.next_power_of_2(d),
             num_warps=1,
         )
-        return to_THd, to_TW
+        return to_THd
 
     def route(
         self,
@@ -154,29 +177,24 @@ class FusedKernels:
         return expert_TK, weight_TK
 
     def routed_ffn(
-        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+        self,
+        x_TD: Tensor,
+        slab_XM: Tensor,
+        scb_XS: Tensor,
+        slot_E: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        shared: Gated | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
+        routed = slab_XM, scb_XS, slot_E, expert_TK.contiguous(), weight_TK.contiguous()
+        x_TD = x_TD.contiguous()
         if x_TD.shape[0] <= FEW:
-            run = self._routed_few
-        else:
-            run = self._routed_many if self.tensor_cores else self._plain.routed_ffn
-        return run(x_TD.contiguous(), slab_XM, scb_XS, slot_E, expert_TK.contiguous(), weight_TK.contiguous())
-
-    def _routed_few(
-        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
-    ) -> Tensor:
-        (T, D), K, F = x_TD.shape, expert_TK.shape[1], slab_XM.shape[1] // (3 * x_TD.shape[1])
-        middle_PF = torch.empty(T * K, F, device=x_TD.device)
-        out_TD = torch.empty(T, D, device=x_TD.device)
-        BO, BD = tile(F, D)
-        few.gate_up[(T * K, triton.cdiv(F, BO))](
-            x_TD, slab_XM, scb_XS, slot_E, expert_TK, middle_PF, K, D, F, BO=BO, BD=BD, num_warps=4
-        )
-        BO, BD = tile(D, F)
-        few.down[(T, triton.cdiv(D, BO))](
-            middle_PF, slab_XM, scb_XS, slot_E, expert_TK, weight_TK, out_TD, K, D, F, BO=BO, BD=BD, num_warps=4
-        )
-        return out_TD
+            return few_gated(x_TD, *routed, shared, onto_TD)
+        out_TD = (self._routed_many if self.tensor_cores else self._plain.routed_ffn)(x_TD, *routed)
+        if shared is not None:
+            out_TD += self.feed_forward(x_TD, shared)
+        return out_TD if onto_TD is None else out_TD.add_(onto_TD)
 
     def _routed_many(
         self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
@@ -205,18 +223,18 @@ class FusedKernels:
         )
         return out_PD.view(T, K, D).sum(1)
 
-    def feed_forward(self, x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
+    def feed_forward(self, x_TD: Tensor, gated: Gated, onto_TD: Tensor | None = None) -> Tensor:
         T, device = x_TD.shape[0], x_TD.device
         if T >= WIDENED_ROWS or (T > FEW and not self.tensor_cores):
-            return self._plain.feed_forward(x_TD, weight_M, scb_S)
-        if device not in self._only_expert:  # not in a recording: a step runs once before
-            self._only_expert[device] = (
-                torch.zeros(1, dtype=torch.int32, device=device),
-                torch.zeros(WIDENED_ROWS, 1, dtype=torch.int64, device=device),
-                torch.ones(WIDENED_ROWS, 1, device=device),
-            )
-        slot_E, expert_TK, weight_TK = self._only_expert[device]
-        return self.routed_ffn(x_TD, weight_M[None], scb_S[None], slot_E, expert_TK[:T], weight_TK[:T])
+            return self._plain.feed_forward(x_TD, gated, onto_TD)
+        only = gated.weight_M[None], gated.scb_S[None]
+        if T <= FEW:
+            nobody_T0 = x_TD[:, :0]
+            return few_gated(x_TD.contiguous(), *only, nobody_T0, nobody_T0, nobody_T0, gated, onto_TD)
+        expert_T1 = torch.zeros(T, 1, dtype=torch.int64, device=device)
+        slot_E = torch.zeros(1, dtype=torch.int32, device=device)
+        out_TD = self._routed_many(x_TD.contiguous(), *only, slot_E, expert_T1, torch.ones(T, 1, device=device))
+        return out_TD if onto_TD is None else out_TD.add_(onto_TD)
 
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
@@ -278,8 +296,14 @@ class FusedKernels:
         return joined(part_THZd, lse_THZ)
 
 
-def few_rows(x_TD: Tensor, w_OD: Tensor, scb_O: Tensor | None = None, bias_O: Tensor | None = None) -> Tensor:
-    """x W^T + bias of at most FEW rows, [T, O], with int8 rows or, without their scales, float weights."""
+def few_rows(
+    x_TD: Tensor,
+    w_OD: Tensor,
+    scb_O: Tensor | None = None,
+    bias_O: Tensor | None = None,
+    onto_TO: Tensor | None = None,
+) -> Tensor:
+    """x W^T + bias + onto of at most FEW rows, [T, O], with int8 rows or, without their scales, float weights."""
     (T, D), O = x_TD.shape, w_OD.shape[0]  # noqa: E741
     out_TO = torch.empty(T, O, device=x_TD.device)
     rows = 1 if T == 1 else 2 if T == 2 else 4
@@ -289,18 +313,86 @@ def few_rows(x_TD: Tensor, w_OD: Tensor, scb_O: Tensor | None = None, bias_O: Te
         w_OD,
         w_OD if scb_O is None else scb_O,
         w_OD if bias_O is None else bias_O,
+        out_TO if onto_TO is None else onto_TO.contiguous(),
         out_TO,
         T,
         D,
         O,
         SCALED=scb_O is not None,
         BIASED=bias_O is not None,
+        ONTO=onto_TO is not None,
         ROWS=rows,
         BO=BO,
         BD=BD,
         num_warps=4,
     )
     return out_TO
+
+
+def few_gated(
+    x_TD: Tensor,
+    slab_XM: Tensor,
+    scb_XS: Tensor,
+    slot_E: Tensor,
+    expert_TK: Tensor,
+    weight_TK: Tensor,
+    shared: Gated | None,
+    onto_TD: Tensor | None,
+) -> Tensor:
+    """`Kernels.routed_ffn` of at most FEW rows; where they chose none (K = 0), of the shared expert alone."""
+    (T, D), K = x_TD.shape, expert_TK.shape[1]
+    M = slab_XM.shape[1]
+    weight_M, scb_S = shared or (slab_XM, scb_XS)
+    F, N = M // (3 * D), 0 if shared is None else len(weight_M) // M
+    middle_PF = torch.empty(T * (K + N), F, device=x_TD.device)
+    out_TD = torch.empty(T, D, device=x_TD.device)
+    BO, BD = tile(F, D)
+    few.gate_up[(T * (K + N), triton.cdiv(F, BO))](
+        x_TD,
+        slab_XM,
+        scb_XS,
+        slot_E,
+        expert_TK,
+        weight_M,
+        scb_S,
+        middle_PF,
+        T * K,
+        max(K, 1),
+        max(N, 1),
+        D,
+        F,
+        BO=BO,
+        BD=BD,
+        num_warps=4,
+    )
+    BO, BD = tile(D, F)
+    few.down[(T, triton.cdiv(D, BO))](
+        middle_PF,
+        slab_XM,
+        scb_XS,
+        slot_E,
+        expert_TK,
+        weight_TK,
+        weight_M,
+        scb_S,
+        out_TD if onto_TD is None else onto_TD.contiguous(),
+        out_TD,
+        T * K,
+        K,
+        N,
+        D,
+        F,
+        ONTO=onto_TD is not None,
+        BO=BO,
+        BD=BD,
+        num_warps=4,
+    )
+    return out_TD
+
+
+def token_by_token(x: Tensor) -> Tensor:
+    """Rows that may lie apart, each in one piece."""
+    return x if x[0].is_contiguous() else x.contiguous()
 
 
 def joined(part_THZV: Tensor, lse_THZ: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localr1.kernels.gpu import Gated
+
 STEP_WEIGHTS = 1 << 25
 """Weights widened to 16 bits at once (64 MiB)."""
 
@@ -25,9 +27,13 @@ class PlainKernels:
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return torch.rms_norm(x, weight_D.shape, weight_D, eps)
 
-    def linear(self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x_TD: Tensor, q_OD: Tensor, scb_O: Tensor, bias_O: Tensor | None = None, onto_TO: Tensor | None = None
+    ) -> Tensor:
         out_TO = linear(x_TD, q_OD, scb_O)
-        return out_TO if bias_O is None else out_TO + bias_O
+        if bias_O is not None:
+            out_TO += bias_O
+        return out_TO if onto_TO is None else out_TO.add_(onto_TO)
 
     def head_product(self, x_THN: Tensor, weight_HNO: Tensor) -> Tensor:
         return torch.matmul(x_THN.transpose(0, 1).to(weight_HNO.dtype), weight_HNO).float().transpose(0, 1)
@@ -41,19 +47,31 @@ class PlainKernels:
         cos_TR: Tensor,
         sin_TR: Tensor,
         interleaved: bool,
-    ) -> tuple[Tensor, Tensor]:
+        cache_SW: Tensor,
+        start: int | Tensor,
+    ) -> Tensor:
         C, R = norm_C.shape[0], cos_TR.shape[1]
         both_THR = torch.cat((q_THk[..., -R:], row_TW[:, None, C:]), dim=1)
         turned_THR = turned(both_THR, cos_TR, sin_TR, interleaved)
         latent_TC = self.rms_norm(row_TW[:, :C], norm_C, eps)
-        return turned_THR[:, :-1].contiguous(), torch.cat((latent_TC, turned_THR[:, -1]), dim=1)
+        write(cache_SW, start, torch.cat((latent_TC, turned_THR[:, -1]), dim=1))
+        return turned_THR[:, :-1].contiguous()
 
     def grouped_front(
-        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cos_Td: Tensor, sin_Td: Tensor, interleaved: bool
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        q_THd: Tensor,
+        k_TGd: Tensor,
+        v_TGd: Tensor,
+        cos_Td: Tensor,
+        sin_Td: Tensor,
+        interleaved: bool,
+        cache_SW: Tensor,
+        start: int | Tensor,
+    ) -> Tensor:
         H = q_THd.shape[1]
         turned_THd = turned(torch.cat((q_THd, k_TGd), dim=1), cos_Td, sin_Td, interleaved)
-        return turned_THd[:, :H].contiguous(), torch.cat((turned_THd[:, H:], v_TGd), dim=1).flatten(1)
+        write(cache_SW, start, torch.cat((turned_THd[:, H:], v_TGd), dim=1).flatten(1))
+        return turned_THd[:, :H].contiguous()
 
     def route(
         self,
@@ -75,9 +93,19 @@ class PlainKernels:
         return expert_TK, weight_TK * scale
 
     def routed_ffn(
-        self, x_TD: Tensor, slab_XM: Tensor, scb_XS: Tensor, slot_E: Tensor, expert_TK: Tensor, weight_TK: Tensor
+        self,
+        x_TD: Tensor,
+        slab_XM: Tensor,
+        scb_XS: Tensor,
+        slot_E: Tensor,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        shared: Gated | None = None,
+        onto_TD: Tensor | None = None,
     ) -> Tensor:
-        out_TD = torch.zeros_like(x_TD, memory_format=torch.contiguous_format)
+        out_TD = torch.zeros_like(x_TD) if shared is None else feed_forward(x_TD, *shared)
+        if onto_TD is not None:
+            out_TD += onto_TD
         slots = slot_E.tolist()
         for expert in set(expert_TK.flatten().tolist()):
             if expert >= 0 and slots[expert] >= 0:
@@ -86,8 +114,9 @@ class PlainKernels:
                 out_TD.index_add_(0, token, part * weight_TK[token, k][:, None])
         return out_TD
 
-    def feed_forward(self, x_TD: Tensor, weight_M: Tensor, scb_S: Tensor) -> Tensor:
-        return feed_forward(x_TD, weight_M, scb_S)
+    def feed_forward(self, x_TD: Tensor, gated: Gated, onto_TD: Tensor | None = None) -> Tensor:
+        out_TD = feed_forward(x_TD, *gated)
+        return out_TD if onto_TD is None else out_TD.add_(onto_TD)
 
     def mla_attention(
         self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, start: int | Tensor, scale: float
@@ -115,6 +144,12 @@ def turned(x_THR: Tensor, cos_TR: Tensor, sin_TR: Tensor, interleaved: bool) -> 
     first_THP, second_THP = x_THR[..., first], x_THR[..., second]
     halves_THR = torch.cat((first_THP, second_THP), dim=-1)
     return halves_THR * cos_TR[:, None] + torch.cat((second_THP, first_THP), dim=-1) * sin_TR[:, None]
+
+
+def write(cache_SW: Tensor, start: int | Tensor, row_TW: Tensor) -> None:
+    """Write rows from `start` on."""
+    at_T = start + torch.arange(len(row_TW), device=cache_SW.device)
+    cache_SW.index_copy_(0, at_T, row_TW.to(cache_SW.dtype))
 
 
 def seen_rows(cache_SW: Tensor, start: int | Tensor, tokens: int) -> Tensor:
