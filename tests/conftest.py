@@ -2,6 +2,7 @@
 runs what."""
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ FIRST = ("kernels/test_features.py", "bench/test_claims.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("numprocesses", None):  # or each of the processes would compile all kernels
         from localr1.kernels import compilation
 

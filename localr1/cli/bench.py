@@ -69,8 +69,9 @@ def _check(options: BenchOptions) -> None:
         return
     if len(options.words) > 1:
         raise UsageError(f"one model at a time, not {len(options.words)}", "see localr1 bench --help")
-    if options.shape is None and options.layers is not None:
-        raise UsageError("--layers belongs to --shape", "say which shape: --shape NAME")
+    for option in _given(options, but=()) if options.shape is None else ():
+        if option in ("--layers", "--skew"):
+            raise UsageError(f"{option} belongs to --shape", "say which shape: --shape NAME")
     if options.shape is not None and options.words:
         raise UsageError(f"either a model ({options.words[0]}) or a shape ({options.shape})", LEAVE_OUT)
     if options.shape is not None and options.cold:

@@ -127,6 +127,7 @@ def test_bench_prints_markdown_or_csv(bench, localr1_command):
     ("arguments", "status", "words"),
     [
         (["--layers", "3"], 2, "--layers belongs to --shape"),
+        (["nano", "--skew", "1"], 2, "--skew belongs to --shape"),
         (["nano", "--shape", "v2-lite"], 2, "either a model (nano) or a shape (v2-lite)"),
         (["nano", "other"], 2, "one model at a time"),
         (["--shape", "v2-lite", "--cold"], 2, "made in memory"),
