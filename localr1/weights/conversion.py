@@ -31,7 +31,7 @@ from localr1.weights.checkpoint import Checkpoint
 from localr1.weights.durable import replace_folder, write_safely
 from localr1.weights.file_writer import FileWriter, disk_error
 from localr1.weights.journal import Digests, Journal
-from localr1.weights.quantize import int8_chunks
+from localr1.weights.quantize import int8_chunks, not_finite
 from localr1.weights.safekeeping import BEHIND, Safekeeping
 from localr1.weights.store import CHECKSUM, FORMAT, MANIFEST, Origin, file_digest, layout, scb_name
 
@@ -219,8 +219,10 @@ class Conversion:
             digests = {name: writer.write_chunks(name, int8_chunks(shape, rows_of, name, scb))}
             digests[scb_name(name)] = self._writer_of[scb_name(name)].write(scb_name(name), scb)
         else:
-            tensor = self._checkpoint.tensor(name, self._block)
-            digests = {name: writer.write(name, tensor.to(self._slots[name].dtype))}
+            tensor = self._checkpoint.tensor(name, self._block).to(self._slots[name].dtype)
+            if not bool(torch.isfinite(tensor).all()):
+                raise not_finite(name)
+            digests = {name: writer.write(name, tensor)}
         self._unsafe[name] = digests
         self._checkpoint.forget(name)
         del self._left[name]

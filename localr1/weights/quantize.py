@@ -60,8 +60,13 @@ def int8_chunks(
         quantize(rows_of(start, end), chunk)
         if not bool(torch.isfinite(chunk.scb).all()):
             row = start + int((~torch.isfinite(chunk.scb)).nonzero()[0])
-            raise CorruptError(f"{name} holds a value that is not finite (row {row})", "download the checkpoint again")
+            raise not_finite(name, f" (row {row})")
         yield chunk.weight
+
+
+def not_finite(name: str, where: str = "") -> CorruptError:
+    """The error for a NaN or an infinity, which would be in all that the model says."""
+    return CorruptError(f"{name} holds a value that is not finite{where}", "download the checkpoint again")
 
 
 def _on_cpu(matrix_OI: Tensor, into: Int8Rows) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of every kind become stores that hold what they should, or nothing."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -142,10 +143,13 @@ def drop_tensor(source: Path) -> None:
     save_file(tensors, source / "model.safetensors")
 
 
-def poison(source: Path) -> None:
-    tensors = load_file(source / "model.safetensors")
-    tensors["lm_head.weight"][3, 3] = float("nan")
-    save_file(tensors, source / "model.safetensors")
+def poison(name: str, number: float) -> Callable[[Path], None]:
+    def harm(source: Path) -> None:
+        tensors = load_file(source / "model.safetensors")
+        tensors[name][3] = number
+        save_file(tensors, source / "model.safetensors")
+
+    return harm
 
 
 HARMS: dict[str, tuple[Callable[[Path], None], type[LocalR1Error], str]] = {
@@ -159,7 +163,8 @@ HARMS: dict[str, tuple[Callable[[Path], None], type[LocalR1Error], str]] = {
     "fewer layers": (harm_config(num_hidden_layers=2), CorruptError, "belong to nothing"),
     "truncated weights": (truncate, CorruptError, "truncated"),
     "missing tensor": (drop_tensor, CorruptError, r"model\.norm\.weight"),
-    "not a number": (poison, CorruptError, r"lm_head\.weight.*not finite.*row 3"),
+    "not a number": (poison("lm_head.weight", math.nan), CorruptError, r"lm_head\.weight.*not finite.*row 3"),
+    "infinite norm": (poison("model.norm.weight", math.inf), CorruptError, r"model\.norm\.weight.*not finite"),
 }
 
 
