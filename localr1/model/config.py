@@ -210,9 +210,11 @@ def _read_block_size(fields: Fields) -> tuple[int, int] | None:
     quantization = fields.record("quantization_config")
     if quantization is None:
         return None
-    quantization.one_of("quant_method", ("fp8",))
+    quantization.one_of("quant_method", ("fp8",), "")  # bitsandbytes' first configs do not name it
     quantization.one_of("fmt", ("e4m3",), "e4m3")
-    size = quantization.value("weight_block_size")
+    size = quantization.value("weight_block_size", None)
+    if size is None:  # one scale a tensor
+        raise quantization.unsupported("weight_block_size", None, ([128, 128],))
     if not (isinstance(size, list) and len(size) == 2 and all(type(one) is int and one > 0 for one in size)):
         raise quantization.ill_typed("weight_block_size", size, "two whole numbers above 0")
     return size[0], size[1]

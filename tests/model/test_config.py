@@ -81,6 +81,12 @@ REFUSED = {
     "V2 normalised": (published.V2_LITE, {"norm_topk_prob": True}, ["norm_topk_prob", "True", "False"]),
     "sparse every second layer": (published.R1, {"moe_layer_freq": 2}, ["moe_layer_freq", "2"]),
     "quantization": (published.R1, {"quantization_config": {"quant_method": "gptq"}}, ["quant_method", "'gptq'"]),
+    "quantization of old": (published.R1, {"quantization_config": {"load_in_8bit": True}}, ["quant_method", "'fp8'"]),
+    "FP8 by tensors": (
+        published.R1,
+        {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}},
+        ["weight_block_size", "None", "[128, 128]"],
+    ),
     "FP8 format": (published.R1, {"quantization_config": FP8 | {"fmt": "e5m2"}}, ["fmt", "'e5m2'", "'e4m3'"]),
     "sliding window": (published.R1_DISTILL_QWEN_7B, {"use_sliding_window": True}, ["use_sliding_window", "True"]),
     "a sliding layer": (published.R1_DISTILL_QWEN_7B, {"layer_types": ["sliding_attention"]}, ["layer_types"]),
