@@ -33,6 +33,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
+POINTER = b"version https://git-lfs"
+"""What stands in the place of a large file where Git fetched no large files."""
 DOWNLOAD_AGAIN = "the file is damaged or not a safetensors file: download it again"
 
 
@@ -78,6 +80,8 @@ def parse_header(file_name: str, head: bytes, file_bytes: int) -> dict[str, Tens
 
     Raises as `read_header` does.
     """
+    if head.startswith(POINTER):
+        raise CorruptError(f"{file_name} is only a pointer of Git LFS", "fetch the files with `git lfs pull`")
     header_bytes = header_length(head)
     if file_bytes < 8 or header_bytes > min(file_bytes - 8, len(head) - 8, MAX_HEADER_BYTES):
         raise CorruptError(

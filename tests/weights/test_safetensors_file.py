@@ -134,6 +134,14 @@ def test_a_stub_of_a_file_is_refused(tmp_path: Path, size: int) -> None:
         read_header(tmp_path / "x.safetensors")
 
 
+def test_a_clone_without_its_large_files_is_told_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4976698672\n")
+    with pytest.raises(CorruptError, match="pointer of Git LFS") as caught:
+        read_header(path)
+    assert "git lfs pull" in caught.value.hint
+
+
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         read_header(tmp_path / "x.safetensors")
