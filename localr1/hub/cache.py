@@ -289,7 +289,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or nothing if it cannot be read as one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

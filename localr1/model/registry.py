@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from localr1.errors import CorruptError, NotFoundError, UnsupportedError
+from localr1.errors import AccessError, CorruptError, NotFoundError, UnsupportedError
 from localr1.model.attention import KERNEL_ROWS
 from localr1.model.config import ModelConfig
 from localr1.model.decoder import Decoder
@@ -147,6 +147,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise NotFoundError(f"{path} does not exist", "Name a folder that holds a Hugging Face checkpoint.") from None
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read: {error.strerror}", "Check the file's permissions.") from None
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} is not valid JSON: {error}", "Download the model again.") from None
     if not isinstance(raw, dict):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localr1.errors import CorruptError, NotFoundError, UnsupportedError
+from localr1.errors import AccessError, CorruptError, NotFoundError, UnsupportedError
 from localr1.model.linear import TensorSpec
 from localr1.weights.arriving_file import ArrivingFile
 from localr1.weights.fp8 import dequantize_blocks, scale_shape
@@ -30,14 +30,16 @@ SHOWN_NAMES = 5
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises NotFoundError or CorruptError."""
+    """A JSON object from a file. Raises NotFoundError, AccessError or CorruptError."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise NotFoundError(
             f"{path.parent} has no {path.name}", "is this the folder of a Hugging Face checkpoint? download it again"
         ) from error
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read: {error.strerror}", "check the file's permissions") from error
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} cannot be read as JSON: {error}", "download the file again") from error
     if not isinstance(value, dict):
         raise CorruptError(f"{path} holds a {type(value).__name__}, not an object", "download the file again")

@@ -91,7 +91,7 @@ def parse_header(file_name: str, head: bytes, file_bytes: int) -> dict[str, Tens
         header = json.loads(head[8 : 8 + header_bytes])
         if not isinstance(header, dict):
             raise ValueError("not an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{file_name}: the header is not JSON ({error})", DOWNLOAD_AGAIN) from error
     header.pop("__metadata__", None)
     base = 8 + header_bytes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from localr1.errors import CorruptError, LocalR1Error, NotFoundError, UnsupportedError
+from localr1.errors import AccessError, CorruptError, LocalR1Error, NotFoundError, UnsupportedError
 from localr1.events import Notice
 from localr1.model import registry
 from localr1.options import DownloadOptions
@@ -143,6 +143,16 @@ def drop_tensor(source: Path) -> None:
     save_file(tensors, source / "model.safetensors")
 
 
+def put_a_folder_for(name: str) -> Callable[[Path], None]:
+    """What nobody can read, not even root."""
+
+    def harm(source: Path) -> None:
+        (source / name).unlink(missing_ok=True)
+        (source / name).mkdir()
+
+    return harm
+
+
 def poison(name: str, number: float) -> Callable[[Path], None]:
     def harm(source: Path) -> None:
         tensors = load_file(source / "model.safetensors")
@@ -157,6 +167,12 @@ HARMS: dict[str, tuple[Callable[[Path], None], type[LocalR1Error], str]] = {
     "no tokenizer": (lambda source: (source / "tokenizer.json").unlink(), NotFoundError, "tokenizer"),
     "broken tokenizer": (lambda source: (source / "tokenizer.json").write_text("{"), CorruptError, "tokenizer"),
     "config not json": (lambda source: (source / "config.json").write_text("{"), CorruptError, "JSON"),
+    "config not readable": (put_a_folder_for("config.json"), AccessError, r"config\.json cannot be read"),
+    "index not readable": (
+        put_a_folder_for("model.safetensors.index.json"),
+        AccessError,
+        r"index\.json cannot be read",
+    ),
     "unknown architecture": (harm_config(model_type="mamba9"), UnsupportedError, "mamba9.*llama"),
     "unsupported activation": (harm_config(hidden_act="relu"), UnsupportedError, "relu"),
     "other size": (harm_config(hidden_size=64), CorruptError, r"shape.*implies"),

@@ -65,7 +65,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+@pytest.mark.parametrize("index", ["[]", "{", "[" * 100_000, '{"weight_map": 3}', '{"weight_map": {"a": 3}}'], ids=len)
 def test_a_broken_index_is_corrupt(tmp_path: Path, index: str) -> None:
     (tmp_path / INDEX).write_text(index)
     with pytest.raises(CorruptError):

@@ -87,6 +87,7 @@ BROKEN = {
     "header beyond the file": (GOOD, b"\0" * 8, 10**9, CorruptError, "1,000,000,000"),
     "absurd header": (GOOD, b"\0" * 8, 2**63, CorruptError, "9,223,372,036,854,775,808"),
     "not json": (b"{nope", b"", None, CorruptError, "not JSON"),
+    "nested without end": (b"[" * 100_000, b"", None, CorruptError, "not JSON"),
     "not an object": ([1], b"", None, CorruptError, "not an object"),
     "truncated data": (GOOD, b"\0" * 7, None, CorruptError, "truncated"),
     "bytes left over": (GOOD, b"\0" * 9, None, CorruptError, "accounts for"),
