@@ -29,6 +29,7 @@ from tests.download_runner import Run, Runner
 from tests.loopback_hub import LoopbackHub
 
 REPO = "org/tiny"
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 MANIFEST = "manifest.json"
 MOST_RUNS = 12
 PATIENCE_S = 10.0
@@ -80,7 +81,7 @@ class Undisturbed:
 
 
 def make_checkpoint(folder: Path, hidden: int = 64, layers: int = 3, shards: int = 4) -> Path:
-    """A random bfloat16 llama that the program accepts, with a small tokenizer."""
+    """A random bfloat16 llama that the program accepts, with a small tokenizer and a template."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -133,7 +134,7 @@ def make_checkpoint(folder: Path, hidden: int = 64, layers: int = 3, shards: int
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": alphabet[1]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": alphabet[1], "chat_template": TEMPLATE}))
     return folder
 
 

