@@ -74,8 +74,11 @@ class Checkpoint:
         self._arriving: dict[str, ArrivingFile] = {}
         self.file_names = tuple(headers)
         self._entries: dict[str, tuple[str, TensorInfo]] = {}
+        self._halves: set[str] = set()  # of fused matrices
         for file, tensors in headers.items():
             for name, info in _unfused(tensors):
+                if name not in tensors and ".down_proj." not in name:
+                    self._halves.add(name)
                 if name in self._entries:
                     raise CorruptError(
                         f"{name} is in both {self._entries[name][0]} and {file}",
@@ -169,11 +172,24 @@ class Checkpoint:
                 f"{name} is FP8 but {'config.json gives no block size' if block is None else 'has no ' + SCALE[1:]}",
                 "download the checkpoint again",
             )
-        wanted = scale_shape(info.shape, block)
-        if self.info(name + SCALE).shape != wanted:
+        self._check_scale(name, info.shape, block)
+
+    def _check_scale(self, name: str, shape: tuple[int, ...], block: tuple[int, int]) -> None:
+        scale = self.info(name + SCALE)
+        if scale.dtype not in FLOATS or len(shape) != len(block):
+            raise UnsupportedError(
+                f"{name} is FP8 of shape {list(shape)} with scales in {str(scale.dtype).removeprefix('torch.')}",
+                "supported are matrices with scales in floating point; look for the unquantized model",
+            )
+        if name in self._halves and shape[0] % block[0]:
+            raise UnsupportedError(
+                f"{name} shares FP8 blocks of {list(block)} with the other half of its fused experts",
+                "look for the unquantized model, or for one with a matrix an expert",
+            )
+        wanted = scale_shape(shape, block)
+        if scale.shape != wanted:
             raise CorruptError(
-                f"{name + SCALE} has shape {list(self.info(name + SCALE).shape)}, "
-                f"blocks of {list(block)} need {list(wanted)}",
+                f"{name + SCALE} has shape {list(scale.shape)}, blocks of {list(block)} need {list(wanted)}",
                 "download the checkpoint again",
             )
 

@@ -161,3 +161,30 @@ def test_fused_fp8_experts_keep_their_scales(tmp_path: Path) -> None:
     check(tmp_path, expected, block=(2, 3))
     found = Checkpoint(tmp_path).tensor(f"{prefix}.1.up_proj.weight", (2, 3))
     assert torch.equal(found, dequantize_blocks(weight[1, 4:], scale[1, 2:], (2, 3)))
+
+
+FP8 = torch.ones(4, 6).to(torch.float8_e4m3fn)
+HARD_FP8 = {
+    "exponents for scales": ({"a.weight": FP8, "a.weight_scale_inv": torch.ones(2, 2, dtype=torch.uint8)}, "uint8"),
+    "a vector": ({"norm.weight": FP8[0], "norm.weight_scale_inv": torch.ones(2)}, r"norm\.weight.*\[6\]"),
+}
+
+
+@pytest.mark.parametrize("case", HARD_FP8, ids=lambda case: case.replace(" ", "-"))
+def test_fp8_of_another_kind_is_refused(tmp_path: Path, case: str) -> None:
+    changes, words = HARD_FP8[case]
+    save_file(tensors() | changes, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedError, match=words):
+        check(tmp_path, block=(3, 4))
+
+
+def test_fused_fp8_experts_whose_halves_share_blocks_are_refused(tmp_path: Path) -> None:
+    """Of 5 and 5 rows in blocks of 3 the second block is both halves', though there are two blocks for each."""
+    prefix = "model.layers.1.mlp.experts"
+    weight, scale = torch.randn(2, 10, 6).to(torch.float8_e4m3fn), torch.rand(2, 4, 2)
+    save_file(
+        {f"{prefix}.gate_up_proj": weight, f"{prefix}.gate_up_proj_scale_inv": scale}, tmp_path / "model.safetensors"
+    )
+    expected = {f"{prefix}.{e}.{p}_proj.weight": TensorSpec((5, 6), "int8") for e in range(2) for p in ("gate", "up")}
+    with pytest.raises(UnsupportedError, match=r"gate_proj.*shares FP8 blocks of \[3, 3\]"):
+        check(tmp_path, expected, block=(3, 3))
