@@ -155,10 +155,13 @@ class Store:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by its name. Raises CorruptError when the store lacks it."""
+        return self._file_with(name).tensor(name)
+
+    def _file_with(self, name: str) -> TensorFile:
         file = self._file_of.get(name)
         if file is None:
             raise CorruptError(f"the store {self.folder} has no {name}", CONVERT_AGAIN)
-        return file.tensor(name)
+        return file
 
     def int8_rows(self, prefix: str) -> Int8Rows:
         """The int8 matrix of `prefix.weight`."""
@@ -178,7 +181,7 @@ class Store:
 
     def _run(self, names: Sequence[str], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Tensors that tile a run of bytes, as one view of it."""
-        file = self._file_of[names[0]]
+        file = self._file_with(names[0])
         start = position = file.tensors[names[0]].start
         for name in names:
             info = file.tensors.get(name)
@@ -198,12 +201,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or DENSE not in files:
         raise CorruptError(f"{folder / MANIFEST} lists no files", CONVERT_AGAIN)
     for name, facts in files.items():
-        path = folder / name
+        path, written_bytes = folder / name, facts.get("bytes") if isinstance(facts, dict) else None
+        if Path(name).name != name or not isinstance(written_bytes, int):
+            raise CorruptError(f"{folder / MANIFEST} is damaged at {name!r}", CONVERT_AGAIN)
         actual_bytes = path.stat().st_size if path.is_file() else None
-        if Path(name).name != name or actual_bytes != facts["bytes"]:
+        if actual_bytes != written_bytes:
             raise CorruptError(
                 f"{path} has {'gone' if actual_bytes is None else f'{actual_bytes:,} bytes'}, "
-                f"{facts['bytes']:,} were written",
+                f"{written_bytes:,} were written",
                 CONVERT_AGAIN,
             )
     return manifest

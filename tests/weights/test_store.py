@@ -152,6 +152,22 @@ def test_a_store_that_lost_something_is_not_opened(written: Path, harm: str) -> 
     assert "download" in caught.value.hint
 
 
+@pytest.mark.parametrize("facts", [None, {}, {"bytes": "12"}, {"cytes": 12}], ids=str)
+def test_a_manifest_that_was_damaged_is_told_as_that(written: Path, facts: object) -> None:
+    manifest = json.loads((written / MANIFEST).read_text())
+    manifest["files"]["dense.safetensors"] = facts
+    (written / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CorruptError, match=r"manifest\.json is damaged at 'dense\.safetensors'"):
+        Store(written)
+
+
+def test_a_name_that_was_damaged_is_missed(written: Path) -> None:
+    path, name = written / "experts-002.safetensors", f"{PREFIXES[0]}.gate_proj.SCB".encode()
+    path.write_bytes(path.read_bytes().replace(name, name.replace(b"gate", b"hate")))
+    with pytest.raises(CorruptError, match=r"has no .*gate_proj\.SCB"):
+        Store(written).feed_forwards(PREFIXES)
+
+
 def test_a_folder_without_manifest_is_no_store(source: Path) -> None:
     with pytest.raises(NotFoundError):
         Store(source)
