@@ -23,7 +23,7 @@ from localr1.options import DownloadOptions, EngineOptions
 from localr1.quantities import bytes_text
 from localr1.session.outlook import outlook
 from localr1.weights.checkpoint import Checkpoint, HeaderError
-from localr1.weights.conversion import Conversion, partial_folder, reserved_bytes, write_store
+from localr1.weights.conversion import Conversion, partial_folder, reserved_bytes, take_over, write_store
 from localr1.weights.durable import replaced_folder
 from localr1.weights.safetensors_file import parse_header
 from localr1.weights.store import Origin
@@ -125,6 +125,9 @@ def _from_hub(source: HubRepo, options: DownloadOptions) -> Progress[Path]:
             hub_cache.record_revision(source, same.revision)
             yield Notice(f"{options.model} is already here: {commit[:12]} has the same files as {same.revision[:12]}")
             return same.folder
+        origin = Origin(source.repo_id, commit, source_files=files)
+        if not options.dry_run:
+            take_over(folder, origin)
         scratch = None if options.keep_source else partial_folder(folder) / "headers"
         with closing(Download(source, found, scratch=scratch, connections=options.connections)) as arriving:
             plan = arriving.plan(folder, reserved_bytes(folder))
@@ -134,7 +137,7 @@ def _from_hub(source: HubRepo, options: DownloadOptions) -> Progress[Path]:
                 return folder
             for disk in plan.disks:
                 require(disk, str(source))
-            yield from _fetch_and_convert(arriving, folder, Origin(source.repo_id, commit, source_files=files))
+            yield from _fetch_and_convert(arriving, folder, origin)
             if arriving.keeps_source:
                 arriving.publish()
             arriving.release_all()

@@ -50,6 +50,24 @@ def reserved_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (partial_folder(folder) / "store").glob("*.safetensors"))
 
 
+def take_over(folder: Path, origin: Origin) -> None:
+    """Have a conversion of the same weights that was begun for another revision be gone on with for `folder`."""
+    partial = partial_folder(folder)
+    if partial.exists():
+        return
+    for other in sorted(folder.parent.glob("*.partial")):
+        if Journal(other, _identity(origin)).is_of_these_weights:
+            with contextlib.suppress(OSError):
+                other.rename(partial)
+            return
+
+
+def _identity(origin: Origin) -> dict[str, Any]:
+    """What the journal says of itself."""
+    revision, weights = origin.revision, origin.weights_digest
+    return {"format": FORMAT, "source": origin.source, "revision": revision, "weights": weights}
+
+
 class Conversion:
     """Use as a context: `yield from resume()`, then `take` every file, then `finish`.
 
@@ -83,7 +101,7 @@ class Conversion:
         self._partial = partial_folder(folder)
         self._stack = ExitStack()
         self._writer_of: dict[str, FileWriter] = {}
-        self._journal = Journal(self._partial, {"format": FORMAT, "source": origin.source, "revision": origin.revision})
+        self._journal = Journal(self._partial, _identity(origin))
         self._safekeeping = Safekeeping(self._writer_of, self._journal)
 
     def __enter__(self) -> "Conversion":

@@ -1,7 +1,7 @@
 """What of a conversion is finished: `journal.jsonl`, one line a tensor with the digests of what was written for it.
 
-Owns the file. Knows nothing of tensors. Invariant: a journal that cannot be read, or is of another source, has no
-lines; of one whose last line was cut short, the lines before it count.
+Owns the file. Knows nothing of tensors. Invariant: a journal that cannot be read, or is of other weights, has no lines;
+of one whose last line was cut short, the lines before it count.
 """
 
 import json
@@ -20,7 +20,8 @@ class Journal:
     """Read an earlier run's `lines`, then `start` with those that proved right, then `add`."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """`identity` is what a journal must say of itself to be believed."""
+        """`identity` is what a journal says of itself. It is believed if that has the same format and source, and also
+        the same revision, or another whose `weights` are the same."""
         self._path, self._identity = folder / NAME, identity
         self._file: TextIO | None = None
 
@@ -28,14 +29,26 @@ class Journal:
     def is_open(self) -> bool:
         return self._file is not None
 
+    @property
+    def is_of_these_weights(self) -> bool:
+        """Whether an earlier run began it, so that it is believed."""
+        return self._believes(self._written())
+
     def lines(self) -> list[dict[str, Any]]:
         """What an earlier run wrote; whether it is true, the caller finds out."""
+        written = self._written()
+        return written[1:] if self._believes(written) else []
+
+    def _believes(self, written: list[dict[str, Any]]) -> bool:
+        found = written[0] if written else {}
+        same = {key for key, value in self._identity.items() if value and found.get(key) == value}
+        return {"format", "source"} <= same and bool({"revision", "weights"} & same)
+
+    def _written(self) -> list[dict[str, Any]]:
         try:
-            text = self._path.read_text(encoding="utf-8")
+            return list(_parsed(self._path.read_text(encoding="utf-8")))
         except (FileNotFoundError, UnicodeDecodeError):
             return []
-        lines = list(_parsed(text))
-        return lines[1:] if lines and lines[0] == self._identity else []
 
     def start(self, done: Mapping[str, Digests]) -> None:
         """A new journal in the place of the old one. Raises OSError."""

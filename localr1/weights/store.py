@@ -12,6 +12,7 @@ Any safetensors reader can open the files; bitsandbytes' `Linear8bitLt` understa
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,13 @@ class Origin:
     revision: str
     source_folder: str = ""
     source_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights_digest(self) -> str:
+        """Of the hashes of the files that decide what a store's tensors are; "" where they are not known."""
+        names = [name for name in self.source_files if name.endswith(".safetensors") or name == "config.json"]
+        files = {name: self.source_files[name] for name in names}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if files else ""
 
 
 def file_digest(path: Path) -> str:

@@ -165,6 +165,7 @@ def test_keep_source_of_what_is_here_says_that_it_was_not_kept(hub: LoopbackHub,
 
 
 def test_ctrl_c_is_clean_and_costs_nothing(hub: LoopbackHub, runner: Runner, reference: dict[str, str]) -> None:
+    """Not even when a commit comes in between that leaves the weights as they are."""
     total_bytes = sum(path.stat().st_size for path in hub.repos[REPO].folder.iterdir())
     fault = hub.fail("*.safetensors", slow_s=0.1, times=99)
     run = runner.start(REPO)
@@ -173,9 +174,15 @@ def test_ctrl_c_is_clean_and_costs_nothing(hub: LoopbackHub, runner: Runner, ref
     assert run.wait().last == {"error": "KeyboardInterrupt"}
     assert not list((runner.home / "localr1").glob("models/*/*/manifest.json"))
     fault.times = 0
-    again = runner.finish(REPO)
+    readme = hub.repos[REPO].folder / "README.md"
+    readme.write_text("a typo is mended")
+    try:
+        again = runner.finish(REPO)
+    finally:
+        readme.unlink()
     assert again.folder is not None and store_facts(again.folder) == reference
     assert again.events("QuantizeProgress")[0]["done_tensors"] >= 1
+    assert not [path for path in again.folder.parent.iterdir() if path.name.endswith(".partial")]
     in_flight_bytes = 2 * (64 << 10) + 2 * (128 << 10)
     assert hub.sent_bytes <= total_bytes + in_flight_bytes
 

@@ -14,7 +14,7 @@ from localr1.events import QuantizeProgress
 from localr1.model.linear import TensorSpec
 from localr1.weights import quantize
 from localr1.weights.checkpoint import SCALE, Checkpoint, HeaderError
-from localr1.weights.conversion import Conversion, partial_folder, write_store
+from localr1.weights.conversion import Conversion, partial_folder, take_over, write_store
 from localr1.weights.file_writer import FileWriter
 from localr1.weights.safetensors_file import read_header
 from localr1.weights.store import Origin, Store
@@ -107,6 +107,31 @@ def test_files_that_are_gone_are_not_missed_by_the_next_run(source: Path, tmp_pa
         work.finish({})
     assert Store(tmp_path / "store").parameters == 24 + 30 + 6
     assert not partial_folder(tmp_path / "store").exists()
+
+
+HASHES = {"m-1.safetensors": "1", "config.json": "2", "tokenizer_config.json": "3"}
+OTHERS = {
+    "same weights": (Origin("org/name", "def", source_files=HASHES | {"tokenizer_config.json": "4"}), True),
+    "other weights": (Origin("org/name", "def", source_files=HASHES | {"m-1.safetensors": "4"}), False),
+    "other config": (Origin("org/name", "def", source_files=HASHES | {"config.json": "4"}), False),
+    "other repository": (Origin("org/other", "def", source_files=HASHES), False),
+    "hashes not known": (Origin("org/name", "def"), False),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.replace(" ", "-"))
+def test_what_was_begun_of_another_revision_is_taken_over_if_its_weights_are_the_same(
+    source: Path, tmp_path: Path, case: str
+) -> None:
+    other, taken = OTHERS[case]
+    begun = {"block": BLOCK, "origin": Origin("org/name", "abc", source_files=HASHES), "extras": {}}
+    events = write_store(tmp_path / "abc", Checkpoint(source), EXPECTED, **begun)
+    assert [next(events) for _ in range(2)]
+    events.close()
+    take_over(tmp_path / "def", other)
+    assert partial_folder(tmp_path / "def").exists() is taken is not partial_folder(tmp_path / "abc").exists()
+    again = list(write_store(tmp_path / "def", Checkpoint(source), EXPECTED, **begun | {"origin": other}))
+    assert (converted(again)[0] == "") is taken  # it begins with what was done before
 
 
 def test_a_file_that_is_not_the_one_announced_is_refused(source: Path, tmp_path: Path) -> None:
