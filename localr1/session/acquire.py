@@ -74,8 +74,21 @@ def _convert_folder(source: LocalFolder, folder: Path, dry_run: bool) -> Progres
         return
     origin = Origin(str(source.path.resolve()), folder.name, str(source.path.resolve()))
     with _only_writer(folder, str(source.path)):
+        _forget_begun(folder)
         yield from convert(source.path, folder, origin)
+        new = hub_cache.read_store(folder)
+        if new is not None and hub_cache.store_folder(source) != folder:  # it may hold something of both
+            hub_cache.remove(new)
+            raise CorruptError(f"{source.path} changed while it was converted", "try again when nothing writes to it")
         yield from _retire(source, folder)
+
+
+def _forget_begun(folder: Path) -> None:
+    """Remove what was begun of a checkpoint's folder when its files were others: nothing goes on with that."""
+    for partial in folder.parent.glob("*.partial"):
+        if partial != partial_folder(folder):
+            with suppress(LocalR1Error), _only_writer(partial.with_suffix(""), folder.name):
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _only_writer(folder: Path, model: str) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from localr1.errors import AccessError, CorruptError, LocalR1Error, NotFoundError, UnsupportedError
-from localr1.events import Notice
+from localr1.events import Notice, QuantizeProgress
 from localr1.model import registry
 from localr1.options import DownloadOptions
 from localr1.session import convert, download
@@ -71,6 +72,23 @@ def test_a_dry_run_checks_a_folder_and_leaves_nothing(tmp_path: Path, monkeypatc
     with pytest.raises(LocalR1Error, match="empty"):
         list(download(DownloadOptions(str(tmp_path / "empty"), dry_run=True)))
     assert not (tmp_path / "home").exists()
+
+
+def test_a_folder_whose_files_change_leaves_nothing_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path / "home"))
+    source = source_of(tiny.make("llama"), tmp_path / "source")
+    stopped = download(DownloadOptions(str(source)))
+    next(event for event in stopped if isinstance(event, QuantizeProgress))
+    stopped.close()
+    begun = list((tmp_path / "home").glob("models/*/*.partial"))
+    os.utime(source / "model.safetensors", (1, 1))
+    events = download(DownloadOptions(str(source)))
+    next(event for event in events if isinstance(event, QuantizeProgress))
+    assert [path.exists() for path in begun] == [False]
+    os.utime(source / "model.safetensors", (2, 2))
+    with pytest.raises(CorruptError, match="changed while it was converted"):
+        list(events)
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 def test_fused_experts(tmp_path: Path) -> None:
