@@ -20,6 +20,7 @@ from localr1.events import Event, LoadProgress, Notice, Progress
 from localr1.hub import cache as hub_cache
 from localr1.hub import catalog
 from localr1.hub.cache import StoredModel
+from localr1.hub.source import LocalFolder
 from localr1.kernels import compilation
 from localr1.kernels.threads import set_threads
 from localr1.model import registry
@@ -244,6 +245,12 @@ def _open_float32(name: str, folder: Path, options: EngineOptions) -> Engine:
         built_in = (entry := catalog.CATALOG.get(name)) is not None and entry.repo_id is None
         get = "" if built_in else f"get it with: localr1 download {typed(name)} --keep-source --force; or "
         raise NotFoundError(f"the float checkpoint of {name} {gone}", f"{get}use --dtype int8")
+    files = hub_cache.store_folder(LocalFolder(origin)).name
+    if store.manifest["source"] == kept_in and store.manifest["revision"] != files:
+        raise NotFoundError(
+            f"{origin} is no longer what {name} was made of",
+            f"convert it again with: localr1 download {typed(kept_in)}; or use --dtype int8",
+        )
     checkpoint = Checkpoint(origin)
     config = registry.read_config(origin)
     mtp = _wants_mtp(options) and registry.has_mtp(config, checkpoint)

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from localr1.errors import AccessError, CorruptError, LocalR1Error, NotFoundError, UnsupportedError
 from localr1.events import Notice, QuantizeProgress
+from localr1.hub import cache as hub_cache
 from localr1.model import registry
-from localr1.options import DownloadOptions
-from localr1.session import convert, download
+from localr1.options import DownloadOptions, EngineOptions
+from localr1.session import convert, download, load
 from localr1.weights.quantize import dequantize_rows, quantize_rows
 from localr1.weights.store import Origin, Store
 from tests import tiny
@@ -89,6 +90,20 @@ def test_a_folder_whose_files_change_leaves_nothing_of_both(tmp_path: Path, monk
     with pytest.raises(CorruptError, match="changed while it was converted"):
         list(events)
     assert [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_the_float_checkpoint_of_a_folder_is_the_one_that_was_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALR1_HOME", str(tmp_path / "home"))
+    source = source_of(tiny.make("llama"), tmp_path / "source")
+    list(download(DownloadOptions(str(source))))
+    (store,) = hub_cache.stores()
+    exact = EngineOptions(dtype="float32", context=64)
+    assert list(load(str(store.folder), exact))
+    os.utime(source / "model.safetensors", (1, 1))
+    with pytest.raises(NotFoundError, match=r"no longer what .* was made of"):
+        list(load(str(store.folder), exact))
 
 
 def test_fused_experts(tmp_path: Path) -> None:
