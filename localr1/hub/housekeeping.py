@@ -214,7 +214,7 @@ def _lock_of(path: Path) -> Path:
 
 def _delete(path: Path) -> None:
     try:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ def replaced_folder(folder: Path) -> Path:
 def replace_folder(whole: Path, folder: Path) -> None:
     """Put a whole folder in the place of an old one, if there is one, which stays where that fails. Raises OSError."""
     old = replaced_folder(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _forget(old)
     _keep_names(whole)
     if folder.exists():
         _rename(folder, old)
@@ -41,7 +41,14 @@ def replace_folder(whole: Path, folder: Path) -> None:
             _rename(old, folder)
         raise
     _keep_names(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _forget(old)
+
+
+def _forget(folder: Path) -> None:
+    """Remove a folder that nobody needs any more; of one that lies elsewhere, the link to it."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rename(folder: Path, name: Path) -> None:

@@ -138,6 +138,13 @@ def test_removing_takes_stores_partials_and_traces_and_leaves_the_rest(home: Pat
         housekeeping.belongings("org/model")
 
 
+def test_of_a_part_that_lies_elsewhere_the_link_goes(tmp_path: Path) -> None:
+    partial, *_ = make_partial("org/model", COMMIT_A, tmp_path)
+    partial.symlink_to(partial.rename(tmp_path / "elsewhere"))
+    housekeeping.remove(housekeeping.belongings("org/model"))
+    assert housekeeping.partials() == [] and (tmp_path / "elsewhere" / "store").is_dir()
+
+
 def test_one_revision_can_go_alone() -> None:
     make_store("org/model", COMMIT_A)
     kept = make_store("org/model", COMMIT_B)

@@ -300,6 +300,17 @@ def test_a_folder_that_is_looked_at_replaces_another_or_leaves_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == (["new", "there"] if times > 2 else ["there"])
 
 
+def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    for name in ("new", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    (tmp_path / "there").symlink_to(tmp_path / "elsewhere")
+    durable.replace_folder(tmp_path / "new", tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "there"]
+    assert (tmp_path / "elsewhere" / "elsewhere").exists()
+
+
 def test_nothing_is_deleted_that_is_still_open(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows would refuse it."""
     journals: list[Journal] = []
