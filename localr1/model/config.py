@@ -51,7 +51,7 @@ class RopeConfig:
 
 UP_PROJECTIONS = ".kv_b_proj.weight"
 """How the name of latent attention's up-projections ends: the one large tensor of a layer that stays in float, in the
-16 bits that most checkpoints have it in (one of FP8 leaves it in 32)."""
+16 bits that most checkpoints have it in (one of float16 or float32 leaves it in 32)."""
 
 
 @dataclass(frozen=True)
