@@ -23,7 +23,14 @@ from localr1.options import DownloadOptions, EngineOptions
 from localr1.quantities import bytes_text
 from localr1.session.outlook import outlook
 from localr1.weights.checkpoint import Checkpoint, HeaderError
-from localr1.weights.conversion import Conversion, partial_folder, reserved_bytes, take_over, write_store
+from localr1.weights.conversion import (
+    Conversion,
+    begun_elsewhere,
+    partial_folder,
+    reserved_bytes,
+    take_over,
+    write_store,
+)
 from localr1.weights.durable import replaced_folder
 from localr1.weights.safetensors_file import parse_header
 from localr1.weights.store import Origin
@@ -139,8 +146,10 @@ def _from_hub(source: HubRepo, options: DownloadOptions) -> Progress[Path]:
             yield Notice(f"{options.model} is already here: {commit[:12]} has the same files as {same.revision[:12]}")
             return same.folder
         origin = Origin(source.repo_id, commit, source_files=files)
-        if not options.dry_run:
-            take_over(folder, origin)
+        begun = None if options.dry_run else begun_elsewhere(folder, origin)
+        if begun is not None:
+            with suppress(LocalR1Error), _only_writer(begun, source.repo_id):  # unless somebody is at work on it
+                take_over(begun, folder)
         scratch = None if options.keep_source else partial_folder(folder) / "headers"
         with closing(Download(source, found, scratch=scratch, connections=options.connections)) as arriving:
             plan = arriving.plan(folder, reserved_bytes(folder))

@@ -50,16 +50,19 @@ def reserved_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (partial_folder(folder) / "store").glob("*.safetensors"))
 
 
-def take_over(folder: Path, origin: Origin) -> None:
-    """Have a conversion of the same weights that was begun for another revision be gone on with for `folder`."""
-    partial = partial_folder(folder)
-    if partial.exists():
-        return
-    for other in sorted(folder.parent.glob("*.partial")):
-        if Journal(other, _identity(origin)).is_of_these_weights:
-            with contextlib.suppress(OSError):
-                other.rename(partial)
-            return
+def begun_elsewhere(folder: Path, origin: Origin) -> Path | None:
+    """The store to be of another revision for which a conversion of the same weights was begun, where none was for
+    `folder`."""
+    if partial_folder(folder).exists():
+        return None
+    others, identity = sorted(folder.parent.glob("*.partial")), _identity(origin)
+    return next((one.with_suffix("") for one in others if Journal(one, identity).is_of_these_weights), None)
+
+
+def take_over(other: Path, folder: Path) -> None:
+    """Have what was begun for `other` be gone on with for `folder`; nobody may be at work on either."""
+    with contextlib.suppress(OSError):
+        partial_folder(other).rename(partial_folder(folder))
 
 
 def _identity(origin: Origin) -> dict[str, Any]:

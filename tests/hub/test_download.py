@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.download_faults import REPO, campaign, fetched_twice, make_checkpoint, store_facts
 from localr1.errors import DiskError
-from localr1.hub.cache import write_text
+from localr1.hub.cache import lock_path, write_text
+from localr1.hub.lock import only_one
 from tests.download_runner import Run, Runner
 from tests.loopback_hub import LoopbackHub
 
@@ -162,6 +163,27 @@ def test_keep_source_of_what_is_here_says_that_it_was_not_kept(hub: LoopbackHub,
     assert not_kept not in said(REPO, keep_source=True)
     shutil.rmtree(runner.home / "hf")
     assert said(REPO, keep_source=True)[-1] == not_kept
+
+
+def test_what_another_process_is_at_for_an_earlier_commit_is_left_to_it(
+    hub: LoopbackHub, runner: Runner, reference: dict[str, str]
+) -> None:
+    fault = hub.fail("*.safetensors", slow_s=0.1, times=99)
+    run = runner.start(REPO)
+    wait_for(run, "QuantizeProgress")
+    run.kill()
+    run.wait()
+    fault.times = 0
+    begun = next((runner.home / "localr1").glob("models/*/*.partial"))
+    readme = hub.repos[REPO].folder / "README.md"
+    readme.write_text("a typo is mended")
+    try:
+        with only_one(lock_path(begun.with_suffix("")), "at it"):
+            other = runner.finish(REPO)
+    finally:
+        readme.unlink()
+    assert other.folder is not None and store_facts(other.folder) == reference
+    assert begun.is_dir()
 
 
 def test_ctrl_c_is_clean_and_costs_nothing(hub: LoopbackHub, runner: Runner, reference: dict[str, str]) -> None:

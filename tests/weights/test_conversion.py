@@ -14,7 +14,7 @@ from localr1.events import QuantizeProgress
 from localr1.model.linear import TensorSpec
 from localr1.weights import quantize
 from localr1.weights.checkpoint import SCALE, Checkpoint, HeaderError
-from localr1.weights.conversion import Conversion, partial_folder, take_over, write_store
+from localr1.weights.conversion import Conversion, begun_elsewhere, partial_folder, take_over, write_store
 from localr1.weights.file_writer import FileWriter
 from localr1.weights.safetensors_file import read_header
 from localr1.weights.store import Origin, Store
@@ -128,7 +128,10 @@ def test_what_was_begun_of_another_revision_is_taken_over_if_its_weights_are_the
     events = write_store(tmp_path / "abc", Checkpoint(source), EXPECTED, **begun)
     assert [next(events) for _ in range(2)]
     events.close()
-    take_over(tmp_path / "def", other)
+    begun_for = begun_elsewhere(tmp_path / "def", other)
+    assert begun_for == (tmp_path / "abc" if taken else None)
+    if begun_for is not None:
+        take_over(begun_for, tmp_path / "def")
     assert partial_folder(tmp_path / "def").exists() is taken is not partial_folder(tmp_path / "abc").exists()
     again = list(write_store(tmp_path / "def", Checkpoint(source), EXPECTED, **begun | {"origin": other}))
     assert (converted(again)[0] == "") is taken  # it begins with what was done before
