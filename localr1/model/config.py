@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from localr1.errors import UnsupportedError
 from localr1.model.fields import Fields
 
 RopeLayout = Literal["interleaved", "half"]
@@ -158,15 +159,26 @@ def read_common(
 
 
 def read_rope(fields: Fields, dim: int, layout: RopeLayout) -> RopeConfig:
-    """RoPE from `rope_parameters`, or from `rope_scaling` and `rope_theta`."""
-    inner = fields.record("rope_parameters") or fields.record("rope_scaling") or Fields({}, fields.where)
+    """RoPE from `rope_parameters`, or from `rope_scaling` and `rope_theta`; from both where they say the same."""
     if dim % 2:
         raise fields.ill_typed("the rotary width", dim, "an even number")
+    records = [fields.record(key) for key in ("rope_parameters", "rope_scaling")]
+    given = [record for record in records if record is not None and record.raw] or [Fields({}, fields.where)]
+    found = [_read_rope(fields, inner, dim, layout) for inner in given]
+    if found[0] != found[-1]:
+        raise UnsupportedError(
+            f"{fields.where} has rope_parameters = {given[0].raw!r} and rope_scaling = {given[-1].raw!r}, which differ",
+            "Remove the one that does not count; rope_theta may stand in the other, or beside it.",
+        )
+    return found[0]
+
+
+def _read_rope(fields: Fields, inner: Fields, dim: int, layout: RopeLayout) -> RopeConfig:
     for scope in (fields, inner):
         scope.one_of("partial_rotary_factor", (1, 1.0), 1.0)
-    type_key = "rope_type" if "rope_type" in inner.raw else "type"
+    type_key = "type" if inner.value("rope_type", None) is None else "rope_type"
     kind = inner.one_of(type_key, ("default", "yarn", "llama3"), "default")
-    theta = (inner if "rope_theta" in inner.raw else fields).number("rope_theta", 10000.0, above=1.0)
+    theta = inner.number("rope_theta", fields.value("rope_theta", 10000.0), above=1.0)
     scaling: YarnScaling | Llama3Scaling | None = None
     if kind == "yarn":
         scaling = _read_yarn(inner)
@@ -177,6 +189,11 @@ def read_rope(fields: Fields, dim: int, layout: RopeLayout) -> RopeConfig:
             low_freq_factor=low,
             high_freq_factor=inner.number("high_freq_factor", above=low),
             original_max_position=inner.integer("original_max_position_embeddings"),
+        )
+    if scaling is not None:
+        # Where it stands beside the others, transformers takes it from there.
+        fields.one_of(
+            "original_max_position_embeddings", (scaling.original_max_position,), scaling.original_max_position
         )
     return RopeConfig(dim, theta, layout, scaling)
 

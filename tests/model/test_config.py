@@ -37,6 +37,21 @@ def test_both_spellings_give_the_same_config(name):
     assert parse_config(as_transformers_writes(raw)) == parse_config(raw)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": published.R1["rope_scaling"] | {"rope_type": "yarn", "rope_theta": 10000.0}},
+        {"rope_parameters": {}},
+        {"rope_parameters": published.R1["rope_scaling"], "rope_scaling": {}},
+        {"rope_scaling": published.R1["rope_scaling"] | {"rope_type": None, "rope_theta": None}},
+        {"original_max_position_embeddings": 4096},
+    ],
+    ids=["both, alike", "an empty one", "another empty one", "null among them", "said twice"],
+)
+def test_rotary_settings_said_twice_or_left_empty(changes):
+    assert parse_config(published.R1 | changes) == parse_config(published.R1)
+
+
 def test_r1():
     config = parse_config(published.R1)
     assert (config.num_layers, config.cache_layers, config.cache_width) == (61, 61, 576)
@@ -98,6 +113,16 @@ REFUSED = {
         published.R1,
         {"rope_scaling": published.R1["rope_scaling"] | {"truncate": False}},
         ["trun"],
+    ),
+    "two rotary settings": (
+        published.R1_0528_QWEN3_8B,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000}},
+        ["rope_parameters", "rope_scaling", "'default'", "'yarn'", "differ"],
+    ),
+    "two original contexts": (
+        published.R1_0528_QWEN3_8B,
+        {"original_max_position_embeddings": 4096},
+        ["original_max_position_embeddings = 4096", "32768"],
     ),
 }
 
