@@ -53,6 +53,8 @@ def _latent(
         "qk_nope_head_dim": attention[2],
         "qk_rope_head_dim": 64,
         "v_head_dim": attention[3],
+        "n_group": 1,
+        "topk_group": 1,
         "routed_scaling_factor": scale,
         "max_position_embeddings": max_position,
         "rope_theta": theta,

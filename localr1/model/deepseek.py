@@ -4,6 +4,9 @@ Owns what their config fields mean, which layers are sparse and which tensors th
 and `decoder`.
 """
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 from localr1.errors import UnsupportedError
 from localr1.model.config import (
     MlaConfig,
@@ -29,6 +32,12 @@ from localr1.model.linear import ExpertBank, Fused, TensorSpec, Weights
 from localr1.model.mla import LatentAttention, mla_tensors
 from localr1.model.moe import build_moe, moe_tensors
 
+LEFT_OUT: Final[Mapping[str, Mapping[str, Any]]] = {
+    "deepseek_v3": {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5},
+    "glm4_moe_lite": {"routed_scaling_factor": 1.8},
+}
+"""What routing is where a config does not say it, as transformers has it. Groups that are null are none."""
+
 
 def read_deepseek_v2(fields: Fields) -> ModelConfig:
     """DeepSeek-V2 and its Lite and Coder versions: softmax scores, greedy choice, perhaps within groups."""
@@ -40,6 +49,7 @@ def read_deepseek_v2(fields: Fields) -> ModelConfig:
 
 def read_deepseek_v3(fields: Fields) -> ModelConfig:
     """DeepSeek-V3, R1, Moonlight, GigaChat, GLM-4.7-Flash: sigmoid scores, bias-corrected choice."""
+    fields = Fields({**LEFT_OUT[fields.value("model_type")], **fields.raw}, fields.where)
     fields.one_of("scoring_func", ("sigmoid",), "sigmoid")
     fields.one_of("topk_method", ("noaux_tc",), "noaux_tc")
     return _read_deepseek(fields, "sigmoid", "noaux_tc", normalize=fields.boolean("norm_topk_prob", True))

@@ -52,6 +52,15 @@ def test_rotary_settings_said_twice_or_left_empty(changes):
     assert parse_config(published.R1 | changes) == parse_config(published.R1)
 
 
+def test_what_a_config_leaves_out_is_what_transformers_takes():
+    """Of what shows in no tensor's shape."""
+    keys = ("n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob")
+    assert parse_config(without(published.R1, *keys)) == parse_config(published.R1)
+    assert parse_config(without(published.GLM_4_7_FLASH, *keys)) == parse_config(published.GLM_4_7_FLASH)
+    ungrouped = parse_config(published.R1 | {"n_group": None, "topk_group": None}).moe
+    assert (ungrouped.num_groups, ungrouped.top_k_groups) == (1, 1)
+
+
 def test_r1():
     config = parse_config(published.R1)
     assert (config.num_layers, config.cache_layers, config.cache_width) == (61, 61, 576)
