@@ -56,7 +56,8 @@ class EngineOptions:
     speculate: Literal["auto", "mtp", "lookup", "off"] = option(
         "auto", "Guess tokens ahead to decode faster; the answer stays the same."
     )
-    draft_tokens: int | None = option(None, "Guess always this many tokens (default: as many as pays).", min=1, max=16)
+    # Steps of more than 8 tokens go another way, which rounds otherwise: with more guesses the answer could change.
+    draft_tokens: int | None = option(None, "Guess always this many tokens (default: as many as pays).", min=1, max=7)
 
 
 @dataclass(frozen=True)

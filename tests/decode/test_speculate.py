@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from localr1.events import result_of
 from localr1.kernels.features import BYTE_PRODUCTS
 from localr1.kernels.packing import FEW
 from localr1.model import registry
+from localr1.model.attention import KERNEL_ROWS
 from localr1.options import EngineOptions
 from localr1.session import Engine, load
 from tests import tiny
@@ -202,7 +203,7 @@ def nano(request: pytest.FixtureRequest) -> Engine:
     kind=st.sampled_from(["mtp", "lookup"]),
     prompt=st.lists(st.integers(3, 767), min_size=1, max_size=40),
     times=st.integers(1, 8),
-    depth=st.integers(1, 5),
+    depth=st.integers(1, DEEPEST),
     max_tokens=st.integers(1, 40),
     temperature=st.sampled_from([0.0, 0.8]),
 )
@@ -222,6 +223,12 @@ def test_eight_bit_weights_say_the_same_too(
     speculation = replace(nano, options=options).new_speculation()
     assert said(speculation) == said(None)
     assert speculation.counts.drafted > 0 or kind == "lookup" or max_tokens <= 2
+
+
+def test_steps_with_guesses_go_through_the_kernels_of_a_single_token() -> None:
+    """Nine rows are another computation, which rounds otherwise: nano said other words for one prompt in twelve."""
+    (drafting,) = (field for field in fields(EngineOptions) if field.name == "draft_tokens")
+    assert drafting.metadata["limits"]["max"] == DEEPEST == FEW - 1 == KERNEL_ROWS - 1
 
 
 @pytest.mark.skipif(not BYTE_PRODUCTS, reason="products of words add up in another order for one token")
