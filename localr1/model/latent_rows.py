@@ -30,7 +30,8 @@ def pack_latents(row_TW: Tensor, latent: int) -> Tensor:
 
 def unpack_latents(packed: Tensor, latent: int, width: int) -> Tensor:
     """The rows [S, W] in float32."""
-    scale_S1 = packed[:, -4:].contiguous().view(torch.float32)
+    # A copy, since a row by itself is in one piece already, wherever its scale begins.
+    scale_S1 = packed[:, -4:].clone(memory_format=torch.contiguous_format).view(torch.float32)
     key_SR = packed[:, _key_start(latent) : -4].contiguous().view(torch.bfloat16)
     row_SW = torch.empty(packed.shape[0], width)
     row_SW[:, :latent] = packed[:, :latent].to(torch.float32) * scale_S1

@@ -37,7 +37,9 @@ def test_int8_latents_keep_their_numbers_and_take_little_over_half(latent: int, 
     row_TW = torch.randn(5, width, generator=torch.Generator().manual_seed(latent))
     row_TW[3, :latent] = 0
     cache = RowCache(1, width, 8, torch.bfloat16, latent=latent)
-    back = unpack_latents(cache.append(0, row_TW), latent, width)
+    stored = cache.append(0, row_TW)
+    back = unpack_latents(stored, latent, width)
+    assert torch.equal(torch.cat([unpack_latents(row[None], latent, width) for row in stored]), back)
     step_T1 = row_TW[:, :latent].abs().amax(dim=1, keepdim=True) / 127
     assert ((back - row_TW)[:, :latent].abs() <= 0.501 * step_T1).all()
     assert torch.equal(back[:, latent:], row_TW[:, latent:].bfloat16().float())
