@@ -47,6 +47,8 @@ def read_structure(schema: Path | None, grammar: Path | None) -> str | None:
     else:
         form = LLMatcher.grammar_from_lark(text)
     wrong, messages = LLMatcher.validate_grammar_with_warnings(form)
+    if not wrong and _nothing_begins(form):
+        wrong, messages = True, ["nothing keeps to it"]
     if wrong:
         kind, hint = (
             ("a JSON schema", "not all of JSON Schema can be followed; leave that part out")
@@ -55,6 +57,15 @@ def read_structure(schema: Path | None, grammar: Path | None) -> str | None:
         )
         raise UsageError(f"{path} cannot be used as {kind}: {_first_line(messages[0])}", hint)
     return form
+
+
+def _nothing_begins(form: str) -> bool:
+    """Whether no text at all is of this form, as where it is defined by itself alone."""
+    matcher = LLMatcher(LLTokenizer("byte"), form, log_level=0)
+    if matcher.is_error():  # it asks for a model's own tokens
+        return False
+    matcher.compute_bitmask()
+    return matcher.is_error()
 
 
 def _read(path: Path) -> str:
@@ -108,10 +119,12 @@ class Structure:
         """A token that opens a thought, allowed once, instead of the form's beginning."""
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Which of the tokenizer's tokens [V] may come next."""
+        """Which of the tokenizer's tokens [V] may come next. LocalR1Error where the form can be followed no further."""
         if self.thinking:
             return self._going_on
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
+        if self._matcher.is_error():  # then it marks the ends, and takes them
+            raise _broken(self._matcher)
         bits = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")
         allowed: NDArray[np.bool_] = bits[: self._vocabulary].astype(bool)
         if self.opening is not None:
@@ -126,10 +139,16 @@ class Structure:
         if token == opening:
             self.thinking = True
         elif not self._matcher.consume_token(token):
-            reason = _first_line(self._matcher.get_error()) or "nothing may follow"
-            raise LocalR1Error(f"the answer does not keep to its form: {reason}", "simplify the schema or grammar")
+            raise _broken(self._matcher)
         else:
             self.begun = True
+
+
+def _broken(matcher: LLMatcher) -> LocalR1Error:
+    reason = _first_line(matcher.get_error())
+    if not reason or reason.startswith("NoExtension"):
+        reason = "nothing may follow"
+    return LocalR1Error(f"the answer does not keep to its form: {reason}", "simplify the schema or grammar")
 
 
 def _first_line(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 from localr1 import nano
 from localr1.chat.structure import Structures, read_structure
@@ -69,6 +70,13 @@ def test_whatever_is_drawn_keeps_to_the_grammar(tmp_path, structures, tokenizer)
     assert "yes" in answers and all(answer == "yes" or answer.removeprefix("no, ").isdecimal() for answer in answers)
 
 
+def test_a_grammar_may_ask_for_a_models_own_tokens(tmp_path, structures, tokenizer):
+    path = tmp_path / "form.lark"
+    path.write_text('start: <think> "yes"')
+    structure = structures.start(read_structure(None, path))
+    assert structure.allowed().nonzero()[0].tolist() == [tokenizer.token_id("<think>")]
+
+
 def test_a_thought_is_free_and_may_come_before_the_form_but_not_within(tmp_path, structures, tokenizer):
     structure = structures.start(read_structure(schema(tmp_path, SCHEMA), None))
     structure.thinking = True
@@ -100,6 +108,7 @@ def test_a_form_may_come_from_a_pipe_which_is_read_once(tmp_path):
         ({"type": "nonsense"}, "nonsense"),
         ({"$ref": "#/nowhere"}, "cannot be used"),
         ({"not": {"type": "string"}}, "cannot be used"),
+        ({"$ref": "#"}, "nothing keeps to it"),
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused(tmp_path, content, words):
@@ -136,3 +145,11 @@ def test_a_token_that_may_not_come_ends_in_an_error_not_in_silence(tmp_path, str
     structure = structures.start(read_structure(schema(tmp_path, SCHEMA), None))
     with pytest.raises(LocalR1Error, match="does not keep to its form"):
         structure.take(int((~structure.allowed()).nonzero()[0][0]))
+
+
+def test_a_form_that_cannot_be_followed_further_ends_no_answer(structures):
+    """The matcher itself marks the ends where it has failed, and takes them."""
+    structure = structures.start(LLMatcher.grammar_from_lark("start: start"))
+    with pytest.raises(LocalR1Error, match="its form: nothing may follow") as caught:
+        structure.allowed()
+    assert caught.value.hint
