@@ -36,13 +36,13 @@ def read_structure(schema: Path | None, grammar: Path | None) -> str | None:
     text = _read(path)
     if schema is not None:
         try:
-            if not isinstance(json.loads(text), dict | bool):
-                raise ValueError("a schema is an object")
+            if not isinstance(json.loads(text), dict):
+                raise ValueError("it is no object")
             # A model that has nothing to say would fill its context with the white space that JSON allows.
             form = LLMatcher.grammar_from_json_schema(
                 text, defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
             )
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{path} is not a JSON schema: {error}", "see json-schema.org for what one is") from None
     else:
         form = LLMatcher.grammar_from_lark(text)
@@ -55,7 +55,7 @@ def read_structure(schema: Path | None, grammar: Path | None) -> str | None:
             if schema is not None
             else ("a grammar", "it is a Lark grammar with a rule called start; see llguidance's documentation")
         )
-        raise UsageError(f"{path} cannot be used as {kind}: {_first_line(messages[0])}", hint)
+        raise UsageError(f"{path} cannot be used as {kind}: {_gist(messages[0])}", hint)
     return form
 
 
@@ -92,7 +92,7 @@ class Structures:
             self._tokenizer = LLTokenizer(tokenizer.to_json(), eos_token=list(eos_token_ids))
         except Exception as error:
             raise UnsupportedError(
-                f"this model's tokenizer cannot be held to a form: {_first_line(str(error))}",
+                f"this model's tokenizer cannot be held to a form: {_gist(str(error))}",
                 "leave --json-schema and --grammar out",
             ) from error
 
@@ -100,7 +100,7 @@ class Structures:
         """A matcher at the beginning of an answer."""
         matcher = LLMatcher(self._tokenizer, form, log_level=0)
         if matcher.is_error():
-            raise UsageError(f"the form cannot be used: {_first_line(matcher.get_error())}", "simplify it")
+            raise UsageError(f"the form cannot be used: {_gist(matcher.get_error())}", "simplify it")
         return Structure(matcher, self._tokenizer.vocab_size, self._ends)
 
 
@@ -145,11 +145,14 @@ class Structure:
 
 
 def _broken(matcher: LLMatcher) -> LocalR1Error:
-    reason = _first_line(matcher.get_error())
+    reason = _gist(matcher.get_error())
     if not reason or reason.startswith("NoExtension"):
         reason = "nothing may follow"
     return LocalR1Error(f"the answer does not keep to its form: {reason}", "simplify the schema or grammar")
 
 
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
+def _gist(text: str) -> str:
+    """A message's first line, and of a pattern that cannot be read what it is and why."""
+    lines = text.strip().split("\n")
+    reason = next((line.removeprefix("error: ") for line in lines[2:] if line.startswith("error: ")), None)
+    return lines[0] if reason is None else f"{lines[0]} {lines[1].strip()}: {reason}"

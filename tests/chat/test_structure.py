@@ -104,11 +104,14 @@ def test_a_form_may_come_from_a_pipe_which_is_read_once(tmp_path):
     ("content", "words"),
     [
         ("{", "is not a JSON schema"),
-        ("[1]", "is not a JSON schema"),
+        ("[1]", "is not a JSON schema: it is no object"),
+        ("true", "is not a JSON schema: it is no object"),
         ({"type": "nonsense"}, "nonsense"),
         ({"$ref": "#/nowhere"}, "cannot be used"),
         ({"not": {"type": "string"}}, "cannot be used"),
         ({"$ref": "#"}, "nothing keeps to it"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "recursion"),
+        ({"pattern": "^(?=.*[A-Z]).+$"}, r"\^\(\?=\.\*\[A-Z\]\)\.\+\$: look-around.* is not supported"),
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused(tmp_path, content, words):
@@ -118,10 +121,13 @@ def test_a_schema_that_cannot_be_followed_is_refused(tmp_path, content, words):
     assert str(path) in caught.value.message and caught.value.hint
 
 
-def test_a_grammar_that_is_none_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "words"), [('start: "unclosed', "lexer error"), ("start: /a(?!b)/", "look-around.* is not supported")]
+)
+def test_a_grammar_that_is_none_is_refused(tmp_path, content, words):
     path = tmp_path / "form.lark"
-    path.write_text('start: "unclosed')
-    with pytest.raises(UsageError, match="cannot be used as a grammar"):
+    path.write_text(content)
+    with pytest.raises(UsageError, match=f"cannot be used as a grammar: .*{words}"):
         read_structure(None, path)
 
 
