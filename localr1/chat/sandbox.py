@@ -8,8 +8,9 @@ Templates come from the hub, so they run in jinja's immutable sandbox: no attrib
 the sandbox leaves open is bounded here. Every turn of a loop and every call counts a step and looks at the clock, also
 where nothing is written; no thread, signal or tracing, so it is the same on every system and thread.
 Values that go into filters, comparisons, calls and operators are weighed (characters and elements, nested ones
-counted as often as they occur), which stops text that doubles itself; text repeated, joined or replaced is bounded
-before it is made. Padding by a number is not offered.
+counted as often as they occur), which stops text that doubles itself; not where only a length or a kind is asked, as
+templates do of all messages for every message. Text repeated, joined or replaced is bounded before it is made. Padding
+by a number is not offered.
 """
 
 import functools
@@ -35,6 +36,10 @@ _REFUSED_FILTERS = ("center", "filesizeformat", "pprint", "random", "urlize", "w
 _REFUSED_METHODS = frozenset(("center", "expandtabs", "format_map", "ljust", "rjust", "translate", "zfill"))
 _LARGEST_FILTER_NUMBER = 1_000
 _LARGEST_INTEGER_BITS = 4_096
+_CONSTANT_FILTERS = frozenset(("count", "d", "default", "first", "last", "length"))
+_CONSTANT_TESTS = frozenset(
+    ("boolean", "defined", "false", "integer", "mapping", "none", "string", "true", "undefined")
+)
 _WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^}]*\{")
 
 
@@ -179,9 +184,13 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.filters.pop(name)
         self.filters.update(tojson=_to_json, join=self._join, replace=self._replace, format=self._format)
         filters = cast(dict[str, Callable[..., Any]], self.filters)
-        self.filters = {name: self._metered(name, function) for name, function in filters.items()}
+        self.filters = {
+            name: self._metered(name, function, name not in _CONSTANT_FILTERS) for name, function in filters.items()
+        }
         tests = cast(dict[str, Callable[..., Any]], self.tests)
-        self.tests = {name: self._metered("", function) for name, function in tests.items()}
+        self.tests = {
+            name: self._metered("", function, name not in _CONSTANT_TESTS) for name, function in tests.items()
+        }
         self.filters.update(metered_loop=self._metered_loop, metered_value=self._finalize)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -218,12 +227,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         padding = isinstance(obj, str | bytes) and attr in _REFUSED_METHODS
         return not padding and super().is_safe_attribute(obj, attr, value)
 
-    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered(self, name: str, function: Callable[..., Any], weighed: bool) -> Callable[..., Any]:
         @functools.wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.meter.step()
             values = [value for value in (*args, *kwargs.values()) if not isinstance(value, jinja2.runtime.Context)]
-            self.meter.weigh(*values)
+            if weighed:
+                self.meter.weigh(*values)
             numbers = [value for value in values[1:] if isinstance(value, int) and value > _LARGEST_FILTER_NUMBER]
             if name and numbers:
                 raise LimitError(f"the number {numbers[0]} for the filter {name} is too large")
