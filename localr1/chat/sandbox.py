@@ -10,14 +10,14 @@ where nothing is written; no thread, signal or tracing, so it is the same on eve
 Values that go into filters, comparisons, calls and operators are weighed (characters and elements, nested ones
 counted as often as they occur), which stops text that doubles itself; not where only a length or a kind is asked, as
 templates do of all messages for every message. Text repeated, joined or replaced is bounded before it is made. Padding
-by a number is not offered.
+by a number is not offered, nor are bytes.
 """
 
 import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -27,19 +27,24 @@ import jinja2.filters
 import jinja2.meta
 import jinja2.runtime
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
-_REFUSED_FILTERS = ("center", "filesizeformat", "pprint", "random", "urlize", "wordwrap", "xmlattr")
-_REFUSED_METHODS = frozenset(("center", "expandtabs", "format_map", "ljust", "rjust", "translate", "zfill"))
+_REFUSED_FILTERS = ("center", "filesizeformat", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
+_REFUSED_METHODS = frozenset(
+    ("center", "encode", "expandtabs", "format_map", "ljust", "rjust", "to_bytes", "translate", "zfill")
+)
 _LARGEST_FILTER_NUMBER = 1_000
 _LARGEST_INTEGER_BITS = 4_096
 _CONSTANT_FILTERS = frozenset(("count", "d", "default", "first", "last", "length"))
 _CONSTANT_TESTS = frozenset(
     ("boolean", "defined", "false", "integer", "mapping", "none", "string", "true", "undefined")
 )
+_SEQUENCES = (list, tuple, KeysView, ValuesView, ItemsView)
+_ATTRIBUTES = "_Namespace__attrs"
 _WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^}]*\{")
 
 
@@ -70,15 +75,7 @@ class Sandbox:
     def render(self, variables: Mapping[str, Any], limits: Limits) -> str:
         """The output; TemplateError, LimitError or whatever else the template's own code raises."""
         self._environment.meter = meter = _Meter(limits)
-        pieces: list[str] = []
-        written = 0
-        for piece in self._template.generate(**variables):
-            written += len(piece)
-            if written > limits.characters:
-                raise LimitError(f"it wrote more than {limits.characters:,} characters")
-            meter.step()
-            pieces.append(piece)
-        return "".join(pieces)
+        return meter.collect(self._template.generate(**variables))
 
 
 class _Meter:
@@ -102,20 +99,36 @@ class _Meter:
         pending: list[object] = list(values)
         while pending:
             value = pending.pop()
-            if isinstance(value, str | bytes):
+            if isinstance(value, str):
                 weight += len(value)
             elif isinstance(value, int):
                 if value.bit_length() > _LARGEST_INTEGER_BITS:
                     raise LimitError(f"a number grew beyond {_LARGEST_INTEGER_BITS} bits")
-            elif isinstance(value, list | tuple):
+            elif isinstance(value, dict):
                 weight += 1
                 pending.extend(value)
-            elif isinstance(value, Mapping):
-                weight += 1
                 pending.extend(value.values())
+            elif isinstance(value, _SEQUENCES):
+                weight += 1
+                pending.extend(value)
+            elif isinstance(value, Namespace):
+                weight += 1
+                pending.append(object.__getattribute__(value, _ATTRIBUTES))
             if weight + len(pending) > self._limits.characters:
                 raise LimitError(f"a value grew beyond {self._limits.characters:,} characters")
         return weight
+
+    def collect(self, pieces: Iterable[str]) -> str:
+        """The text of pieces that are made one at a time."""
+        collected = self.buffer()
+        for piece in pieces:
+            self.step()
+            collected.append(piece)
+        return "".join(collected)
+
+    def buffer(self) -> "_Buffer":
+        """A place for output."""
+        return _Buffer(self._limits.characters)
 
     def grow(self, count: int, *values: object) -> None:
         """Refuse an operation that would repeat the values `count` times beyond the limit."""
@@ -130,15 +143,38 @@ class _Meter:
         self.weigh(items)
         self.grow(len(items), separator)
 
-    @staticmethod
-    def format(text: str) -> None:
-        """Refuse a format whose fields could be wider than 999 characters."""
+    def format(self, text: str, *values: object) -> None:
+        """Refuse a format whose fields could be wider than 999 characters, or would show the values too often."""
         if _WIDE_FORMAT.search(text):
             raise LimitError(f"the format {text[:40]!r} is too wide")
+        self.grow(text.count("%") + text.count("{"), values)
+
+
+class _Buffer(list[str]):
+    """Output as it comes, as much as may come."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit, self._written = limit, 0
+
+    def append(self, piece: str) -> None:
+        self._written += len(piece)
+        if self._written > self._limit:
+            raise LimitError(f"it wrote more than {self._limit:,} characters")
+        super().append(piece)
+
+    def extend(self, pieces: Iterable[str]) -> None:
+        for piece in pieces:
+            self.append(piece)
 
 
 class _MeteredCode(CodeGenerator):
-    """Puts the meter into every loop, comparison and `~` of the compiled template."""
+    """Puts the meter into every loop, comparison, key, buffer and `~` of the compiled template."""
+
+    def buffer(self, frame: Frame) -> None:
+        """Where a macro or block puts its output."""
+        frame.buffer = self.temporary_identifier()
+        self.writeline(f"{frame.buffer} = environment.meter.buffer()")
 
     def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
         for loop in node.find_all(nodes.For):
@@ -148,6 +184,11 @@ class _MeteredCode(CodeGenerator):
                 operand.expr = _filtered(operand.expr, "metered_value")
         for concatenation in node.find_all(nodes.Concat):
             concatenation.nodes = [_filtered(part, "metered_value") for part in concatenation.nodes]
+        for pair in node.find_all(nodes.Pair):  # to hash a nested tuple takes as long as it is when written out
+            pair.key = _filtered(pair.key, "metered_value")
+        for item in node.find_all(nodes.Getitem):
+            if not isinstance(item.arg, nodes.Const | nodes.Slice):
+                item.arg = _filtered(item.arg, "metered_value")
         super().visit_Template(node, frame)
 
 
@@ -179,10 +220,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             finalize=self._finalize,
         )
         self.globals.pop("lipsum")
-        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.globals.update(raise_exception=_raise_exception, strftime_now=self._strftime_now)
         for name in _REFUSED_FILTERS:
             self.filters.pop(name)
-        self.filters.update(tojson=_to_json, join=self._join, replace=self._replace, format=self._format)
+        self.filters.update(join=self._join, replace=self._replace, format=self._format)
+        self.filters.update(tojson=self._to_json, indent=self._indent, sum=self._sum)
         filters = cast(dict[str, Callable[..., Any]], self.filters)
         self.filters = {
             name: self._metered(name, function, name not in _CONSTANT_FILTERS) for name, function in filters.items()
@@ -208,14 +250,14 @@ class _Environment(ImmutableSandboxedEnvironment):
                     args = (list(items),)
                     meter.join(subject, args[0])
                 case "format", _:
-                    meter.format(subject)
+                    meter.format(subject, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
             raise LimitError("the operator ** is not offered to templates here")
         if operator == "%" and isinstance(left, str):
-            self.meter.format(left)
+            self.meter.format(left, right)
         if operator == "*":
             for count, value in ((left, right), (right, left)):
                 if isinstance(count, int) and not isinstance(value, int | float):
@@ -224,8 +266,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        padding = isinstance(obj, str | bytes) and attr in _REFUSED_METHODS
-        return not padding and super().is_safe_attribute(obj, attr, value)
+        refused = isinstance(obj, str | int) and attr in _REFUSED_METHODS
+        return not refused and super().is_safe_attribute(obj, attr, value)
 
     def _metered(self, name: str, function: Callable[..., Any], weighed: bool) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -255,8 +297,37 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _format(self, value: object, *args: Any, **kwargs: Any) -> str:
         text = str(value)
-        self.meter.format(text)
+        self.meter.format(text, args, kwargs)
         return text % (kwargs or args)
+
+    def _indent(self, s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        self.meter.grow(len(s.splitlines()), width if isinstance(width, str) else " " * width)
+        return jinja2.filters.do_indent(s, width, first, blank)
+
+    def _sum(self, iterable: Iterable[Any], attribute: str | int | None = None, start: Any = 0) -> Any:
+        """Lists that are added one by one are copied as often."""
+        if attribute is not None:
+            iterable = map(jinja2.filters.make_attrgetter(self, attribute), iterable)
+        for value in iterable:
+            self.meter.step()
+            start = self.call_binop(None, "+", start, value)
+        return start
+
+    def _to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """JSON without jinja's HTML escapes, as `transformers` gives it to templates."""
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return self.meter.collect(encoder.iterencode(value))
+
+    def _strftime_now(self, format: str) -> str:
+        self.meter.format(format)
+        return datetime.now().strftime(format)
 
     def _metered_loop(self, iterable: Iterable[Any]) -> Iterator[Any]:
         for item in iterable:
@@ -270,19 +341,3 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    _Meter.format(format)
-    return datetime.now().strftime(format)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without jinja's HTML escapes, as `transformers` gives it to templates."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
