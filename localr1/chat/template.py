@@ -169,6 +169,8 @@ def _compiled(source: str, origin: str) -> Sandbox:
         raise CorruptError(f"{origin}:{error.lineno}: {error.message}", "Download the model again.") from error
     except RecursionError as error:
         raise UnsupportedError(f"{origin} is nested too deep", _REPORT) from error
+    except (SyntaxError, ValueError) as error:  # of the Python that jinja makes of it
+        raise CorruptError(f"{origin} cannot be compiled: {error}", _REPORT) from error
 
 
 def _limits_for(messages: Sequence[Message]) -> Limits:

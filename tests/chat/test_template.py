@@ -232,6 +232,9 @@ def test_the_packaged_deepseek_config_has_no_template(deepseek_folder: Path) -> 
         (None, "{% if %}", CorruptError, "chat_template.jinja:1"),
         (None, "a\n{{ 'x' | nonsense }}", UnsupportedError, "chat_template.jinja:2: No filter named 'nonsense'"),
         (None, "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", UnsupportedError, "nested too deep"),
+        (None, "{% break %}", CorruptError, "chat_template.jinja cannot be compiled: 'break' outside loop"),
+        (None, "{% if 1 %}" * 150 + "{% endif %}" * 150, CorruptError, "cannot be compiled"),
+        (None, "{{ " + "9" * 5000 + " }}", CorruptError, "cannot be compiled"),
     ],
 )
 def test_a_bad_template(
