@@ -23,6 +23,8 @@ from typing import Literal
 Kind = Literal["reasoning", "answer"]
 
 NEWLINES = "\r\n"
+_BEFORE_FENCE = "-*+>.)0123456789"
+"""What lists and quotations put before what they hold."""
 
 
 @dataclass(frozen=True)
@@ -151,27 +153,39 @@ class ThinkBudget:
 
 
 class _CodeReader:
-    """Whether an answer's next character stands in code, read from the Markdown before it."""
+    """Whether an answer's next character stands in code, read from the Markdown before it.
+
+    A block ends with as many backticks as it began with, alone in their line, so that blocks may be shown in one.
+    """
 
     def __init__(self) -> None:
-        self._fenced = False
+        self._fence = 0  # backticks that began the block, 0 outside of one
+        self._opening = False  # the line is the one that began it
         self._line_backticks = 0
         self._fence_run = 0  # backticks that begin the line; -1 once anything else has come
         self._last = ""
 
     @property
     def inside(self) -> bool:
-        return self._fenced or self._line_backticks % 2 == 1 or self._last in ("`", "'", '"')
+        return self._fence > 0 or self._line_backticks % 2 == 1 or self._last in ("`", "'", '"')
 
     def read(self, text: str) -> None:
         for character in text:
             if character == "\n":
+                if self._fence_run >= max(self._fence, 3):
+                    self._fence = 0 if self._fence else self._fence_run
                 self._line_backticks = self._fence_run = 0
+                self._opening = False
             elif character == "`":
                 self._line_backticks += 1
-                self._fence_run += self._fence_run >= 0
-                if self._fence_run == 3:
-                    self._fenced = not self._fenced
-            elif self._fence_run or not character.isspace():
+                if self._fence_run >= 0:
+                    self._fence_run += 1
+                elif self._opening:  # code in one line
+                    self._fence, self._opening = 0, False
+            elif self._fence_run >= 3 and not self._fence:
+                self._fence, self._fence_run, self._opening = self._fence_run, -1, True
+            elif self._fence_run == 0:
+                self._fence_run = 0 if character.isspace() or character in _BEFORE_FENCE else -1
+            elif self._fence_run < max(self._fence, 3) or not character.isspace():
                 self._fence_run = -1
         self._last = text[-1:] or self._last

@@ -59,6 +59,9 @@ def test_a_stream(opened: bool, text: str, thoughts: str, answer: str) -> None:
         "- ``<think>`` opens",
         "```\n<think>\nan example\n</think>\n```",
         "one `tick\n```\n</think>\n``` two",
+        "````markdown\n```xml\n<think>\n```\n</think>\n````",
+        "- ```\n  <think>\n  ```\n1. ```xml\n   <think>\n   ```",
+        "> ```\n> <think>\n> ```",
     ],
 )
 def test_tags_in_an_answers_code_are_text(answer: str) -> None:
@@ -67,6 +70,9 @@ def test_tags_in_an_answers_code_are_text(answer: str) -> None:
 
 def test_after_the_code_tags_are_tags_again() -> None:
     assert split(["```\n<think>\n```\n<think>a</think>b"]) == ("a", "```\n<think>\n```\nb")
+    assert split(["- ```\n  <think>\n  ```\n<think>a</think>b"]) == ("a", "- ```\n  <think>\n  ```\nb")
+    assert split(["````\n```\n````  \n<think>a</think>b"]) == ("a", "````\n```\n````  \nb")
+    assert split(["``` x ```\n<think>a</think>b"]) == ("a", "``` x ```\nb")
     assert split(["a ` b\n<think>c</think>d"]) == ("c", "a ` b\nd")
     assert split(["`a` <think>c</think>d"]) == ("c", "`a` d")
     assert split(["`` `\n<think>c</think>d"]) == ("c", "`` `\nd")
