@@ -118,6 +118,11 @@ class Structure:
         self.opening: int | None = None
         """A token that opens a thought, allowed once, instead of the form's beginning."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is whole, and nothing may follow it."""
+        return self.begun and self._matcher.is_stopped() and not self._matcher.is_error()
+
     def allowed(self) -> NDArray[np.bool_]:
         """Which of the tokenizer's tokens [V] may come next. LocalR1Error where the form can be followed no further."""
         if self.thinking:

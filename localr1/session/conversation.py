@@ -322,6 +322,8 @@ class Conversation:
                     yield turn.end_thought()
                 yield from _texts(pieces)
             elif isinstance(item, Finished):
+                if turn.form is not None and turn.form.complete and item.reason != "interrupted":
+                    item = replace(item, reason="end")
                 if item.reason == "end" or turn.closing_thought:
                     yield from _texts(turn.push(stream.flush()))
                 else:

@@ -387,6 +387,17 @@ def test_an_answer_that_was_cut_goes_on_in_its_form(model: Scripted, tokenizer: 
     assert texts(list(again.go_on()), AnswerText).strip() == "three four five six"
 
 
+def test_an_answer_that_has_its_form_at_the_last_token_is_whole(
+    model: Scripted, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "form.lark").write_text('start: "yes" | "no"')
+    conversation = converse(model, tokenizer, grammar=tmp_path / "form.lark", max_tokens=1, template=templates.V2)
+    say(model, tokenizer, "yes")
+    end = list(conversation.ask("Is it?"))[-1]
+    assert conversation.transcript.turns[-1].content == "yes"
+    assert isinstance(end, TurnEnd) and (end.reason, end.generated_tokens) == ("end", 1)
+
+
 def test_in_an_answer_of_a_form_a_tag_is_text(model: Scripted, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"type": "string"}')
     conversation = converse(model, tokenizer, json_schema=tmp_path / "schema.json")
