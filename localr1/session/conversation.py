@@ -244,10 +244,7 @@ class Conversation:
         if self.options.context_policy == "slide":
             text_tokens = self.engine.tokenizer.encode_text
             prompt, forgotten = forget_oldest(
-                self.transcript,
-                capacity,
-                lambda: self._encoded(self.transcript.messages),
-                lambda text: len(text_tokens(text)),
+                self.transcript, capacity, self._encoded, lambda text: len(text_tokens(text))
             )
         else:
             prompt, forgotten = self._encoded(self.transcript.messages), 0

@@ -1,6 +1,7 @@
-"""What a sliding context forgets: the oldest turns, until there is room for an answer.
+"""What a sliding context forgets: the oldest turns, where there is no room for an answer.
 
-Owns how many go, which is no more than must. Invariant: the last question stays, whatever it takes.
+Owns how many go. That is more than must: whatever goes, all that stays is read again, since a cache's rows know what
+came before them; so there shall be room for the next turns, too. Invariant: the last question stays, whatever it takes.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,21 +14,30 @@ ANSWER_SHARE = 8
 
 
 def forget_oldest(
-    transcript: Transcript, capacity: int, encode: Callable[[], Prompt], length: Callable[[str], int]
+    transcript: Transcript,
+    capacity: int,
+    encode: Callable[[Sequence[Message]], Prompt],
+    length: Callable[[str], int],
 ) -> tuple[Prompt, int]:
-    """The transcript's prompt once it leaves room for an answer or nothing more can go, and how many turns went.
+    """The transcript's prompt, and how many turns went. Where it left no room for an answer, those that stay fill half
+    of what the last question leaves, or nothing more can go.
 
-    `encode` makes the prompt of what is left, `length` tells the tokens of one message. To encode all again for every
-    turn that goes would take minutes where there are hundreds.
+    `encode` makes a prompt of messages, `length` tells the tokens of one. To encode all again for every turn that goes
+    would take minutes where there are hundreds.
     """
-    room, forgotten, prompt = capacity - capacity // ANSWER_SHARE, 0, encode()
+    room, forgotten, prompt = capacity - capacity // ANSWER_SHARE, 0, encode(transcript.messages)
+    if len(prompt.tokens) <= room:
+        return prompt, 0
+    system, turns = transcript.messages[: -len(transcript.turns)], transcript.turns
+    question = len(encode((*system, turns[-1])).tokens)
+    room -= max(room - question, 0) // 2
     while len(prompt.tokens) > room:
         most = 1 if forgotten else _surely_too_many(transcript.turns, len(prompt.tokens), room, length)
         went = sum(transcript.drop_oldest_turn() for _ in range(most))
         if not went:
             break
         forgotten += went
-        prompt = encode()
+        prompt = encode(transcript.messages)
     return prompt, forgotten
 
 

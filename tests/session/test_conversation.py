@@ -198,7 +198,7 @@ def test_a_sliding_context_forgets_the_oldest_turns_with_a_word(model: Scripted,
 
 
 @pytest.mark.parametrize("length", [1, 3, 40])
-def test_a_sliding_context_forgets_no_more_than_it_must_and_encodes_all_but_once(
+def test_a_sliding_context_keeps_half_of_what_there_is_room_for_and_encodes_all_but_once(
     model: Scripted, tokenizer: Tokenizer, length: int
 ) -> None:
     conversation = converse(model, tokenizer, context=400, context_policy="slide")
@@ -212,7 +212,31 @@ def test_a_sliding_context_forgets_no_more_than_it_must_and_encodes_all_but_once
     assert f"the oldest {len(said) + 1 - kept} turns" in notice.text
     assert sum(size > 100 for size in encoded) == 1 and len(encoded) < 6
     more = [Message("user", said[-kept][0]), Message("assistant", said[-kept][1]), *conversation.transcript.turns[:-1]]
-    assert len(encode(more).tokens) > 350 >= len(encode(conversation.transcript.turns[:-1]).tokens)
+    question = len(encode([Message("user", "And now?")]).tokens)
+    half = 350 - (350 - question) // 2
+    assert len(encode(more).tokens) > half >= len(encode(conversation.transcript.turns[:-1]).tokens)
+
+
+def test_a_context_that_slid_is_read_on_by_the_next_questions(model: Scripted, tokenizer: Tokenizer) -> None:
+    conversation = converse(model, tokenizer, context=400, context_policy="slide")
+    cached: list[int] = []
+    for number in range(40):
+        say(model, tokenizer, f"Answer number {number}.")
+        end = list(conversation.ask(f"This is question number {number}, is it not?"))[-1]
+        assert isinstance(end, TurnEnd)
+        cached.append(end.cached_tokens)
+    late = cached[20:]
+    assert sum(tokens < 60 for tokens in late) <= 4 < sum(tokens > 150 for tokens in late), late
+
+
+def test_a_long_question_keeps_what_was_said_before_it_if_half_of_it_fits(
+    model: Scripted, tokenizer: Tokenizer
+) -> None:
+    conversation = converse(model, tokenizer, context=400, context_policy="slide")
+    conversation.resume([(f"What is {turn}?", f"It is {turn}.") for turn in range(20)])
+    say(model, tokenizer, "Yes.")
+    list(conversation.ask("word " * 200))
+    assert 2 <= len(conversation.transcript.turns) // 2 - 1 <= 8
 
 
 def test_a_question_that_can_never_fit_makes_nothing_forgotten(model: Scripted, tokenizer: Tokenizer) -> None:
