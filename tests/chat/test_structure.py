@@ -100,6 +100,13 @@ def test_a_form_may_come_from_a_pipe_which_is_read_once(tmp_path):
     assert form is not None and read_structure(tmp_path / "form", None) == form
 
 
+def test_a_format_that_is_not_known_is_a_note_to_the_reader(tmp_path, structures, tokenizer):
+    code = {"type": "string", "format": "password", "minLength": 2, "maxLength": 3, "pattern": "^[ab]+$"}
+    form = read_structure(schema(tmp_path, code), None)
+    answers = {drawn(structures.start(form), tokenizer, random.Random(seed)) for seed in range(8)}
+    assert all(2 <= len(json.loads(answer)) <= 3 and set(json.loads(answer)) <= set("ab") for answer in answers)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -109,6 +116,7 @@ def test_a_form_may_come_from_a_pipe_which_is_read_once(tmp_path):
         ({"type": "nonsense"}, "nonsense"),
         ({"$ref": "#/nowhere"}, "cannot be used"),
         ({"not": {"type": "string"}}, "cannot be used"),
+        ({"format": "password", "not": {"type": "string"}}, r"Unimplemented keys: .*not"),
         ({"$ref": "#"}, "nothing keeps to it"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "recursion"),
         ({"pattern": "^(?=.*[A-Z]).+$"}, r"\^\(\?=\.\*\[A-Z\]\)\.\+\$: look-around.* is not supported"),
