@@ -20,6 +20,7 @@ from localr1.chat.tokenizer import Tokenizer
 from localr1.errors import AccessError, LocalR1Error, NotFoundError, UnsupportedError, UsageError
 
 LARGEST_BYTES = 1_000_000
+UNKNOWN_FORMAT = "Unknown format: "
 
 
 @cache
@@ -35,28 +36,42 @@ def read_structure(schema: Path | None, grammar: Path | None) -> str | None:
         return None
     text = _read(path)
     if schema is not None:
+        kind, hint = "a JSON schema", "not all of JSON Schema can be followed; leave that part out"
         try:
-            if not isinstance(json.loads(text), dict):
-                raise ValueError("it is no object")
-            # A model that has nothing to say would fill its context with the white space that JSON allows.
-            form = LLMatcher.grammar_from_json_schema(
-                text, defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-            )
+            form, wrong = _of_schema(text)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{path} is not a JSON schema: {error}", "see json-schema.org for what one is") from None
     else:
+        kind, hint = "a grammar", "it is a Lark grammar with a rule called start; see llguidance's documentation"
         form = LLMatcher.grammar_from_lark(text)
-    wrong, messages = LLMatcher.validate_grammar_with_warnings(form)
+        wrong = _complaints(form)
     if not wrong and _nothing_begins(form):
-        wrong, messages = True, ["nothing keeps to it"]
+        wrong = ["nothing keeps to it"]
     if wrong:
-        kind, hint = (
-            ("a JSON schema", "not all of JSON Schema can be followed; leave that part out")
-            if schema is not None
-            else ("a grammar", "it is a Lark grammar with a rule called start; see llguidance's documentation")
-        )
-        raise UsageError(f"{path} cannot be used as {kind}: {_gist(messages[0])}", hint)
+        raise UsageError(f"{path} cannot be used as {kind}: {_gist(wrong[0])}", hint)
     return form
+
+
+def _of_schema(text: str) -> tuple[str, list[str]]:
+    """The form, and what is wrong with it. A format that is not known is a note to the reader, as the standard has it.
+
+    Raises ValueError or RecursionError.
+    """
+    if not isinstance(json.loads(text), dict):
+        raise ValueError("it is no object")
+    # A model that has nothing to say would fill its context with the white space that JSON allows.
+    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    form = LLMatcher.grammar_from_json_schema(text, defaults=spaces)
+    wrong = _complaints(form)
+    if wrong and wrong[0].startswith(UNKNOWN_FORMAT):
+        form = LLMatcher.grammar_from_json_schema(text, defaults=spaces, overrides={"lenient": True})
+        wrong = [one for one in LLMatcher.validate_grammar_with_warnings(form)[1] if not one.startswith(UNKNOWN_FORMAT)]
+    return form, wrong
+
+
+def _complaints(form: str) -> list[str]:
+    wrong, messages = LLMatcher.validate_grammar_with_warnings(form)
+    return messages if wrong else []
 
 
 def _nothing_begins(form: str) -> bool:
