@@ -91,6 +91,7 @@ def test_a_device_that_fails_is_no_reason_against_triton(monkeypatch: pytest.Mon
         "grouped_front",
         "route",
         "routed_ffn",
+        "feed_forward",
         "mla_attention",
         "gqa_attention",
     ],
@@ -113,6 +114,19 @@ def test_kernels_that_give_wrong_numbers_are_found_out(broken: str, number: floa
 
     assert trial.differing(Broken(), right, torch.device("cpu")) == broken
     assert trial.differing(right, right, torch.device("cpu")) == ""
+
+
+@pytest.mark.parametrize("lost", ["bias", "onto"])
+def test_a_product_that_adds_nothing_to_a_few_outputs_is_found_out(lost: str) -> None:
+    class Broken(plain.PlainKernels):
+        def linear(self, x_TD: Any, q_OD: Any, scb_O: Any, bias_O: Any = None, onto_TO: Any = None) -> torch.Tensor:
+            added = bias_O if lost == "bias" else onto_TO
+            out_TO = super().linear(x_TD, q_OD, scb_O, bias_O, onto_TO)
+            if added is not None:
+                out_TO[..., -16:] -= added[..., -16:]
+            return out_TO
+
+    assert trial.differing(Broken(), plain.PlainKernels(), torch.device("cpu")) == "linear onto"
 
 
 def test_a_router_that_chooses_wrongly_is_found_out() -> None:

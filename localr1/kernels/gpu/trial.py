@@ -47,7 +47,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
         return lambda kernels: kernels.routed_ffn(x_TD[:rows], slab_XM, scb_XS, *chosen, shared, x_TD[:rows])
 
     x_TD, norm_D = numbers(MANY_ROWS, INPUTS), numbers(INPUTS)
-    q_OD, scb_O = weights(OUTPUTS, INPUTS), numbers(OUTPUTS).abs()
+    q_OD, scb_O = weights(OUTPUTS, INPUTS), numbers(OUTPUTS).abs() / INPUTS**0.5
     slab_XM = weights(EXPERTS, 3 * OUTPUTS * INPUTS)
     scb_XS = numbers(EXPERTS, 2 * OUTPUTS + INPUTS).abs() / INPUTS**0.5
     slot_E = torch.tensor([2, 0, -1, 1], dtype=torch.int32, device=device)
@@ -103,6 +103,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[Kernels], Tensor]]:
         "route with a bias": lambda kernels: chosen(kernels, bias_E, softmax=False, normalize=True),
         "routed_ffn": routed(FEW_ROWS),
         "routed_ffn of many rows": routed(MANY_ROWS),
+        "feed_forward": lambda kernels: kernels.feed_forward(x_TD[:FEW_ROWS], shared, x_TD[:FEW_ROWS]),
         "mla_attention": lambda kernels: kernels.mla_attention(q_latent_THC, q_rope_THR, latent_SW, COMMITTED, scale),
         "gqa_attention": lambda kernels: kernels.gqa_attention(q_THd, cache_SW, KV_HEADS, COMMITTED, HEAD_SIZE**-0.5),
     }
