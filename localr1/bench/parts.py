@@ -2,7 +2,7 @@
 
 Owns a twin of a model whose parts are the model's own, each with a stopwatch around it; the model itself is not
 touched, so what is measured elsewhere is not disturbed. Invariant: the seconds of all parts are exclusive, so they and
-the rest (norms, residual sums and Python) add up to the whole.
+the rest (norms and Python) add up to the whole.
 """
 
 import copy

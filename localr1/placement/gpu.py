@@ -142,15 +142,10 @@ class GpuWeights:
 
     def linears(self, prefixes: Sequence[str]) -> Linears:
         """As one matrix, in one launch."""
-        parts, device, kernel = (
-            [self._store.int8_rows(prefix) for prefix in prefixes],
-            self.ops.device,
-            self.ops.kernels.linear,
-        )
-        weight, scb = (
-            torch.cat([one.weight for one in parts]).to(device),
-            torch.cat([one.scb for one in parts]).to(device),
-        )
+        device, kernel = self.ops.device, self.ops.kernels.linear
+        parts = [self._store.int8_rows(prefix) for prefix in prefixes]
+        weight = torch.cat([one.weight for one in parts]).to(device)
+        scb = torch.cat([one.scb for one in parts]).to(device)
         widths, biases = [len(one.scb) for one in parts], [self._bias(prefix) for prefix in prefixes]
         bias = None
         if any(one is not None for one in biases):

@@ -117,7 +117,7 @@ class Kernels(Protocol):
         slot_E: Tensor,
         expert_TK: Tensor,
         weight_TK: Tensor,
-        shared: "Gated | None" = None,
+        shared: Gated | None = None,
         onto_TD: Tensor | None = None,
     ) -> Tensor:
         """Sum over k of weight * down(silu(gate x) * up x), [T, D], of the experts that have a slot, plus that of the
@@ -128,7 +128,7 @@ class Kernels(Protocol):
         """
         ...
 
-    def feed_forward(self, x_TD: Tensor, gated: "Gated", onto_TD: Tensor | None = None) -> Tensor:
+    def feed_forward(self, x_TD: Tensor, gated: Gated, onto_TD: Tensor | None = None) -> Tensor:
         """down(silu(gate x) * up x) + onto, [T, D]."""
         ...
 
