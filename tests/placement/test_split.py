@@ -273,9 +273,16 @@ def test_nano_says_the_same_on_both_engines() -> None:
         assert list(greedy(build(config, store, count), prompt, 40)) == said
 
 
-@pytest.mark.parametrize("model_type", ["llama", "deepseek_v2"])
-def test_gpu_weights_give_the_stores_numbers(tmp_path: Path, model_type: str) -> None:
-    extra = {"tie_word_embeddings": True, "attention_bias": True} if model_type == "llama" else {}
+@pytest.mark.parametrize(
+    ("model_type", "extra"),
+    [
+        ("llama", {"tie_word_embeddings": True, "attention_bias": True}),
+        ("qwen3", {}),
+        ("deepseek_v2", {"q_lora_rank": None, "attention_bias": True, "n_shared_experts": 2}),  # no bias of q_proj
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_gpu_weights_give_the_stores_numbers(tmp_path: Path, model_type: str, extra: dict[str, object]) -> None:
     model, store = stored(model_type, tmp_path, **extra)
     config, ops = model.config, GpuOps(CPU)
     bank = CpuBank(store, config.moe.layers, config.moe.num_experts) if config.moe else None
