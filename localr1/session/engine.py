@@ -79,6 +79,11 @@ class Engine:
         return kv_type(asked_kv(self.options), latent, "cpu" if self.on_gpu is None else "gpu")
 
     @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of what its caches keep as floats."""
+        return torch.float32 if self.kv == "float32" else torch.bfloat16
+
+    @property
     def on_gpu(self) -> GpuModel | None:
         """The model where it is one on a GPU; None where it runs on the CPU alone."""
         return self.model if isinstance(self.model, GpuModel) else None
@@ -118,8 +123,7 @@ class Engine:
         return lambda tokens, hidden_D: listener(Foretold(tokens, hidden_D))
 
     def _cache(self, layers: int, first_layer: int) -> RowCache:
-        dtype = torch.float32 if self.kv == "float32" else torch.bfloat16
-        width, capacity = self.config.cache_width, self.context_limit
+        dtype, width, capacity = self.kv_dtype, self.config.cache_width, self.context_limit
         if self.on_gpu is None:
             latent = latent_width(self.config) if self.kv == "int8" else None
             return RowCache(layers, width, capacity, dtype, first_layer, latent=latent)
@@ -344,4 +348,4 @@ def compile_kernels(engine: Engine) -> Iterator[Event]:
         yield LoadProgress(*stage)
     if engine.on_gpu is not None:
         yield LoadProgress("getting the GPU's kernels ready")
-        engine.on_gpu.warm_up()
+        engine.on_gpu.warm_up(engine.kv_dtype)

@@ -200,16 +200,17 @@ class GpuModel:
             self.bank.foretell(coming)
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Run steps of every size that has kernels of its own, so that none is compiled in an answer."""
+    def warm_up(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Run steps of every size that has kernels of its own, with caches of this type, so that none is compiled in an
+        answer."""
         rows = WARM_UP_ROWS if self.device.type == "cuda" else (1,)
         with self.bank.still() if self.bank is not None else nullcontext():
             for count in rows:
-                self.with_room(partial(self._warm_up, count))
+                self.with_room(partial(self._warm_up, count, dtype))
 
-    def _warm_up(self, rows: int) -> None:
+    def _warm_up(self, rows: int, dtype: torch.dtype) -> None:
         config, running = self.config, self._run_by()
-        cache = RowCache(config.cache_layers, config.cache_width, rows, torch.bfloat16, 0, self.device)
+        cache = RowCache(config.cache_layers, config.cache_width, rows, dtype, 0, self.device)
         token_T = torch.zeros(rows, dtype=torch.int64)
         hidden_TD = self.decoder.forward(token_T, cache)
         self.decoder.logits(hidden_TD)
@@ -217,7 +218,7 @@ class GpuModel:
             return
         running.step.run_held((token_T,), cache)
         if running.guess is not None:
-            cache = RowCache(1, config.cache_width, rows, torch.bfloat16, config.num_layers, self.device)
+            cache = RowCache(1, config.cache_width, rows, dtype, config.num_layers, self.device)
             running.guess.run_held((token_T, hidden_TD), cache)
 
     def new_cache(self, make: Callable[[], RowCache]) -> RowCache:

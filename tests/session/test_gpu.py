@@ -35,7 +35,7 @@ from localr1.placement.linear import StoreWeights
 from localr1.placement.plan import CONTEXT_BYTES
 from localr1.placement.slots import Arrival, ExpertSlots
 from localr1.placement.split import FEW
-from localr1.session import engine, gpu
+from localr1.session import engine, gpu, gpu_model
 from localr1.session.conversation import Conversation
 from localr1.session.gpu_model import GpuModel, Parts
 from localr1.session.outlook import RESERVED_VRAM_BYTES, expectation
@@ -798,3 +798,19 @@ def test_warming_up_runs_and_commits_nothing(config, store) -> None:
     model.warm_up()
     model.bank.turn_over()
     assert not model.notice and not told and model.bank.slots.resident == before
+
+
+@pytest.mark.parametrize(("kv", "dtype"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_warming_up_is_for_caches_as_conversations_have_them(a_gpu: None, monkeypatch, kv: str, dtype) -> None:
+    """Kernels are compiled for the type of what they read and write."""
+    opened = engine._open("nano", NANO, EngineOptions(vram="2GiB", ram="8GiB", context=256, speculate="mtp", kv=kv))
+    made: list[torch.dtype] = []
+
+    class Noted(RowCache):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            made.append(self._rows_LSW.dtype)
+
+    monkeypatch.setattr(gpu_model, "RowCache", Noted)
+    list(engine.compile_kernels(opened))
+    assert made == [dtype, dtype] and opened.new_cache()._rows_LSW.dtype == dtype
