@@ -64,9 +64,10 @@ def linear(kernels: Kernels, device: str, T: int, D: int, O: int, biased: bool =
 
 
 def head_product(kernels: Kernels, device: str, T: int, H: int, N: int, O: int, turned: bool, half: bool) -> float:  # noqa: E741
-    """Of queries that are part of longer ones; the matrices are part of wider ones, as they lie or transposed."""
+    """Of queries that are part of longer ones, in rows that hold more; the matrices are part of wider ones, as they lie
+    or transposed."""
     rng = np.random.default_rng(T + N)
-    x = torch.from_numpy(numbers(rng, T, H, N + 3)).to(device)[..., :N]
+    x = torch.from_numpy(numbers(rng, T, H * (N + 3) + 7)).to(device)[:, :-7].unflatten(1, (H, -1))[..., :N]
     weight = torch.from_numpy(numbers(rng, H, *((O + 2, N) if turned else (N + 2, O))))
     weight = weight.to(torch.float16 if half else torch.float32).to(device)
     weight = weight[:, 2:].transpose(1, 2) if turned else weight[:, 2:]

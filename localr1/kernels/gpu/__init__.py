@@ -1,10 +1,10 @@
 """The GPU kernels' front door: which set of kernels a device gets.
 
 Owns the contract that both sets keep: `fused` (Triton) and `plain` (torch operations). They know torch tensors alone,
-all on one device, and return new float32 tensors, experts as int64; weights are int8 rows with one float32 scale a row,
-straight from the store, but for small ones that stay floats. Nothing waits for the device. Triton is imported by
-`choose` only, never with this package, and tried out: being installed is not enough, since it needs a C compiler and
-Python's headers on the computer that it runs on.
+all on one device, return new float32 tensors, experts as int64, and write to nothing else but the cache; weights are
+int8 rows with one float32 scale a row, straight from the store, but for small ones that stay floats. Nothing waits for
+the device. Triton is imported by `choose` only, never with this package, and tried out: being installed is not enough,
+since it needs a C compiler and Python's headers on the computer that it runs on.
 
 Shape suffixes: T new tokens, S cached and new tokens, D inputs, O outputs, E experts of a layer, X slots of the slab, K
 experts of a token, F feed-forward, H heads, C latent, R rotary, G key-value heads, d head size, W width of a cache row.
