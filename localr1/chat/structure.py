@@ -7,7 +7,7 @@ marked only where the form is complete; thoughts are not held to it, they come b
 
 import json
 from collections.abc import Collection
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import llguidance
@@ -60,11 +60,15 @@ def _of_schema(text: str) -> tuple[str, list[str]]:
     if not isinstance(json.loads(text), dict):
         raise ValueError("it is no object")
     # A model that has nothing to say would fill its context with the white space that JSON allows.
-    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    form = LLMatcher.grammar_from_json_schema(text, defaults=spaces)
+    compiled = partial(
+        LLMatcher.grammar_from_json_schema,
+        text,
+        defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    )
+    form = compiled()
     wrong = _complaints(form)
     if wrong and wrong[0].startswith(UNKNOWN_FORMAT):
-        form = LLMatcher.grammar_from_json_schema(text, defaults=spaces, overrides={"lenient": True})
+        form = compiled(overrides={"lenient": True})
         wrong = [one for one in LLMatcher.validate_grammar_with_warnings(form)[1] if not one.startswith(UNKNOWN_FORMAT)]
     return form, wrong
 

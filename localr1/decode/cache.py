@@ -137,6 +137,7 @@ class RowCache:
 
     def layer_rows(self, layer: int) -> Tensor:
         """All rows [capacity, W] that the layer has room for; those after the committed ones hold anything."""
+        assert not self._released, "a kernel would write to memory that was given back"
         return self._rows_LSW[layer - self._first_layer]
 
     def commit(self, tokens: Sequence[int]) -> None:
