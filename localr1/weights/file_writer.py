@@ -5,6 +5,7 @@ and the file's digest, both XXH3-128: it finds damage, and guards against nobody
 that were read back as they were written.
 """
 
+import errno
 import json
 import math
 import os
@@ -231,6 +232,11 @@ def disk_error(path: Path, needed_bytes: int, error: OSError) -> LocalR1Error:
         return DiskError(
             f"no room on the disk for {path.name}" + (f" ({bytes_text(needed_bytes)})" if needed_bytes else ""),
             f"free some space under {path.parent}, or set LOCALR1_HOME to a larger disk",
+        )
+    if error.errno == errno.EFBIG:
+        return DiskError(
+            f"{path.name}{f' ({bytes_text(needed_bytes)})' if needed_bytes else ''} is larger than files may be there",
+            "FAT32 takes 4 GB a file: set LOCALR1_HOME to a disk of another kind",
         )
     message = f"{path} cannot be written: {error.strerror or error}"
     if is_held(error):

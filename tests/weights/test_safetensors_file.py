@@ -1,6 +1,7 @@
 """The file format: what the library writes we read, what we write the library reads, and what is broken is refused."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,17 @@ def test_a_byte_that_changes_behind_the_writer_is_found(tmp_path: Path, place: s
                 file.digest()
         else:
             assert not right
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of POSIX")
+def test_a_file_larger_than_the_disk_allows_is_told_with_the_way_out(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # as a disk of FAT32 does at 4 GB
+    try:
+        with pytest.raises(DiskError, match=r"x \(2.1 MB\) is larger than files may be there") as refused:
+            FileWriter(tmp_path / "x", [Slot("a", torch.int8, (2 << 20,))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "FAT32" in refused.value.hint
