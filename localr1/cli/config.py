@@ -34,22 +34,22 @@ def run(environment: Environment, options: ConfigOptions) -> ExitStatus:
     - `localr1 config get temperature`
     """
     path = config_file(environment)
-    actions: dict[str, tuple[Callable[..., None], int]] = {
-        "show": (_show, 0),
-        "get": (_get, 1),
-        "set": (_set, 2),
-        "path": (_path, 0),
+    actions: dict[str, tuple[Callable[..., None], int, str]] = {
+        "show": (_show, 0, ""),
+        "get": (_get, 1, " temperature"),
+        "set": (_set, 2, " temperature 0.6"),
+        "path": (_path, 0, ""),
     }
     if options.action not in actions:
         raise UsageError(f"there is no `localr1 config {options.action}`", f"there are: {', '.join(actions)}")
-    action, count = actions[options.action]
+    action, count, example = actions[options.action]
     words = options.words
     if action is _set and len(words) > count:
         words = (words[0], " ".join(words[1:]))
     if len(words) != count:
         raise UsageError(
-            f"`localr1 config {options.action}` takes {count} words, got {len(words)}",
-            "for example: localr1 config set temperature 0.6",
+            f"`localr1 config {options.action}` takes {('nothing', 'a name', 'a name and a value')[count]} after it",
+            f"for example: localr1 config {options.action}{example}",
         )
     action(environment, path, *words)
     return ExitStatus.OK

@@ -125,6 +125,21 @@ def test_wrong_usage_is_status_2(settings, localr1_command, words):
     assert not settings.exists()
 
 
+@pytest.mark.parametrize(
+    "words, what, example",
+    [
+        (("get",), "`localr1 config get` takes a name after it", "localr1 config get temperature"),
+        (("set", "seed"), "`localr1 config set` takes a name and a value after it", "localr1 config set temperature"),
+        (("path", "seed"), "`localr1 config path` takes nothing after it", "localr1 config path"),
+    ],
+)
+def test_too_few_or_too_many_words_are_told_with_an_example_of_that_action(
+    settings, localr1_command, words, what, example
+):
+    outcome = localr1_command("config", *words)
+    assert what in outcome.err and f"for example: {example}" in outcome.err
+
+
 def test_no_file_is_no_settings(tmp_path):
     assert read_config(tmp_path / "none.toml") == {}
     with pytest.raises(UsageError):
