@@ -270,5 +270,6 @@ def outlook(source: HubRepo, store_bytes: int, options: EngineOptions) -> Iterat
         yield f"Here: it will not run well. {error.message}; {error.hint}"
         return
     yield f"Here: {summary(foretold)}"
+    yield from foretold.plan.notes
     if foretold.rough:
         yield "(`localr1 doctor` measures this computer for a better guess)"

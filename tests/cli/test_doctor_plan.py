@@ -189,6 +189,9 @@ def test_what_is_said_before_a_download(computer, tmp_path, monkeypatch) -> None
     assert "read from disk when needed" in said("r1")
     assert "20.0 GB of weights fits in the 26.9 GB of RAM" in said("some/repository")
     assert RATES.gpu is None
+    computer.told = replace(WITH_GPU, gpu=replace(CARD, free_bytes=12 * GB))
+    assert "in RAM; roughly" in said("r1-distill-llama-8b"), "with a whole conversation it is more than the card has"
+    assert "with --context 20480 it would fit on the GPU" in said("r1-distill-llama-8b")
 
 
 def test_a_replay_needs_conversations_with_experts(localr1_command) -> None:
