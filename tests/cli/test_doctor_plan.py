@@ -68,6 +68,7 @@ def test_plan_of_a_model_that_is_not_here(computer, localr1_command) -> None:
 def test_no_word_is_lost_in_a_narrow_window(computer, localr1_command, monkeypatch, columns) -> None:
     wide = {command: words(localr1_command(*command.split()).out).split() for command in ("doctor", "plan v2-lite")}
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", "24")  # Rich takes a dumb terminal for one of 80 columns, unless both are told
     for command, shown in wide.items():
         narrow = localr1_command(*command.split(), tty="o").out
         assert max(map(len, narrow.splitlines())) <= columns
