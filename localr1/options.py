@@ -29,21 +29,37 @@ def argument(default: Any, help: str, metavar: str) -> Any:
 class SamplingOptions:
     """How the next token is chosen; None leaves it to the model's own recommendation."""
 
-    temperature: float | None = option(None, "0 takes the likeliest token; higher is more varied.", min=0.0, max=5.0)
-    top_p: float | None = option(None, "Keep the likeliest tokens that add up to this probability.", min=0.0, max=1.0)
-    top_k: int | None = option(None, "Keep this many of the likeliest tokens (0: all).", min=0)
-    min_p: float | None = option(
-        None, "Drop tokens less likely than this share of the likeliest one's probability.", min=0.0, max=1.0
+    temperature: float | None = option(
+        None, "0 takes the likeliest token; higher is more varied (default: the model's own).", min=0.0, max=5.0
     )
-    seed: int | None = option(None, "Repeat the same random choices.", min=0)
-    max_tokens: int | None = option(None, "Stop an answer after this many tokens, thoughts included.", min=1)
+    top_p: float | None = option(
+        None,
+        "Keep the likeliest tokens that add up to this probability (default: the model's own).",
+        min=0.0,
+        max=1.0,
+    )
+    top_k: int | None = option(
+        None, "Keep this many of the likeliest tokens; 0 keeps all (default: the model's own).", min=0
+    )
+    min_p: float | None = option(
+        None,
+        "Drop tokens less likely than this share of the likeliest one's probability (default: the model's own).",
+        min=0.0,
+        max=1.0,
+    )
+    seed: int | None = option(None, "Repeat the same random choices (default: others every time).", min=0)
+    max_tokens: int | None = option(
+        None, "Stop an answer after this many tokens, thoughts included (default: no limit).", min=1
+    )
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """How the model is run."""
 
-    context: int | None = option(None, "Most tokens a conversation may hold (default: what fits the model).", min=16)
+    context: int | None = option(
+        None, "Most tokens a conversation may hold (default: the model's longest, at most 32768).", min=16
+    )
     threads: int | None = option(None, "CPU threads (default: one a physical core).", min=1)
     vram: str | None = option(
         None, "GPU memory to use, such as 8GiB; 0 for none (default: most of what is free).", metavar=SIZE
@@ -96,10 +112,12 @@ class VerifyOptions:
 class ChatOptions:
     """`localr1 chat`."""
 
-    model: str | None = argument(None, "A model that was downloaded (see `localr1 models`).", "MODEL")
+    model: str | None = argument(
+        None, "A model that is here (see `localr1 models`); default: the one used last.", "MODEL"
+    )
     prompt: tuple[str, ...] = argument((), "Ask this one question and leave.", "PROMPT")
-    resume: bool = option(False, "Go on with the conversation used last, or the one whose ID comes first.")
-    list: bool = option(False, "List the saved conversations, those with the words given if there are any.")
+    resume: bool = option(False, "Go on with the conversation used last, or with the one whose ID follows.")
+    list: bool = option(False, "List the saved conversations, or those that hold the words that follow.")
     json: bool = option(False, "Answer one question as a JSON record: answer, thoughts, statistics.")
 
 
@@ -111,7 +129,7 @@ class ConversationOptions:
     think: bool | None = option(
         None, "Whether to think before answering, where the model leaves the choice.", flag="--think/--no-think"
     )
-    think_budget: int | None = option(None, "Close a thought after about this many tokens.", min=0)
+    think_budget: int | None = option(None, "Close a thought after about this many tokens (default: no limit).", min=0)
     context_policy: Literal["stop", "slide"] = option(
         "stop", "When the context is full: stop with a message, or forget the oldest turns."
     )
@@ -128,7 +146,11 @@ class TerminalOptions:
     )
     plain: bool = option(False, "Plain text without redrawing, for screen readers and logs.", flag="--plain/--no-plain")
     keys: Literal["emacs", "vi"] = option("emacs", "How the line is edited.")
-    save: bool = option(True, "Save conversations on this computer as they go.", flag="--save/--no-save")
+    save: bool = option(
+        True,
+        "Save conversations on this computer as they go (default), or leave nothing behind.",
+        flag="--save/--no-save",
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +174,7 @@ class DoctorOptions:
 class PlanOptions:
     """`localr1 plan`."""
 
-    model: str | None = argument(None, "A short name, or a model that was downloaded.", "MODEL")
+    model: str | None = argument(None, "A short name, or a model that is here; default: the one used last.", "MODEL")
     json: bool = option(False, "The plan as one JSON record.", flag="--json")
 
 
@@ -161,7 +183,9 @@ class BenchOptions:
     """`localr1 bench`."""
 
     words: tuple[str, ...] = argument(
-        (), "A model that is here (see `localr1 models`); or diff A.json B.json.", "MODEL"
+        (),
+        "A model that is here; default: the one used last. Or: diff A.json B.json, two files that --json wrote.",
+        "MODEL",
     )
     shape: str | None = option(
         None, "Instead: random weights in the shape of this model, which need not be here.", metavar="MODEL"
@@ -182,7 +206,10 @@ class BenchOptions:
     )
     claims: bool = option(False, "Measure the four ideas against their baselines.")
     fidelity: bool = option(False, "How much the settings change what the model says.")
-    replay: bool = option(False, "Instead: how often each placement policy would have hit in your conversations.")
+    replay: bool = option(
+        False,
+        "Instead: how often the experts that your conversations used would have been on a GPU, by policy.",
+    )
     cold: bool = option(False, "Also load the model once with nothing of it in memory.")
     json: Path | None = option(None, "Write all figures, every repeat included, to this file.")
     markdown: bool = option(False, "Print the tables as Markdown.")

@@ -20,6 +20,10 @@ _NAMES_COLUMNS = 26
 class HelpCommand(TyperCommand):
     """A command with this help."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What must be given stands bare; in braces, as Typer has it, it would look like one of several."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _write_text(self.help or "", formatter)
 

@@ -148,10 +148,15 @@ def test_help_says_what_an_option_takes_within_which_limits_and_what_it_is_witho
         "  --think / --no-think        Whether to think",
         "  --plain / --no-plain  ",
         "  --json-schema FILE          Hold",
-        "more varied. [0 to 5]",
+        "the model's own). [0 to 5]",
         "  --keys emacs|vi            How the line is edited. [default: emacs]",
     ):
         assert line in shown
+
+
+def test_the_usage_line_has_brackets_around_what_may_be_left_out_and_nothing_around_the_rest(localr1_command):
+    assert localr1_command("rm", "--help").out.startswith("Usage: localr1 rm [OPTIONS] MODEL\n")
+    assert localr1_command("verify", "--help").out.startswith("Usage: localr1 verify [OPTIONS] [MODEL]\n")
 
 
 def test_a_reader_that_leaves_early_is_no_error():
