@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run(environment: Environment, options: DoctorOptions) -> ExitStatus:
     """Look at this computer: what it has, how fast it is, what is wrong and how to mend it.
 
-    The first time it measures for some seconds; later it remembers, until the hardware or torch changes.
+    The first time it measures, which takes about a minute; later it remembers, until the hardware or torch changes.
     """
     hardware = follow(environment, _look(options), quiet=options.json)
 
