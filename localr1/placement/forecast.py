@@ -5,7 +5,7 @@ and about its size cost, with all their overhead, which is nearly all that a tin
 the experts that must be read from disk. With a GPU each layer's attention and routing go first, then two
 lanes run side by side, resident and shared experts on the GPU and the others on the CPU; the slower one counts.
 
-Invariant: where the rates were measured, with more GPU memory the chosen placement is never forecast to decode slower.
+Invariant: where the rates are sure, with more GPU memory the chosen placement is never forecast to decode slower.
 """
 
 import math
@@ -58,12 +58,13 @@ class Forecast:
 def choose(shape: ModelShape, budget: Budget, hotness: Hotness | None, rates: Rates) -> Forecast:
     """The faster of the placements that fit: with the GPU or on the CPU alone. Raises DoesNotFitError.
 
-    A guess keeps nothing from the GPU: where the rates are rough, it gets all that fits.
+    A guess keeps nothing from the GPU: where the rates are rough, or those of a computer that was busy, which slows the
+    one more than the other, it gets all that fits.
     """
     with_gpu = plan_gpu(shape, budget, hotness) if rates.gpu is not None else None
     if with_gpu is None:
         return forecast(plan_cpu(shape, budget, hotness), rates)
-    if rates.rough:
+    if rates.rough or rates.unsure:
         return forecast(with_gpu, rates)
     with_gpu = plan_gpu(shape, budget, hotness, _best_slots(with_gpu, hotness, rates))
     assert with_gpu is not None

@@ -94,13 +94,16 @@ def test_a_gpu_that_only_slows_things_down_is_left_alone() -> None:
 
 @pytest.mark.parametrize("read", [40e9, 400e9])
 def test_a_guess_keeps_nothing_from_the_gpu(read: float) -> None:
-    """Neither where RAM looks fast beside the usual GPU, nor where it was read from a cache."""
+    """Neither where RAM looks fast beside the usual GPU, nor where it was read from a cache, nor while other programs
+    were at work."""
     budget = Budget(24 << 30, 64 * GB, 4096)
     guessed = replace(RATES, read_bytes_per_s=read, row_bytes_per_s=0.75 * read, gpu=ROUGH_GPU, rough=True)
     foretold = choose(V2_LITE, budget, None, guessed)
     assert foretold.rough and foretold.plan.slots == V2_LITE.expert_count and not foretold.plan.notes
-    measured = choose(V2_LITE, budget, None, replace(guessed, rough=False))
-    assert measured.plan.slots < V2_LITE.expert_count
+    measured = replace(guessed, rough=False)
+    assert choose(V2_LITE, budget, None, measured).plan.slots < V2_LITE.expert_count
+    busy = choose(V2_LITE, budget, None, replace(measured, others_share=0.5))
+    assert busy.busy and busy.plan.slots == V2_LITE.expert_count and not busy.plan.notes
 
 
 def test_all_in_gpu_memory_is_bound_by_it() -> None:
