@@ -55,20 +55,14 @@ def begun_elsewhere(folder: Path, origin: Origin) -> Path | None:
     `folder`."""
     if partial_folder(folder).exists():
         return None
-    others, identity = sorted(folder.parent.glob("*.partial")), _identity(origin)
-    return next((one.with_suffix("") for one in others if Journal(one, identity).is_of_these_weights), None)
+    others = sorted(folder.parent.glob("*.partial"))
+    return next((one.with_suffix("") for one in others if Journal(one, origin.identity).is_of_these_weights), None)
 
 
 def take_over(other: Path, folder: Path) -> None:
     """Have what was begun for `other` be gone on with for `folder`; nobody may be at work on either."""
     with contextlib.suppress(OSError):
         partial_folder(other).rename(partial_folder(folder))
-
-
-def _identity(origin: Origin) -> dict[str, Any]:
-    """What the journal says of itself."""
-    revision, weights = origin.revision, origin.weights_digest
-    return {"format": FORMAT, "source": origin.source, "revision": revision, "weights": weights}
 
 
 class Conversion:
@@ -104,7 +98,7 @@ class Conversion:
         self._partial = partial_folder(folder)
         self._stack = ExitStack()
         self._writer_of: dict[str, FileWriter] = {}
-        self._journal = Journal(self._partial, _identity(origin))
+        self._journal = Journal(self._partial, origin.identity)
         self._safekeeping = Safekeeping(self._writer_of, self._journal)
 
     def __enter__(self) -> "Conversion":

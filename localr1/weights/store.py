@@ -94,11 +94,13 @@ class Origin:
     source_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def weights_digest(self) -> str:
-        """Of the hashes of the files that decide what a store's tensors are; "" where they are not known."""
+    def identity(self) -> dict[str, Any]:
+        """What a journal says of itself; `weights` is of the hashes of the files that decide what a store's tensors
+        are, "" where they are not known."""
         names = [name for name in self.source_files if name.endswith(".safetensors") or name == "config.json"]
         files = {name: self.source_files[name] for name in names}
-        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if files else ""
+        weights = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if files else ""
+        return {"format": FORMAT, "source": self.source, "revision": self.revision, "weights": weights}
 
 
 def file_digest(path: Path) -> str:
