@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from localr1.chat.template import Prompt
 from localr1.chat.transcript import Message, Transcript
 
-ANSWER_SHARE = 8
-"""An eighth of the context is kept free for the answer."""
+ANSWER_SHARE = 4
+"""A quarter of the context is kept free for the answer and the thought before it, which is often longer."""
 
 
 def forget_oldest(
